@@ -1,0 +1,25 @@
+/* SPDX-License-Identifier: MIT */
+/* Argument structs of any age: the ABI rule of epx.h in one place. */
+#ifndef EPX_API_ARGS_H
+#define EPX_API_ARGS_H
+
+#include <epx/epx.h>
+#include <stddef.h>
+
+/*
+ * Copy a caller's struct into one of the present size.  `first_bytes` is the
+ * size that the first release had: a smaller one is refused, what an older
+ * caller lacks is zero, and what a newer caller has must be zero.
+ */
+epx_status_t epx__args_copy(void *to, size_t bytes, const void *from,
+                            size_t first_bytes, const char *name);
+
+/* Copy the present struct out to a caller who may know less of it; keeps the
+ * caller's size. */
+epx_status_t epx__args_return(void *to, const void *from, size_t bytes,
+                              size_t first_bytes, const char *name);
+
+/* NULL, or a queue of the group. */
+epx_status_t epx__args_stream(const epx_group_t *group, epx_stream_t stream);
+
+#endif

@@ -1,0 +1,494 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Making a group, in three allgathers:
+ *     1. who everybody is, and whether this rank can take part (hello)
+ *     2. how to reach everybody's segment (card)
+ *     3. whether everybody has reached everybody
+ * A rank that fails takes part to the end of the allgather at hand, so that all
+ * ranks end at once and know whose fault it was.
+ */
+#include "api/args.h"
+#include "core/clock.h"
+#include "engine/engine.h"
+#include "fabric/fabric.h"
+
+#include <inttypes.h>
+#include <sched.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+
+#define DEFAULT_HEAP_BYTES  (UINT64_C(1) << 30)
+#define MAX_HEAP_BYTES      (UINT64_C(1) << 46)
+#define DEFAULT_MAX_EXPERTS 1024
+#define MAX_MAX_EXPERTS     (1 << 20)
+#define MAX_WORKERS         1024
+#define DEFAULT_TIMEOUT_NS  (30 * (uint64_t)EPX__NS_PER_SEC)
+#define MIN_TIMEOUT_NS      ((uint64_t)EPX__NS_PER_MS)
+
+/* How long a wait spins before it sleeps: longer than a peer's wake-up where
+ * every worker has a core, not at all where ranks share cores. */
+#define SPIN_NS 100000
+
+/* What went wrong on a rank, as its peers are told. */
+typedef struct verdict {
+    int32_t status;
+    char text[252];
+} verdict_t;
+
+typedef struct hello {
+    verdict_t verdict;
+    uint32_t version;
+    uint32_t device;
+    uint32_t max_experts;
+    uint32_t num_ranks;
+    uint64_t nonce[2]; /* rank 0's names the job */
+    epx__fabric_place_t place;
+} hello_t;
+
+typedef struct card {
+    verdict_t verdict;
+    epx__fabric_card_t fabric;
+} card_t;
+
+/* What the steps of epx_group_create share. */
+typedef struct birth {
+    epx_group_config_t config;
+    const epx_bootstrap_t *bootstrap;
+    epx_bootstrap_t *owned; /* made here; NULL otherwise */
+    int64_t deadline_ns;
+    epx_group_t *group;
+} birth_t;
+
+static void
+set_verdict(verdict_t *verdict, epx_status_t status)
+{
+    verdict->status = status;
+    (void)snprintf(verdict->text, sizeof(verdict->text), "%s",
+                   status == EPX_OK ? "" : epx_last_error());
+}
+
+/* Gather `bytes` of everybody; each element starts with a verdict_t.  Fails on
+ * every rank alike if one rank's verdict is an error. */
+static epx_status_t
+gather(const birth_t *birth, const void *own, void *all, size_t bytes)
+{
+    const epx_bootstrap_t *bootstrap = birth->bootstrap;
+    const verdict_t *verdict = own;
+    epx_status_t status;
+
+    epx__error_clear();
+    status = bootstrap->allgather(bootstrap->context, own, all, bytes,
+                                  birth->deadline_ns);
+    if (status != EPX_OK) {
+        /* A caller's own allgather may not have said why. */
+        return epx_last_error()[0] != '\0'
+                   ? status
+                   : epx__fail(status, "the bootstrap's allgather failed: %s",
+                               epx_status_string(status));
+    }
+    /* Our own failure has its sentence here already. */
+    if (verdict->status != EPX_OK) {
+        return epx__fail((epx_status_t)verdict->status, "%s", verdict->text);
+    }
+    for (int32_t rank = 0; rank < bootstrap->num_ranks; rank++) {
+        verdict = (const verdict_t *)(const void *)((const char *)all +
+                                                    (size_t)rank * bytes);
+        if (verdict->status != EPX_OK) {
+            return epx__fail((epx_status_t)verdict->status,
+                             "rank %d cannot join the group: %.*s", rank,
+                             (int)sizeof(verdict->text) - 1, verdict->text);
+        }
+    }
+    return EPX_OK;
+}
+
+static epx_status_t
+check_range(const char *name, uint64_t value, uint64_t min, uint64_t max)
+{
+    return value >= min && value <= max
+               ? EPX_OK
+               : epx__fail(EPX_ERR_INVALID,
+                           "config->%s is %" PRIu64 "; allowed are %" PRIu64
+                           " to %" PRIu64 ", and 0 for the default",
+                           name, value, min, max);
+}
+
+/* Check the fields that concern this rank alone, and fill in defaults. */
+static epx_status_t
+complete_config(epx_group_config_t *config)
+{
+    epx_status_t status;
+
+    if (config->device != EPX_DEVICE_CPU || config->device_ordinal != 0) {
+        return epx__fail(EPX_ERR_UNSUPPORTED,
+                         "config->device is %d, ordinal %d; this build has "
+                         "EPX_DEVICE_CPU (%d), ordinal 0",
+                         config->device, config->device_ordinal,
+                         EPX_DEVICE_CPU);
+    }
+    config->heap_bytes =
+        config->heap_bytes == 0 ? DEFAULT_HEAP_BYTES : config->heap_bytes;
+    config->max_experts =
+        config->max_experts == 0 ? DEFAULT_MAX_EXPERTS : config->max_experts;
+    config->timeout_ns =
+        config->timeout_ns == 0 ? DEFAULT_TIMEOUT_NS : config->timeout_ns;
+    status = check_range("heap_bytes", config->heap_bytes, EPX__PAGE,
+                         MAX_HEAP_BYTES);
+    if (status == EPX_OK) {
+        status = check_range("timeout_ns", config->timeout_ns, MIN_TIMEOUT_NS,
+                             INT64_MAX);
+    }
+    if (status == EPX_OK &&
+        (config->max_experts < 0 || config->max_experts > MAX_MAX_EXPERTS)) {
+        status = epx__fail(EPX_ERR_INVALID,
+                           "config->max_experts is %d; allowed are 1 to %d, "
+                           "and 0 for the default",
+                           config->max_experts, MAX_MAX_EXPERTS);
+    }
+    if (status == EPX_OK &&
+        (config->num_workers < 0 || config->num_workers > MAX_WORKERS)) {
+        status = epx__fail(EPX_ERR_INVALID,
+                           "config->num_workers is %d; allowed are 1 to %d, "
+                           "and 0 for the default",
+                           config->num_workers, MAX_WORKERS);
+    }
+    return status;
+}
+
+static epx_status_t
+check_bootstrap(const epx_bootstrap_t *bootstrap)
+{
+    if (bootstrap->allgather == NULL) {
+        return epx__fail(EPX_ERR_NULL, "bootstrap->allgather is null");
+    }
+    if (bootstrap->num_ranks < 1 || bootstrap->num_ranks > EPX_MAX_RANKS) {
+        return epx__fail(EPX_ERR_INVALID,
+                         "bootstrap->num_ranks is %d; allowed are 1 to %d",
+                         bootstrap->num_ranks, EPX_MAX_RANKS);
+    }
+    if (bootstrap->rank < 0 || bootstrap->rank >= bootstrap->num_ranks) {
+        return epx__fail(EPX_ERR_INVALID,
+                         "bootstrap->rank is %d; allowed are 0 to %d",
+                         bootstrap->rank, bootstrap->num_ranks - 1);
+    }
+    return EPX_OK;
+}
+
+static epx_group_t *
+group_new(const birth_t *birth)
+{
+    epx_group_t *group = calloc(1, sizeof(*group));
+    epx__peer_t *peers =
+        calloc((size_t)birth->bootstrap->num_ranks, sizeof(*peers));
+
+    if (group == NULL || peers == NULL) {
+        free(peers);
+        free(group);
+        return NULL;
+    }
+    group->peers = peers;
+    group->rank = birth->bootstrap->rank;
+    group->num_ranks = birth->bootstrap->num_ranks;
+    group->max_experts = birth->config.max_experts;
+    group->timeout_ns = birth->config.timeout_ns;
+    (void)pthread_mutex_init(&group->op_lock, NULL);
+    (void)pthread_mutex_init(&group->state_lock, NULL);
+    return group;
+}
+
+static void
+group_free(epx_group_t *group)
+{
+    if (group == NULL) {
+        return;
+    }
+    if (group->engine_state != NULL) {
+        group->engine->close(group);
+    }
+    if (group->heap.blocks != NULL) {
+        epx__heap_close(&group->heap);
+    }
+    if (group->fabric != NULL) {
+        group->fabric->close(group);
+    }
+    (void)pthread_mutex_destroy(&group->state_lock);
+    (void)pthread_mutex_destroy(&group->op_lock);
+    free(group->peers);
+    free(group);
+}
+
+static epx_status_t
+compare_hellos(const hello_t *hellos, int32_t num_ranks)
+{
+    for (int32_t rank = 0; rank < num_ranks; rank++) {
+        const struct {
+            const char *name;
+            uint32_t theirs, first;
+        } fields[] = {
+            { "num_ranks", hellos[rank].num_ranks, (uint32_t)num_ranks },
+            { "the library version", hellos[rank].version, hellos[0].version },
+            { "device", hellos[rank].device, hellos[0].device },
+            { "max_experts", hellos[rank].max_experts, hellos[0].max_experts },
+        };
+
+        for (size_t i = 0; i < sizeof(fields) / sizeof(*fields); i++) {
+            if (fields[i].theirs != fields[i].first) {
+                return epx__fail(EPX_ERR_MISMATCH,
+                                 "the ranks disagree on the group: %s is %u on "
+                                 "rank %d and %u on rank 0",
+                                 fields[i].name, fields[i].theirs, rank,
+                                 fields[i].first);
+            }
+        }
+    }
+    return EPX_OK;
+}
+
+static int32_t
+usable_cores(void)
+{
+    cpu_set_t cores;
+
+    return sched_getaffinity(0, sizeof(cores), &cores) == 0 ? CPU_COUNT(&cores)
+                                                            : 1;
+}
+
+/* All ranks are on this host: they share its cores. */
+static void
+choose_workers(epx_group_t *group, int32_t wanted)
+{
+    int32_t cores = usable_cores();
+    int32_t share = cores / group->num_ranks;
+
+    group->num_workers = wanted > 0 ? wanted : share > 1 ? share : 1;
+    group->spin_ns =
+        group->num_workers * group->num_ranks <= cores ? SPIN_NS : 0;
+}
+
+/* 1: tell and learn who everybody is. */
+static epx_status_t
+meet(birth_t *birth, epx_status_t own_status)
+{
+    const epx_bootstrap_t *bootstrap = birth->bootstrap;
+    hello_t hello = {
+        .version = EPX_VERSION_MAJOR << 16 | EPX_VERSION_MINOR,
+        .device = birth->config.device,
+        .max_experts = (uint32_t)birth->config.max_experts,
+        .num_ranks = (uint32_t)bootstrap->num_ranks,
+    };
+    hello_t *hellos = calloc((size_t)bootstrap->num_ranks, sizeof(*hellos));
+    epx__fabric_place_t *places =
+        calloc((size_t)bootstrap->num_ranks, sizeof(*places));
+    epx_status_t status = own_status;
+
+    if (hellos == NULL || places == NULL) {
+        status = epx__fail(EPX_ERR_NO_MEMORY, "no memory for %d ranks",
+                           bootstrap->num_ranks);
+        goto out; /* nothing to gather into: peers time out, naming us */
+    }
+    if (status == EPX_OK) {
+        status = epx__fabric_place(&hello.place);
+    }
+    if (status == EPX_OK && getrandom(hello.nonce, sizeof(hello.nonce), 0) !=
+                                (ssize_t)sizeof(hello.nonce)) {
+        status = epx__fail(EPX_ERR_SYSTEM, "no random bytes: %m");
+    }
+    set_verdict(&hello.verdict, status);
+    status = gather(birth, &hello, hellos, sizeof(hello));
+    if (status == EPX_OK) {
+        status = compare_hellos(hellos, bootstrap->num_ranks);
+    }
+    for (int32_t rank = 0; rank < bootstrap->num_ranks; rank++) {
+        places[rank] = hellos[rank].place;
+    }
+    if (status == EPX_OK) {
+        memcpy(birth->group->job_id, hellos[0].nonce, sizeof(hello.nonce));
+        status = epx__fabric_choose(places, bootstrap->num_ranks,
+                                    &birth->group->fabric);
+    }
+out:
+    free(places);
+    free(hellos);
+    return status;
+}
+
+/* Make this rank's segment, with its heap. */
+static epx_status_t
+open_segment(const birth_t *birth, epx__fabric_card_t *card)
+{
+    epx_group_t *group = birth->group;
+    uint64_t heap = epx__round_up(birth->config.heap_bytes, EPX__HEAP_ALIGN);
+    uint64_t bytes;
+    epx_status_t status;
+
+    group->map =
+        epx__map_make((uint32_t)group->num_ranks, (uint32_t)group->max_experts);
+    bytes = group->map.heap + heap;
+    status = group->fabric->open(group, bytes, card);
+    if (status == EPX_OK) {
+        epx__fabric_stamp_segment(group);
+        status = epx__heap_open(&group->heap, epx__group_segment(group),
+                                group->map.heap, bytes);
+    }
+    return status;
+}
+
+/* 2 and 3: reach everybody's segment, and make sure that all have. */
+static epx_status_t
+join_segments(const birth_t *birth)
+{
+    epx_group_t *group = birth->group;
+    size_t num_ranks = (size_t)group->num_ranks;
+    card_t own = { 0 };
+    card_t *cards = calloc(num_ranks, sizeof(*cards));
+    epx__fabric_card_t *fabric_cards = calloc(num_ranks, sizeof(*fabric_cards));
+    verdict_t *verdicts = calloc(num_ranks, sizeof(*verdicts));
+    verdict_t verdict = { 0 };
+    epx_status_t status;
+
+    if (cards == NULL || fabric_cards == NULL || verdicts == NULL) {
+        status = epx__fail(EPX_ERR_NO_MEMORY, "no memory for %d ranks",
+                           group->num_ranks);
+        goto out;
+    }
+    set_verdict(&own.verdict, open_segment(birth, &own.fabric));
+    status = gather(birth, &own, cards, sizeof(own));
+    if (status != EPX_OK) {
+        goto out;
+    }
+    for (size_t rank = 0; rank < num_ranks; rank++) {
+        fabric_cards[rank] = cards[rank].fabric;
+    }
+    status = group->fabric->connect(group, fabric_cards, birth->deadline_ns);
+    if (status == EPX_OK) {
+        status = group->engine->open(group);
+    }
+    set_verdict(&verdict, status);
+    status = gather(birth, &verdict, verdicts, sizeof(verdict));
+out:
+    free(verdicts);
+    free(fabric_cards);
+    free(cards);
+    return status;
+}
+
+/* With a bootstrap in hand, everything else. */
+static epx_status_t
+group_join(birth_t *birth, epx_status_t config_status)
+{
+    epx_status_t status = check_bootstrap(birth->bootstrap);
+
+    if (status != EPX_OK) {
+        return status;
+    }
+    birth->group = group_new(birth);
+    if (birth->group == NULL) {
+        config_status = epx__fail(EPX_ERR_NO_MEMORY, "no memory for a group");
+    }
+    status = meet(birth, config_status);
+    if (status == EPX_OK) {
+        choose_workers(birth->group, birth->config.num_workers);
+        birth->group->engine = &epx__engine_cpu;
+        status = join_segments(birth);
+    }
+    return status;
+}
+
+epx_status_t
+epx_group_create(const epx_group_config_t *config, epx_group_t **group_p)
+{
+    birth_t birth = { 0 };
+    epx_status_t status, config_status;
+
+    if (group_p == NULL) {
+        return epx__fail(EPX_ERR_NULL, "group_p is null");
+    }
+    status = epx__args_copy(&birth.config, sizeof(birth.config), config,
+                            sizeof(birth.config), "config");
+    if (status != EPX_OK) {
+        return status;
+    }
+    config_status = complete_config(&birth.config);
+    if (config_status != EPX_OK) {
+        birth.config.timeout_ns = DEFAULT_TIMEOUT_NS; /* to tell the others */
+    }
+    birth.bootstrap = birth.config.bootstrap;
+    if (birth.bootstrap == NULL) {
+        status =
+            epx_bootstrap_env_create(birth.config.timeout_ns, &birth.owned);
+        birth.bootstrap = birth.owned;
+    }
+    if (status == EPX_OK) {
+        birth.deadline_ns = epx__deadline_ns(birth.config.timeout_ns);
+        status = group_join(&birth, config_status);
+    }
+    epx_bootstrap_destroy(birth.owned);
+    if (status != EPX_OK) {
+        group_free(birth.group);
+        return status;
+    }
+    *group_p = birth.group;
+    return EPX_OK;
+}
+
+epx_status_t
+epx_group_destroy(epx_group_t *group)
+{
+    int32_t num_plans, num_queues;
+
+    if (group == NULL) {
+        return EPX_OK;
+    }
+    (void)pthread_mutex_lock(&group->state_lock);
+    num_plans = group->num_plans;
+    num_queues = group->num_queues;
+    (void)pthread_mutex_unlock(&group->state_lock);
+    if (num_plans > 0 || num_queues > 0) {
+        return epx__fail(EPX_ERR_STATE,
+                         "the group still has %d plans and %d queues; destroy "
+                         "them first",
+                         num_plans, num_queues);
+    }
+    group_free(group);
+    return EPX_OK;
+}
+
+epx_status_t
+epx_group_status(const epx_group_t *group)
+{
+    /* The lock is not part of what const promises. */
+    epx_group_t *shared = (epx_group_t *)(uintptr_t)group;
+    epx__error_t broken;
+
+    if (group == NULL) {
+        return epx__fail(EPX_ERR_NULL, "group is null");
+    }
+    (void)pthread_mutex_lock(&shared->state_lock);
+    broken = shared->broken;
+    (void)pthread_mutex_unlock(&shared->state_lock);
+    return broken.status == EPX_OK ? EPX_OK : epx__error_restore(&broken);
+}
+
+epx_status_t
+epx_group_query(const epx_group_t *group, epx_group_info_t *info)
+{
+    epx_group_t *shared = (epx_group_t *)(uintptr_t)group;
+    epx_group_info_t now = EPX_GROUP_INFO_INIT;
+
+    if (group == NULL) {
+        return epx__fail(EPX_ERR_NULL, "group is null");
+    }
+    now.rank = group->rank;
+    now.num_ranks = group->num_ranks;
+    now.num_workers = group->num_workers;
+    now.max_experts = group->max_experts;
+    now.engine = group->engine->name;
+    now.fabric = group->fabric->name;
+    now.heap_bytes = group->heap.end - group->heap.begin;
+    epx__heap_usage(&shared->heap, &now.heap_free_bytes,
+                    &now.heap_largest_free_bytes);
+    return epx__args_return(info, &now, sizeof(now), sizeof(now), "info");
+}

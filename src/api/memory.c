@@ -1,0 +1,24 @@
+/* SPDX-License-Identifier: MIT */
+#include "core/group.h"
+
+epx_status_t
+epx_mem_alloc(epx_group_t *group, uint64_t bytes, void **ptr_p)
+{
+    if (group == NULL || ptr_p == NULL) {
+        return epx__fail(EPX_ERR_NULL, "%s is null",
+                         group == NULL ? "group" : "ptr_p");
+    }
+    return epx__heap_alloc(&group->heap, bytes, "epx_mem_alloc", ptr_p);
+}
+
+epx_status_t
+epx_mem_free(epx_group_t *group, void *ptr)
+{
+    if (ptr == NULL) {
+        return EPX_OK;
+    }
+    if (group == NULL) {
+        return epx__fail(EPX_ERR_NULL, "group is null");
+    }
+    return epx__heap_free(&group->heap, ptr);
+}

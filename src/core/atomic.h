@@ -1,0 +1,59 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Signals in memory that other ranks write: naturally aligned plain words that
+ * are only ever touched through these.  (Plain words, not _Atomic ones, so that
+ * CUDA code can share the structs.)  Each release names its acquire where it is
+ * used.
+ */
+#ifndef EPX_CORE_ATOMIC_H
+#define EPX_CORE_ATOMIC_H
+
+#include <stdint.h>
+
+static inline uint64_t
+epx__load_acquire_u64(const uint64_t *word)
+{
+    return __atomic_load_n(word, __ATOMIC_ACQUIRE);
+}
+
+static inline void
+epx__store_release_u64(uint64_t *word, uint64_t value)
+{
+    __atomic_store_n(word, value, __ATOMIC_RELEASE);
+}
+
+static inline uint32_t
+epx__load_u32(const uint32_t *word)
+{
+    return __atomic_load_n(word, __ATOMIC_SEQ_CST);
+}
+
+static inline void
+epx__store_u32(uint32_t *word, uint32_t value)
+{
+    __atomic_store_n(word, value, __ATOMIC_SEQ_CST);
+}
+
+static inline uint32_t
+epx__add_u32(uint32_t *word, uint32_t value)
+{
+    return __atomic_add_fetch(word, value, __ATOMIC_SEQ_CST);
+}
+
+/* Tell the core that this is a spin loop. */
+static inline void
+epx__pause(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ __volatile__("yield");
+#endif
+}
+
+/* Sleep while *word is `value`, at most until woken or for timeout_ns.  May
+ * return early.  Works across processes. */
+void epx__futex_wait(uint32_t *word, uint32_t value, int64_t timeout_ns);
+void epx__futex_wake_all(uint32_t *word);
+
+#endif

@@ -1,0 +1,228 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The control region: the first bytes of every rank's segment, which peers
+ * write and the owner reads.  Every offset into it is computed here.
+ *
+ *     offset of the segment
+ *     0         header           identity of the segment, checked on attach
+ *     gates     [16][2]          one line each: futex word, sleepers, wake_at
+ *     arrivals  [16][2][R]       one line each: the last step that source
+ *                                signalled at this gate
+ *     posts     [16][R]          where source's buffers are (epx__post_t)
+ *     counts    [16][R]          source's count row (epx__count_row_t, then
+ *                                u32 tokens[R], u32 rows[max_experts])
+ *     heap      the rest         handed out by core/heap.c
+ *
+ * Collective steps of a group are numbered 1, 2, 3, ... alike on every rank;
+ * step s uses slot s mod 16.  At most 8 steps are open on a rank at a time.  So
+ * when rank A starts step s it has completed step s - 8, for which every peer B
+ * signalled it; B had started s - 8 and so completed s - 16: the slot of step s
+ * is idle everywhere, and nothing ever needs clearing.
+ */
+#ifndef EPX_CORE_CONTROL_H
+#define EPX_CORE_CONTROL_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define EPX__NUM_SLOTS      16
+#define EPX__MAX_OPEN       8 /* half of the slots: see above */
+#define EPX__LINE           64
+#define EPX__PAGE           4096
+#define EPX__SEGMENT_MAGIC  UINT64_C(0x31302e3058504545) /* "EEPX0.01" */
+#define EPX__LAYOUT_VERSION 1
+
+typedef struct epx__segment_header {
+    uint64_t magic;
+    uint64_t layout_version;
+    uint64_t job_id[2];
+    uint64_t bytes;
+    uint32_t rank;
+    uint32_t num_ranks;
+    uint32_t max_experts;
+} epx__segment_header_t;
+
+/* READY: a count row or a post is there.  DONE: rows have landed, or a block
+ * has been read. */
+typedef enum epx__gate {
+    EPX__GATE_READY = 0,
+    EPX__GATE_DONE = 1,
+    EPX__NUM_GATES = 2,
+} epx__gate_t;
+
+typedef struct epx__gate_line {
+    uint32_t count;    /* futex word: signals so far */
+    uint32_t sleepers; /* the owner sleeps on count */
+    uint32_t wake_at;  /* and wants to be woken at this count */
+    uint32_t unused[13];
+} epx__gate_line_t;
+
+typedef struct epx__arrival_line {
+    uint64_t step;
+    uint64_t unused[7];
+} epx__arrival_line_t;
+
+/* What all ranks must agree on in one operation, compared field by field. */
+typedef struct epx__signature {
+    uint32_t plan_id;
+    uint32_t kind; /* epx__step_kind_t */
+    uint32_t dtype;
+    uint32_t quantize;
+    uint32_t arrays; /* which optional arrays: bits 1 << epx__array_t */
+    uint32_t flags;
+    uint64_t num_scales;
+    uint64_t hidden;
+} epx__signature_t;
+
+typedef enum epx__step_kind {
+    EPX__STEP_COUNTS = 1,
+    EPX__STEP_DISPATCH,
+    EPX__STEP_COMBINE,
+} epx__step_kind_t;
+
+/* The arrays that a post can point to, and their bits in a signature. */
+typedef enum epx__array {
+    EPX__ARRAY_X = 0,
+    EPX__ARRAY_SCALES,
+    EPX__ARRAY_TOPK_IDX,
+    EPX__ARRAY_TOPK_WEIGHTS,
+    EPX__ARRAY_SRC_TOKEN,
+    EPX__NUM_ARRAYS,
+} epx__array_t;
+
+/* In a signature: a rank without rows, which cannot tell. */
+#define EPX__ARRAYS_ANY (1u << 31)
+
+/* Dispatch: where the receiver wants its rows.  Combine: where an expert rank
+ * keeps its outputs.  Offsets count from the start of the sender's segment. */
+typedef struct epx__post {
+    uint64_t step; /* of this post: an older one is another operation's */
+    epx__signature_t signature;
+    uint64_t num_rows; /* rows that the arrays hold */
+    uint64_t offset[EPX__NUM_ARRAYS];
+    uint64_t scale_row_stride; /* in elements of 4 bytes */
+    uint64_t scale_stride;
+    uint64_t scale_expert_stride;
+} epx__post_t;
+
+/* The parameters of a plan that every rank must share. */
+typedef struct epx__plan_key {
+    uint32_t plan_id;
+    uint32_t layout;
+    uint32_t num_experts;
+    uint32_t topk;
+    uint32_t idx_dtype;
+    uint32_t expert_alignment;
+    uint64_t max_tokens_per_rank;
+    uint64_t recv_capacity;
+    uint64_t send_only_row_bytes;
+} epx__plan_key_t;
+
+/* One rank's part in the exchange of counts; u32 tokens[R] (to each rank) and
+ * u32 rows[E] (to each expert) follow. */
+typedef struct epx__count_row {
+    uint64_t step;
+    epx__plan_key_t key;
+    uint64_t num_tokens;
+    uint64_t slots_offset; /* receive slots of send-only dispatches, or 0 */
+} epx__count_row_t;
+
+/* Offsets of one group's control regions; alike on every rank. */
+typedef struct epx__map {
+    uint32_t num_ranks;
+    uint32_t max_experts;
+    size_t gates;
+    size_t arrivals;
+    size_t posts;
+    size_t counts;
+    size_t count_row_bytes;
+    size_t heap; /* end of the control region */
+} epx__map_t;
+
+static inline size_t
+epx__round_up(size_t value, size_t to)
+{
+    return (value + to - 1) / to * to;
+}
+
+static inline epx__map_t
+epx__map_make(uint32_t num_ranks, uint32_t max_experts)
+{
+    epx__map_t map;
+    size_t slot_ranks = (size_t)EPX__NUM_SLOTS * num_ranks;
+
+    map.num_ranks = num_ranks;
+    map.max_experts = max_experts;
+    map.count_row_bytes =
+        epx__round_up(sizeof(epx__count_row_t) +
+                          sizeof(uint32_t) * ((size_t)num_ranks + max_experts),
+                      EPX__LINE);
+    map.gates = EPX__PAGE;
+    map.arrivals = map.gates + (size_t)EPX__NUM_SLOTS * EPX__NUM_GATES *
+                                   sizeof(epx__gate_line_t);
+    map.posts = map.arrivals +
+                slot_ranks * EPX__NUM_GATES * sizeof(epx__arrival_line_t);
+    map.counts = map.posts + slot_ranks * sizeof(epx__post_t);
+    map.heap =
+        epx__round_up(map.counts + slot_ranks * map.count_row_bytes, EPX__PAGE);
+    return map;
+}
+
+static inline uint32_t
+epx__slot(uint64_t step)
+{
+    return (uint32_t)(step % EPX__NUM_SLOTS);
+}
+
+static inline epx__gate_line_t *
+epx__map_gate(const epx__map_t *map, void *segment, uint64_t step,
+              epx__gate_t gate)
+{
+    return (epx__gate_line_t *)((char *)segment + map->gates) +
+           epx__slot(step) * EPX__NUM_GATES + gate;
+}
+
+static inline uint64_t *
+epx__map_arrival(const epx__map_t *map, void *segment, uint64_t step,
+                 epx__gate_t gate, uint32_t source)
+{
+    epx__arrival_line_t *lines =
+        (epx__arrival_line_t *)((char *)segment + map->arrivals);
+
+    return &lines[((size_t)epx__slot(step) * EPX__NUM_GATES + gate) *
+                      map->num_ranks +
+                  source]
+                .step;
+}
+
+static inline epx__post_t *
+epx__map_post(const epx__map_t *map, void *segment, uint64_t step,
+              uint32_t source)
+{
+    return (epx__post_t *)((char *)segment + map->posts) +
+           (size_t)epx__slot(step) * map->num_ranks + source;
+}
+
+static inline epx__count_row_t *
+epx__map_counts(const epx__map_t *map, void *segment, uint64_t step,
+                uint32_t source)
+{
+    size_t row = (size_t)epx__slot(step) * map->num_ranks + source;
+
+    return (epx__count_row_t *)((char *)segment + map->counts +
+                                row * map->count_row_bytes);
+}
+
+static inline uint32_t *
+epx__count_row_tokens(epx__count_row_t *row)
+{
+    return (uint32_t *)(row + 1);
+}
+
+static inline uint32_t *
+epx__count_row_experts(epx__count_row_t *row, uint32_t num_ranks)
+{
+    return (uint32_t *)(row + 1) + num_ranks;
+}
+
+#endif

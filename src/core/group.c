@@ -1,0 +1,196 @@
+/* SPDX-License-Identifier: MIT */
+#include "core/group.h"
+
+#include "core/atomic.h"
+#include "core/clock.h"
+#include "core/rank_list.h"
+
+#include <inttypes.h>
+
+epx_status_t
+epx__group_break(epx_group_t *group, epx_status_t status)
+{
+    (void)pthread_mutex_lock(&group->state_lock);
+    if (group->broken.status == EPX_OK) {
+        epx__error_save(&group->broken, status);
+    }
+    (void)pthread_mutex_unlock(&group->state_lock);
+    return status;
+}
+
+epx_status_t
+epx__group_check(epx_group_t *group)
+{
+    epx__error_t broken;
+
+    (void)pthread_mutex_lock(&group->state_lock);
+    broken = group->broken;
+    (void)pthread_mutex_unlock(&group->state_lock);
+    if (broken.status == EPX_OK) {
+        return EPX_OK;
+    }
+    return epx__fail(EPX_ERR_BROKEN, "the group has failed earlier: %.440s",
+                     broken.text);
+}
+
+bool
+epx__group_is_broken(epx_group_t *group)
+{
+    bool is_broken;
+
+    (void)pthread_mutex_lock(&group->state_lock);
+    is_broken = group->broken.status != EPX_OK;
+    (void)pthread_mutex_unlock(&group->state_lock);
+    return is_broken;
+}
+
+void
+epx__group_count(epx_group_t *group, int32_t *counter, int32_t change)
+{
+    (void)pthread_mutex_lock(&group->state_lock);
+    *counter += change;
+    (void)pthread_mutex_unlock(&group->state_lock);
+}
+
+void
+epx__signal(epx_group_t *group, int32_t peer, uint64_t step, epx__gate_t gate)
+{
+    char *segment = group->peers[peer].base;
+    uint64_t *arrival = epx__map_arrival(&group->map, segment, step, gate,
+                                         (uint32_t)group->rank);
+    epx__gate_line_t *line = epx__map_gate(&group->map, segment, step, gate);
+    uint32_t count;
+
+    epx__store_release_u64(arrival, step); /* acquired in arrived() */
+    count = epx__add_u32(&line->count, 1);
+    /* Sequentially consistent, as is the sleeper's store of `sleepers`: either
+     * this load sees it, or the sleeper's next look sees the arrival. */
+    if (epx__load_u32(&line->sleepers) != 0 &&
+        (int32_t)(count - epx__load_u32(&line->wake_at)) >= 0) {
+        epx__futex_wake_all(&line->count);
+    }
+}
+
+void
+epx__signal_all(epx_group_t *group, uint64_t step, epx__gate_t gate)
+{
+    /* Start with the next rank, so that not all ranks write to rank 0 first. */
+    for (int32_t i = 1; i <= group->num_ranks; i++) {
+        epx__signal(group, (group->rank + i) % group->num_ranks, step, gate);
+    }
+}
+
+typedef struct wait {
+    epx_group_t *group;
+    uint64_t step;
+    epx__gate_t gate;
+} wait_t;
+
+static uint64_t
+arrival_of(const wait_t *wait, int32_t rank)
+{
+    return epx__load_acquire_u64(
+        epx__map_arrival(&wait->group->map, epx__group_segment(wait->group),
+                         wait->step, wait->gate, (uint32_t)rank));
+}
+
+static bool
+is_missing(const void *context, int32_t rank)
+{
+    const wait_t *wait = context;
+
+    return arrival_of(wait, rank) < wait->step;
+}
+
+/* How many ranks from *first_p on have not signalled; moves *first_p to the
+ * first of them. */
+static uint32_t
+count_missing(const wait_t *wait, int32_t *first_p)
+{
+    int32_t num_ranks = wait->group->num_ranks;
+    uint32_t missing = 0;
+
+    while (*first_p < num_ranks && !is_missing(wait, *first_p)) {
+        (*first_p)++;
+    }
+    for (int32_t rank = *first_p; rank < num_ranks; rank++) {
+        missing += is_missing(wait, rank);
+    }
+    return missing;
+}
+
+static epx_status_t
+wait_timed_out(const wait_t *wait, const char *what)
+{
+    epx_group_t *group = wait->group;
+    epx__rank_list_t list =
+        epx__rank_list_make(group->num_ranks, is_missing, wait);
+
+    return epx__group_break(
+        group, epx__fail(EPX_ERR_TIMEOUT,
+                         "rank %d timed out in %s after %.3f s, waiting for %s",
+                         group->rank, what, (double)group->timeout_ns * 1e-9,
+                         list.text));
+}
+
+/* No signal of a step can be ahead of a step that is open here. */
+static epx_status_t
+check_arrivals(const wait_t *wait, const char *what)
+{
+    epx_group_t *group = wait->group;
+
+    for (int32_t rank = 0; rank < group->num_ranks; rank++) {
+        uint64_t step = arrival_of(wait, rank);
+
+        if (step != wait->step) {
+            return epx__group_break(group,
+                                    epx__fail(EPX_ERR_PEER_DATA,
+                                              "rank %d signalled step %" PRIu64
+                                              " in %s, which is step %" PRIu64,
+                                              rank, step, what, wait->step));
+        }
+    }
+    return EPX_OK;
+}
+
+epx_status_t
+epx__wait_all(epx_group_t *group, uint64_t step, epx__gate_t gate,
+              const char *what)
+{
+    wait_t wait = { group, step, gate };
+    epx__gate_line_t *line =
+        epx__map_gate(&group->map, epx__group_segment(group), step, gate);
+    int64_t start = epx__now_ns();
+    int64_t deadline = epx__deadline_ns(group->timeout_ns);
+    int32_t first = 0;
+
+    for (uint32_t spins = 0;; spins++) {
+        /* Read before looking: a signal that is missed below comes after. */
+        uint32_t count = epx__load_u32(&line->count);
+        uint32_t missing = count_missing(&wait, &first);
+        int64_t now;
+
+        if (missing == 0) {
+            return check_arrivals(&wait, what);
+        }
+        if (spins % 64 != 63) {
+            epx__pause();
+            if (group->spin_ns > 0) {
+                continue;
+            }
+        }
+        now = epx__now_ns();
+        if (now >= deadline) {
+            return wait_timed_out(&wait, what);
+        }
+        if (now - start < group->spin_ns) {
+            continue;
+        }
+        epx__store_u32(&line->wake_at, count + missing);
+        epx__store_u32(&line->sleepers, 1);
+        if (count_missing(&wait, &first) > 0) {
+            epx__futex_wait(&line->count, count, deadline - now);
+        }
+        epx__store_u32(&line->sleepers, 0);
+    }
+}

@@ -1,0 +1,89 @@
+/* SPDX-License-Identifier: MIT */
+/* The group object and its steps: the numbered collective operations that
+ * control.h describes. */
+#ifndef EPX_CORE_GROUP_H
+#define EPX_CORE_GROUP_H
+
+#include "core/control.h"
+#include "core/heap.h"
+#include "core/status.h"
+
+#include <epx/epx.h>
+#include <pthread.h>
+#include <stdbool.h>
+
+struct epx__engine_ops;
+struct epx__fabric_ops;
+
+/* A rank's segment as this rank sees it. */
+typedef struct epx__peer {
+    char *base;
+    uint64_t bytes;
+} epx__peer_t;
+
+/* One entry of the window of steps: see epx__step_begin. */
+typedef struct epx__open_step {
+    uint64_t step;    /* 0: none */
+    epx_plan_t *plan; /* whose counts they are; NULL when it is gone */
+    bool is_counts;
+} epx__open_step_t;
+
+struct epx_group {
+    int32_t rank;
+    int32_t num_ranks;
+    int32_t num_workers;
+    int32_t max_experts;
+    uint64_t timeout_ns;
+    int64_t spin_ns; /* how long a wait spins before it sleeps */
+    uint64_t job_id[2];
+
+    epx__map_t map;
+    epx__peer_t *peers; /* [R], this rank's own among them */
+    epx__heap_t heap;
+
+    const struct epx__fabric_ops *fabric;
+    void *fabric_state;
+    const struct epx__engine_ops *engine;
+    void *engine_state;
+
+    /* One operation at a time; guards what follows. */
+    pthread_mutex_t op_lock;
+    uint64_t last_step;
+    epx__open_step_t open_steps[EPX__NUM_SLOTS];
+    uint32_t next_plan_id;
+
+    pthread_mutex_t state_lock; /* guards what follows */
+    epx__error_t broken;        /* EPX_OK while the group works */
+    int32_t num_plans;
+    int32_t num_queues;
+};
+
+/* Record the first error that makes the group unusable; returns status. */
+epx_status_t epx__group_break(epx_group_t *group, epx_status_t status);
+
+/* EPX_OK, or EPX_ERR_BROKEN with the sentence of the error that broke it. */
+epx_status_t epx__group_check(epx_group_t *group);
+
+bool epx__group_is_broken(epx_group_t *group);
+
+/* Add to num_plans or num_queues. */
+void epx__group_count(epx_group_t *group, int32_t *counter, int32_t change);
+
+static inline char *
+epx__group_segment(const epx_group_t *group)
+{
+    return group->peers[group->rank].base;
+}
+
+/* Tell `peer` that what belongs to this gate of the step is in place: a release
+ * of everything written before; epx__wait_all acquires it. */
+void epx__signal(epx_group_t *group, int32_t peer, uint64_t step,
+                 epx__gate_t gate);
+void epx__signal_all(epx_group_t *group, uint64_t step, epx__gate_t gate);
+
+/* Wait until every rank has signalled; breaks the group and names the missing
+ * ranks when the timeout passes.  `what` completes "timed out in WHAT". */
+epx_status_t epx__wait_all(epx_group_t *group, uint64_t step, epx__gate_t gate,
+                           const char *what);
+
+#endif

@@ -1,0 +1,294 @@
+/* SPDX-License-Identifier: MIT */
+/* The CPU engine's table of functions, and its use of queues. */
+#include "core/queue.h"
+#include "engine/cpu/cpu.h"
+#include "engine/cpu/rows.h"
+#include "engine/engine.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static void
+cpu_close(epx_group_t *group)
+{
+    cpu_engine_t *engine = cpu_engine(group);
+
+    if (engine == NULL) {
+        return;
+    }
+    if (engine->pool != NULL) {
+        epx__pool_close(engine->pool);
+    }
+    free(engine->posts);
+    free(engine->targets);
+    free(engine->scratch);
+    free(engine);
+    group->engine_state = NULL;
+}
+
+static epx_status_t
+cpu_open(epx_group_t *group)
+{
+    size_t num_ranks = (size_t)group->num_ranks;
+    cpu_engine_t *engine = calloc(1, sizeof(*engine));
+    epx_status_t status;
+
+    group->engine_state = engine;
+    if (engine != NULL) {
+        engine->kernels = epx__kernels_get();
+        engine->posts = calloc(num_ranks, sizeof(*engine->posts));
+        engine->targets = calloc(num_ranks, sizeof(*engine->targets));
+    }
+    if (engine == NULL || engine->posts == NULL || engine->targets == NULL) {
+        status = epx__fail(EPX_ERR_NO_MEMORY, "no memory for the CPU engine");
+    } else {
+        status =
+            epx__pool_open(group->num_workers, group->spin_ns, &engine->pool);
+    }
+    if (status != EPX_OK) {
+        cpu_close(group);
+    }
+    return status;
+}
+
+/* An operation with its arguments by value, run here or on a queue. */
+typedef struct task {
+    cpu_plan_t *plan;
+    union {
+        struct {
+            int64_t num_tokens;
+            const void *topk_idx;
+        } route;
+        epx_dispatch_args_t dispatch;
+        epx_combine_args_t combine;
+    } args;
+} task_t;
+
+_Static_assert(sizeof(task_t) <= EPX__TASK_BYTES, "raise EPX__TASK_BYTES");
+
+static epx_status_t
+run_route(void *payload)
+{
+    const task_t *task = payload;
+
+    return cpu_plan_route(task->plan, task->args.route.num_tokens,
+                          task->args.route.topk_idx);
+}
+
+static epx_status_t
+run_dispatch(void *payload)
+{
+    const task_t *task = payload;
+    epx_status_t status = cpu_dispatch_start(task->plan, &task->args.dispatch);
+
+    if (status != EPX_OK || (task->args.dispatch.flags & EPX_SEND_ONLY) != 0) {
+        return status;
+    }
+    return cpu_dispatch_finish(task->plan);
+}
+
+static epx_status_t
+run_combine(void *payload)
+{
+    const task_t *task = payload;
+    epx_status_t status = cpu_combine_start(task->plan, &task->args.combine);
+
+    if (status != EPX_OK || (task->args.combine.flags & EPX_SEND_ONLY) != 0) {
+        return status;
+    }
+    return cpu_combine_finish(task->plan);
+}
+
+static epx_status_t
+run_complete(void *payload)
+{
+    cpu_plan_t *plan = ((const task_t *)payload)->plan;
+    epx_status_t status = epx__group_check(plan->base.group);
+
+    if (status != EPX_OK) {
+        return status;
+    }
+    switch (plan->pending) {
+    case EPX__PENDING_DISPATCH:
+        return cpu_dispatch_finish(plan);
+    case EPX__PENDING_COMBINE:
+        return cpu_combine_finish(plan);
+    case EPX__PENDING_NONE:
+        break;
+    }
+    return epx__fail(EPX_ERR_STATE, "epx_complete: the plan has no send-only "
+                                    "operation open");
+}
+
+/* One operation of a group at a time. */
+static epx_status_t
+run_locked(const task_t *task, epx__task_fn_t fn)
+{
+    epx_group_t *group = task->plan->base.group;
+    task_t copy = *task;
+    epx_status_t status;
+
+    (void)pthread_mutex_lock(&group->op_lock);
+    status = fn(&copy);
+    (void)pthread_mutex_unlock(&group->op_lock);
+    return status;
+}
+
+static epx_status_t
+queued_route(void *payload)
+{
+    return run_locked(payload, run_route);
+}
+
+static epx_status_t
+queued_dispatch(void *payload)
+{
+    return run_locked(payload, run_dispatch);
+}
+
+static epx_status_t
+queued_combine(void *payload)
+{
+    return run_locked(payload, run_combine);
+}
+
+static epx_status_t
+queued_complete(void *payload)
+{
+    return run_locked(payload, run_complete);
+}
+
+static void
+forget_queue(cpu_plan_t *plan)
+{
+    if (plan->queue != NULL) {
+        epx__queue_release(plan->queue);
+        plan->queue = NULL;
+    }
+}
+
+static epx_status_t
+submit(const task_t *task, epx__task_fn_t fn, epx_stream_t stream)
+{
+    cpu_plan_t *plan = task->plan;
+    task_t copy = *task;
+    epx_status_t status;
+
+    if (stream == NULL) {
+        return fn(&copy);
+    }
+    status = epx__queue_push(stream, fn, task, sizeof(*task), &plan->ticket);
+    if (status == EPX_OK && plan->queue != stream) {
+        forget_queue(plan);
+        epx__queue_retain(stream);
+        plan->queue = stream;
+    }
+    return status;
+}
+
+static epx_status_t
+engine_plan_route(epx_plan_t *plan, int64_t num_tokens, const void *topk_idx,
+                  epx_stream_t stream)
+{
+    task_t task = { .plan = cpu_plan(plan) };
+
+    task.args.route.num_tokens = num_tokens;
+    task.args.route.topk_idx = topk_idx;
+    return submit(&task, queued_route, stream);
+}
+
+static epx_status_t
+engine_dispatch(epx_plan_t *plan, const epx_dispatch_args_t *args,
+                epx_stream_t stream)
+{
+    task_t task = { .plan = cpu_plan(plan), .args.dispatch = *args };
+
+    return submit(&task, queued_dispatch, stream);
+}
+
+static epx_status_t
+engine_combine(epx_plan_t *plan, const epx_combine_args_t *args,
+               epx_stream_t stream)
+{
+    task_t task = { .plan = cpu_plan(plan), .args.combine = *args };
+
+    return submit(&task, queued_combine, stream);
+}
+
+static epx_status_t
+engine_complete(epx_plan_t *plan, epx_stream_t stream)
+{
+    task_t task = { .plan = cpu_plan(plan) };
+
+    return submit(&task, queued_complete, stream);
+}
+
+static void
+wait_for_queue(const cpu_plan_t *plan)
+{
+    if (plan->queue != NULL) {
+        epx__queue_wait(plan->queue, plan->ticket);
+    }
+}
+
+static epx_status_t
+engine_plan_counts(epx_plan_t *base, epx_plan_counts_t *counts)
+{
+    cpu_plan_t *plan = cpu_plan(base);
+    epx_group_t *group = base->group;
+    epx_status_t status;
+
+    wait_for_queue(plan);
+    (void)pthread_mutex_lock(&group->op_lock);
+    status = epx__group_check(group);
+    if (status == EPX_OK) {
+        status = cpu_plan_resolve(plan);
+    }
+    (void)pthread_mutex_unlock(&group->op_lock);
+    if (status == EPX_OK) {
+        counts->num_rows = plan->num_rows;
+        counts->num_recv_tokens = plan->recv_base[group->num_ranks];
+        counts->num_recv_rows = plan->num_recv_rows;
+        counts->first_expert = base->first_expert;
+        counts->num_local_experts = base->num_local_experts;
+        counts->rank_tokens = plan->recv_tokens;
+        counts->expert_rows = plan->expert_rows;
+        counts->expert_offsets = plan->expert_offsets;
+    }
+    return status;
+}
+
+static epx_status_t
+engine_plan_close(epx_plan_t *base)
+{
+    cpu_plan_t *plan = cpu_plan(base);
+    epx_group_t *group = base->group;
+    epx_status_t status = EPX_OK;
+
+    wait_for_queue(plan);
+    (void)pthread_mutex_lock(&group->op_lock);
+    if (plan->pending != EPX__PENDING_NONE && !epx__group_is_broken(group)) {
+        status = epx__fail(EPX_ERR_STATE,
+                           "a plan with a send-only operation open cannot be "
+                           "destroyed before epx_complete");
+    } else {
+        cpu_step_forget_plan(group, base);
+        forget_queue(plan);
+        cpu_plan_free(plan);
+    }
+    (void)pthread_mutex_unlock(&group->op_lock);
+    return status;
+}
+
+const epx__engine_ops_t epx__engine_cpu = {
+    .name = "cpu",
+    .open = cpu_open,
+    .close = cpu_close,
+    .plan_open = cpu_plan_open,
+    .plan_close = engine_plan_close,
+    .plan_route = engine_plan_route,
+    .plan_counts = engine_plan_counts,
+    .dispatch = engine_dispatch,
+    .combine = engine_combine,
+    .complete = engine_complete,
+};

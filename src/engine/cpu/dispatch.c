@@ -1,0 +1,408 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Dispatch in one hop:
+ *     1. post where this rank wants its rows, wait for everybody's post
+ *     2. write each token's row straight to its final place on each rank
+ *     3. signal DONE, wait for everybody's
+ * A send-only dispatch ends after the signal of 3 (or goes through receive
+ * slots, slots.c); epx_complete does the rest.
+ */
+#include "core/clock.h"
+#include "engine/common/placement.h"
+#include "engine/cpu/cpu.h"
+#include "engine/cpu/rows.h"
+
+#include <inttypes.h>
+#include <time.h>
+
+typedef struct job {
+    cpu_plan_t *plan;
+    cpu_engine_t *engine;
+    cpu_row_format_t format;
+    epx__share_t tokens;
+} job_t;
+
+cpu_source_row_t
+cpu_source_row(const cpu_plan_t *plan, void *scratch, int64_t t)
+{
+    const cpu_dispatch_t *op = &plan->dispatch;
+    const epx_dispatch_args_t *args = &op->args;
+    const uint32_t *scales = args->scales;
+    size_t in_bytes = (size_t)args->hidden * epx_dtype_size(args->dtype);
+    const char *x = (const char *)args->x + (size_t)t * in_bytes;
+    uint32_t *gathered = scratch;
+    uint8_t *quantised = (uint8_t *)(gathered + op->num_scales);
+
+    if (args->quantize != EPX_QUANTIZE_NONE) {
+        cpu_engine(plan->base.group)
+            ->kernels->quantize(args->quantize,
+                                (const uint16_t *)(const void *)x,
+                                (size_t)args->hidden, quantised, gathered);
+        return (cpu_source_row_t){ quantised, gathered };
+    }
+    if (args->scale_stride == 0 || args->scale_stride == 1) {
+        int64_t stride = args->scale_token_stride == 0
+                             ? op->num_scales
+                             : args->scale_token_stride;
+
+        return (cpu_source_row_t){ x, scales == NULL ? NULL
+                                                     : scales + t * stride };
+    }
+    for (int64_t j = 0; j < op->num_scales; j++) {
+        gathered[j] =
+            scales[t * args->scale_token_stride + j * args->scale_stride];
+    }
+    return (cpu_source_row_t){ x, gathered };
+}
+
+static void
+put_rank_row(const job_t *job, int64_t t, cpu_route_t route,
+             cpu_source_row_t source)
+{
+    const cpu_plan_t *plan = job->plan;
+    const cpu_target_t *target = &job->engine->targets[route.rank];
+    const float *weights = plan->dispatch.args.topk_weights;
+    int64_t row = plan->rank_base[route.rank] + route.ordinal;
+    int32_t topk = job->format.topk;
+
+    cpu_put_row(&job->format, target, row, source.payload, source.scales);
+    for (int32_t k = 0; k < topk; k++) {
+        int32_t expert = plan->experts[t * topk + k];
+        bool here = expert >= 0 && plan->expert_rank[expert] == route.rank;
+
+        if (target->topk_idx != NULL) {
+            cpu_put_idx(&job->format, target, row, k,
+                        here ? expert - target->first_expert : -1);
+        }
+        if (target->topk_weights != NULL) {
+            target->topk_weights[row * topk + k] =
+                here ? weights[t * topk + k] : 0.0f;
+        }
+    }
+    if (target->src_token != NULL) {
+        target->src_token[row] = (int32_t)t;
+    }
+}
+
+static void
+put_expert_row(const job_t *job, int64_t t, int32_t k, cpu_source_row_t source)
+{
+    const cpu_plan_t *plan = job->plan;
+    int64_t i = t * job->format.topk + k;
+    int32_t expert = plan->experts[i];
+    const cpu_target_t *target =
+        &job->engine->targets[plan->expert_rank[expert]];
+    int64_t row = plan->expert_base[expert] + plan->ordinals[i];
+
+    cpu_put_row(&job->format, target, row, source.payload, source.scales);
+    if (target->topk_weights != NULL) {
+        target->topk_weights[row] = plan->dispatch.args.topk_weights[i];
+    }
+    if (target->src_token != NULL) {
+        target->src_token[row] = (int32_t)t;
+    }
+}
+
+static void
+put_token(const job_t *job, int64_t t, void *scratch)
+{
+    const cpu_plan_t *plan = job->plan;
+    int32_t topk = job->format.topk;
+    cpu_source_row_t source = cpu_source_row(plan, scratch, t);
+
+    for (int32_t k = 0; k < topk; k++) {
+        if (!cpu_is_rank_major(plan)) {
+            if (plan->experts[t * topk + k] >= 0) {
+                put_expert_row(job, t, k, source);
+            }
+            continue;
+        }
+        if (plan->routes[t * topk + k].rank < 0) {
+            break;
+        }
+        put_rank_row(job, t, plan->routes[t * topk + k], source);
+    }
+}
+
+static void
+send_work(void *context, int32_t worker)
+{
+    job_t *job = context;
+    void *scratch = cpu_scratch(job->engine, worker);
+    int64_t begin, end;
+
+    while (epx__share_next(&job->tokens, &begin, &end)) {
+        for (int64_t t = begin; t < end; t++) {
+            put_token(job, t, scratch);
+        }
+    }
+    /* The pool's end of round, then the signal, release what was streamed only
+     * if it is ordered here, on the thread that wrote it. */
+    epx__kernels_fence();
+}
+
+static int64_t
+thread_cpu_ns(void)
+{
+    struct timespec ts;
+
+    (void)clock_gettime(CLOCK_THREAD_CPUTIME_ID, &ts);
+    return ts.tv_sec * EPX__NS_PER_SEC + ts.tv_nsec;
+}
+
+static void
+send_rows(cpu_plan_t *plan)
+{
+    epx_group_t *group = plan->base.group;
+    cpu_engine_t *engine = cpu_engine(group);
+    int32_t num_workers = cpu_workers(group, plan->dispatch.args.num_workers);
+    job_t job = { plan, engine, cpu_row_format(plan), { 0 } };
+    uint64_t bytes = 0;
+    int64_t start;
+
+    for (int32_t r = 0; r < group->num_ranks; r++) {
+        bytes += (uint64_t)plan->rank_rows[r] * (uint64_t)job.format.row_bytes;
+    }
+    job.format.streams = cpu_store_streams(&engine->dispatch_stores, bytes);
+    job.tokens.num_items = plan->num_tokens;
+    job.tokens.grain = cpu_grain(plan->num_tokens, num_workers);
+    start = thread_cpu_ns();
+    epx__pool_run(engine->pool, num_workers, send_work, &job);
+    cpu_store_learn(&engine->dispatch_stores, bytes, job.format.streams,
+                    thread_cpu_ns() - start);
+}
+
+/* Every post is in: see where rows go on each rank. */
+static epx_status_t
+open_targets(cpu_plan_t *plan)
+{
+    epx_group_t *group = plan->base.group;
+    cpu_engine_t *engine = cpu_engine(group);
+
+    for (int32_t r = 0; r < group->num_ranks; r++) {
+        epx_status_t status =
+            cpu_target_open(plan, r, &engine->posts[r], &engine->targets[r]);
+
+        if (status != EPX_OK) {
+            return epx__group_break(group, status);
+        }
+    }
+    return EPX_OK;
+}
+
+static epx_status_t
+send_direct(cpu_plan_t *plan, epx__post_t *post)
+{
+    epx_group_t *group = plan->base.group;
+    cpu_dispatch_t *op = &plan->dispatch;
+    epx_status_t status;
+
+    post->step = op->step;
+    cpu_post_all(group, op->step, post);
+    status = cpu_posts_wait(group, op->step, "a dispatch", &op->signature,
+                            cpu_engine(group)->posts);
+    if (status == EPX_OK) {
+        status = open_targets(plan);
+    }
+    if (status == EPX_OK) {
+        send_rows(plan);
+        epx__signal_all(group, op->step, EPX__GATE_DONE);
+    }
+    return status;
+}
+
+/* Fill in what follows from the arguments alone. */
+static void
+describe(cpu_plan_t *plan, const epx_dispatch_args_t *args)
+{
+    cpu_dispatch_t *op = &plan->dispatch;
+    bool quantizes = args->quantize != EPX_QUANTIZE_NONE;
+
+    op->args = *args;
+    op->row_bytes =
+        args->hidden *
+        (int64_t)(quantizes ? sizeof(uint8_t) : epx_dtype_size(args->dtype));
+    op->num_scales =
+        quantizes ? epx__quantize_num_scales(args->quantize, args->hidden)
+                  : args->num_scales;
+    op->uses_slots = (args->flags & EPX_SEND_ONLY) != 0 &&
+                     plan->base.key.send_only_row_bytes > 0;
+    op->has_weights =
+        args->topk_weights != NULL || args->recv_topk_weights != NULL;
+    op->signature = (epx__signature_t){
+        .plan_id = plan->base.key.plan_id,
+        .kind = EPX__STEP_DISPATCH,
+        .dtype = args->dtype,
+        .quantize = args->quantize,
+        .flags = args->flags,
+        .num_scales = (uint64_t)op->num_scales,
+        .hidden = (uint64_t)args->hidden,
+    };
+}
+
+/* What this rank sends. */
+static epx_status_t
+check_sent(const cpu_plan_t *plan)
+{
+    const cpu_dispatch_t *op = &plan->dispatch;
+    const epx_dispatch_args_t *args = &op->args;
+    uint64_t bytes = (uint64_t)op->row_bytes + 4 * (uint64_t)op->num_scales;
+    bool has_scales = op->num_scales > 0 && args->quantize == EPX_QUANTIZE_NONE;
+    const cpu_pointer_t pointers[] = {
+        { "x", args->x, true },
+        { "scales", args->scales, has_scales },
+        { "topk_weights", args->topk_weights, op->has_weights },
+    };
+
+    if (op->uses_slots && bytes > plan->base.key.send_only_row_bytes) {
+        return epx__fail(EPX_ERR_SHAPE,
+                         "a row of %" PRIu64 " bytes with its scales exceeds "
+                         "the plan's send_only_row_bytes of %" PRIu64,
+                         bytes, plan->base.key.send_only_row_bytes);
+    }
+    return cpu_check_pointers(pointers, 3, "num_tokens", plan->num_tokens);
+}
+
+/* What it receives: can only be checked once the counts are known. */
+static epx_status_t
+check_received(const cpu_plan_t *plan)
+{
+    const cpu_dispatch_t *op = &plan->dispatch;
+    const epx_dispatch_args_t *args = &op->args;
+    const cpu_pointer_t pointers[] = {
+        { "recv_x", args->recv_x, true },
+        { "recv_scales", args->recv_scales, op->num_scales > 0 },
+        { "recv_topk_weights", args->recv_topk_weights, op->has_weights },
+    };
+
+    if (args->recv_rows < plan->num_rows) {
+        return epx__fail(EPX_ERR_TOO_SMALL,
+                         "recv_rows is %" PRId64 ", but this rank's receive "
+                         "buffers need %" PRId64 " rows",
+                         args->recv_rows, plan->num_rows);
+    }
+    return cpu_check_pointers(pointers, 3, "the number of received rows",
+                              plan->rank_rows[plan->base.group->rank]);
+}
+
+/* Whether weights travel, or that this rank cannot tell: it neither sends nor
+ * receives a row, so that its pointers may well be null. */
+static uint32_t
+weights_bits(const cpu_plan_t *plan)
+{
+    const cpu_dispatch_t *op = &plan->dispatch;
+    bool takes_part =
+        plan->num_tokens > 0 ||
+        (!op->uses_slots && plan->rank_rows[plan->base.group->rank] > 0);
+
+    if (op->has_weights) {
+        return 1u << EPX__ARRAY_TOPK_WEIGHTS;
+    }
+    return takes_part ? 0 : EPX__ARRAYS_ANY;
+}
+
+/* Everything that can fail on this rank alone, before anybody is told. */
+static epx_status_t
+prepare(cpu_plan_t *plan, const epx_dispatch_args_t *args, epx__post_t *post)
+{
+    epx_group_t *group = plan->base.group;
+    cpu_dispatch_t *op = &plan->dispatch;
+    epx_status_t status = cpu_op_check(plan);
+
+    if (status != EPX_OK) {
+        return status;
+    }
+    describe(plan, args);
+    status = check_sent(plan);
+    /* Through receive slots, only the hook needs this batch's counts. */
+    if (status == EPX_OK && !(op->uses_slots && plan->knows_peer_slots)) {
+        status = cpu_plan_resolve(plan);
+    }
+    if (status == EPX_OK && !op->uses_slots) {
+        status = check_received(plan);
+    }
+    if (status == EPX_OK) {
+        op->signature.arrays = weights_bits(plan);
+        status = cpu_scratch_reserve(group,
+                                     (size_t)op->num_scales * sizeof(uint32_t) +
+                                         (size_t)args->hidden);
+    }
+    return status == EPX_OK ? cpu_receive_open(plan, post) : status;
+}
+
+static void
+end_dispatch(cpu_plan_t *plan)
+{
+    epx_group_t *group = plan->base.group;
+
+    cpu_arrays_close(group, plan->dispatch.arrays);
+    cpu_step_end(group, plan->dispatch.step);
+    plan->pending = EPX__PENDING_NONE;
+}
+
+epx_status_t
+cpu_dispatch_start(cpu_plan_t *plan, const epx_dispatch_args_t *args)
+{
+    epx_group_t *group = plan->base.group;
+    epx__post_t post;
+    epx_status_t status = prepare(plan, args, &post);
+
+    if (status != EPX_OK) {
+        return status;
+    }
+    status = cpu_step_begin(group, &plan->base, EPX__STEP_DISPATCH,
+                            &plan->dispatch.step);
+    if (status != EPX_OK) {
+        cpu_arrays_close(group, plan->dispatch.arrays);
+        return status;
+    }
+    plan->pending = EPX__PENDING_DISPATCH;
+    status = plan->dispatch.uses_slots ? cpu_slots_send(plan, &post)
+                                       : send_direct(plan, &post);
+    if (status != EPX_OK) {
+        end_dispatch(plan);
+    }
+    return status;
+}
+
+/* The hook of a dispatch through receive slots: counts, then rows. */
+static epx_status_t
+receive_slots(cpu_plan_t *plan)
+{
+    epx_group_t *group = plan->base.group;
+    cpu_dispatch_t *op = &plan->dispatch;
+    epx_status_t status =
+        cpu_posts_wait(group, op->step, "a send-only dispatch", &op->signature,
+                       cpu_engine(group)->posts);
+
+    if (status == EPX_OK) {
+        status = cpu_plan_resolve(plan);
+    }
+    if (status == EPX_OK) {
+        status = check_received(plan);
+    }
+    return status == EPX_OK ? cpu_slots_receive(plan) : status;
+}
+
+epx_status_t
+cpu_dispatch_finish(cpu_plan_t *plan)
+{
+    epx_group_t *group = plan->base.group;
+    cpu_dispatch_t *op = &plan->dispatch;
+    int32_t *counts = op->args.recv_expert_counts;
+    epx_status_t status =
+        op->uses_slots
+            ? receive_slots(plan)
+            : epx__wait_all(group, op->step, EPX__GATE_DONE, "a dispatch");
+
+    if (status == EPX_OK) {
+        cpu_receive_close(plan);
+    }
+    for (int32_t e = 0;
+         status == EPX_OK && counts != NULL && e < plan->base.num_local_experts;
+         e++) {
+        counts[e] = (int32_t)plan->expert_rows[e];
+    }
+    end_dispatch(plan);
+    return status;
+}

@@ -1,0 +1,237 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Compiled once for each instruction set, with EPX__ISA naming it.  The loops
+ * are plain C that compilers vectorise; only stores past the caches, which C
+ * cannot express, use intrinsics.
+ */
+#include "engine/cpu/kernels.h"
+
+#include "engine/common/numeric.h"
+
+#include <math.h>
+#include <string.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#define KERNELS_NAME_(isa) epx__kernels_##isa
+#define KERNELS_NAME(isa)  KERNELS_NAME_(isa)
+#define STRING_(isa)       #isa
+#define STRING(isa)        STRING_(isa)
+
+#define LINE 64
+
+static void
+copy_stream(void *dst, const void *src, size_t bytes)
+{
+#if defined(__x86_64__)
+    char *to = dst;
+    const char *from = src;
+    const char *end = from + bytes;
+
+    /* Whole lines, so that the write-combining buffers leave full. */
+    for (; ((uintptr_t)to & (LINE - 1)) != 0 && from < end;
+         to += 16, from += 16) {
+        _mm_stream_si128((__m128i *)to, _mm_loadu_si128((const void *)from));
+    }
+    for (; end - from >= LINE; to += LINE, from += LINE) {
+#if defined(__AVX512F__)
+        _mm512_stream_si512((void *)to, _mm512_loadu_si512(from));
+#else
+        for (int i = 0; i < LINE; i += 16) {
+            _mm_stream_si128((__m128i *)(to + i),
+                             _mm_loadu_si128((const void *)(from + i)));
+        }
+#endif
+    }
+    for (; from < end; to += 16, from += 16) {
+        _mm_stream_si128((__m128i *)to, _mm_loadu_si128((const void *)from));
+    }
+#else
+    memcpy(dst, src, bytes);
+#endif
+}
+
+/* The largest magnitude of a block, as bf16 bits; NaNs count as 0. */
+static uint16_t
+block_amax(const uint16_t *x, size_t count)
+{
+    uint16_t amax = 0;
+
+    for (size_t i = 0; i < count; i++) {
+        uint16_t magnitude = x[i] & 0x7fffu;
+
+        magnitude = magnitude > 0x7f80u ? 0 : magnitude;
+        amax = magnitude > amax ? magnitude : amax;
+    }
+    return amax;
+}
+
+static void
+quantize(epx_quantize_t kind, const uint16_t *x, size_t count, uint8_t *out,
+         uint32_t *scales)
+{
+    size_t num_blocks = (count + EPX_SCALE_BLOCK - 1) / EPX_SCALE_BLOCK;
+
+    if (kind == EPX_QUANTIZE_F8E4M3_UE8M0) {
+        memset(scales, 0, (num_blocks + 3) / 4 * sizeof(*scales));
+    }
+    for (size_t block = 0; block < num_blocks; block++) {
+        size_t begin = block * EPX_SCALE_BLOCK;
+        size_t left = count - begin;
+        size_t length = left < EPX_SCALE_BLOCK ? left : EPX_SCALE_BLOCK;
+        float amax = epx__f32_from_bf16(block_amax(x + begin, length));
+        epx__block_scale_t scale = epx__block_scale(
+            kind,
+            amax > EPX__QUANTIZE_MIN_AMAX ? amax : EPX__QUANTIZE_MIN_AMAX);
+        uint32_t bits = epx__bits_from_f32(scale.scale);
+
+        for (size_t i = begin; i < begin + length; i++) {
+            out[i] =
+                epx__f8e4m3_from_f32(epx__f32_from_bf16(x[i]) * scale.factor);
+        }
+        if (kind == EPX_QUANTIZE_F8E4M3_UE8M0) {
+            scales[block / 4] |= bits >> 23 << block % 4 * 8;
+        } else {
+            scales[block] = bits;
+        }
+    }
+}
+
+/* Elements whose float32 sums are kept in the first-level cache. */
+#define CHUNK 512
+
+static inline float
+load_f32(const float *x)
+{
+    return *x;
+}
+
+static inline float
+load_f16(const uint16_t *x)
+{
+    return epx__f32_from_f16(*x);
+}
+
+static inline float
+load_bf16(const uint16_t *x)
+{
+    return epx__f32_from_bf16(*x);
+}
+
+static inline float
+round_f32(float value)
+{
+    return value;
+}
+
+static inline uint16_t
+round_f16(float value)
+{
+    return epx__f16_from_f32(value);
+}
+
+static inline uint16_t
+round_bf16(float value)
+{
+    return epx__bf16_from_f32(value);
+}
+
+/*
+ * For one element type: sums = sums + row (or + weight * row, fused) over one
+ * or two rows at a time, always in the order of the rows.
+ */
+#define DEFINE_REDUCE(name, type)                                             \
+    static void add_##name(float *restrict sums, const type *restrict a,      \
+                           size_t count)                                      \
+    {                                                                         \
+        for (size_t i = 0; i < count; i++) {                                  \
+            sums[i] += load_##name(a + i);                                    \
+        }                                                                     \
+    }                                                                         \
+                                                                              \
+    static void add2_##name(float *restrict sums, const type *restrict a,     \
+                            const type *restrict b, size_t count)             \
+    {                                                                         \
+        for (size_t i = 0; i < count; i++) {                                  \
+            sums[i] = sums[i] + load_##name(a + i) + load_##name(b + i);      \
+        }                                                                     \
+    }                                                                         \
+                                                                              \
+    static void fma_##name(float *restrict sums, const type *restrict a,      \
+                           float weight, size_t count)                        \
+    {                                                                         \
+        for (size_t i = 0; i < count; i++) {                                  \
+            sums[i] = fmaf(weight, load_##name(a + i), sums[i]);              \
+        }                                                                     \
+    }                                                                         \
+                                                                              \
+    static void fma2_##name(float *restrict sums, const type *restrict a,     \
+                            float wa, const type *restrict b, float wb,       \
+                            size_t count)                                     \
+    {                                                                         \
+        for (size_t i = 0; i < count; i++) {                                  \
+            float sum = fmaf(wa, load_##name(a + i), sums[i]);                \
+                                                                              \
+            sums[i] = fmaf(wb, load_##name(b + i), sum);                      \
+        }                                                                     \
+    }                                                                         \
+                                                                              \
+    static void sum_chunk_##name(const epx__reduce_t *reduce, float *sums,    \
+                                 size_t begin, size_t count)                  \
+    {                                                                         \
+        const type *const *rows = (const type *const *)reduce->rows;          \
+        const float *w = reduce->weights;                                     \
+        int i = 0;                                                            \
+                                                                              \
+        memset(sums, 0, count * sizeof(*sums));                               \
+        for (int b = 0; b < EPX_MAX_BIAS; b++) {                              \
+            if (reduce->bias[b] != NULL) {                                    \
+                add_##name(sums, (const type *)reduce->bias[b] + begin,       \
+                           count);                                            \
+            }                                                                 \
+        }                                                                     \
+        for (; i + 1 < reduce->num_rows; i += 2) {                            \
+            if (w == NULL) {                                                  \
+                add2_##name(sums, rows[i] + begin, rows[i + 1] + begin,       \
+                            count);                                           \
+            } else {                                                          \
+                fma2_##name(sums, rows[i] + begin, w[i], rows[i + 1] + begin, \
+                            w[i + 1], count);                                 \
+            }                                                                 \
+        }                                                                     \
+        if (i < reduce->num_rows && w == NULL) {                              \
+            add_##name(sums, rows[i] + begin, count);                         \
+        } else if (i < reduce->num_rows) {                                    \
+            fma_##name(sums, rows[i] + begin, w[i], count);                   \
+        }                                                                     \
+    }                                                                         \
+                                                                              \
+    static void reduce_##name(const epx__reduce_t *reduce)                    \
+    {                                                                         \
+        _Alignas(LINE) float sums[CHUNK];                                     \
+        type *out = reduce->out;                                              \
+                                                                              \
+        for (size_t begin = 0; begin < reduce->count; begin += CHUNK) {       \
+            size_t left = reduce->count - begin;                              \
+            size_t count = left < CHUNK ? left : CHUNK;                       \
+                                                                              \
+            sum_chunk_##name(reduce, sums, begin, count);                     \
+            for (size_t i = 0; i < count; i++) {                              \
+                out[begin + i] = round_##name(sums[i]);                       \
+            }                                                                 \
+        }                                                                     \
+    }
+
+DEFINE_REDUCE(f32, float)
+DEFINE_REDUCE(f16, uint16_t)
+DEFINE_REDUCE(bf16, uint16_t)
+
+const epx__kernels_t KERNELS_NAME(EPX__ISA) = {
+    .isa = STRING(EPX__ISA),
+    .copy_stream = copy_stream,
+    .quantize = quantize,
+    .reduce_f32 = reduce_f32,
+    .reduce_f16 = reduce_f16,
+    .reduce_bf16 = reduce_bf16,
+};

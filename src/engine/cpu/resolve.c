@@ -1,0 +1,249 @@
+/* SPDX-License-Identifier: MIT */
+/* The second half of a plan: with everybody's counts, where every row goes. */
+#include "engine/common/placement.h"
+#include "engine/cpu/cpu.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+static epx_status_t
+compare_keys(const cpu_plan_t *plan, int32_t peer, const epx__plan_key_t *key)
+{
+    const epx__plan_key_t *own = &plan->base.key;
+    const struct {
+        const char *name;
+        uint64_t theirs, ours;
+    } fields[] = {
+        { "the plan's number", key->plan_id, own->plan_id },
+        { "layout", key->layout, own->layout },
+        { "num_experts", key->num_experts, own->num_experts },
+        { "topk", key->topk, own->topk },
+        { "idx_dtype", key->idx_dtype, own->idx_dtype },
+        { "expert_alignment", key->expert_alignment, own->expert_alignment },
+        { "max_tokens_per_rank", key->max_tokens_per_rank,
+          own->max_tokens_per_rank },
+        { "recv_capacity", key->recv_capacity, own->recv_capacity },
+        { "send_only_row_bytes", key->send_only_row_bytes,
+          own->send_only_row_bytes },
+    };
+
+    for (size_t i = 0; i < sizeof(fields) / sizeof(*fields); i++) {
+        if (fields[i].theirs != fields[i].ours) {
+            return epx__fail(EPX_ERR_MISMATCH,
+                             "the ranks disagree on a plan: %s is %" PRIu64
+                             " on rank %d and %" PRIu64 " on rank %d",
+                             fields[i].name, fields[i].theirs, peer,
+                             fields[i].ours, plan->base.group->rank);
+        }
+    }
+    return EPX_OK;
+}
+
+/* Copy one peer's count row to plan->count_row and check it. */
+static epx_status_t
+read_count_row(cpu_plan_t *plan, int32_t peer)
+{
+    epx_group_t *group = plan->base.group;
+    size_t num_ranks = (size_t)group->num_ranks;
+    size_t num_experts = plan->base.key.num_experts;
+    epx__count_row_t *shared =
+        epx__map_counts(&group->map, epx__group_segment(group),
+                        plan->counts_step, (uint32_t)peer);
+    epx__count_row_t head = *shared;
+    uint64_t limit = plan->base.key.max_tokens_per_rank;
+    uint64_t rows = 0;
+    epx_status_t status;
+
+    if (head.step != plan->counts_step) {
+        return epx__fail(EPX_ERR_MISMATCH,
+                         "rank %d is in another operation while rank %d makes "
+                         "or updates a plan: collective calls must be made in "
+                         "the same order on every rank",
+                         peer, group->rank);
+    }
+    status = compare_keys(plan, peer, &head.key);
+    if (status != EPX_OK) {
+        return status;
+    }
+    memcpy(plan->count_row, epx__count_row_tokens(shared),
+           (num_ranks + num_experts) * sizeof(uint32_t));
+    limit = limit == 0 ? INT32_MAX : limit;
+    for (size_t e = 0; e < num_experts; e++) {
+        rows += plan->count_row[num_ranks + e];
+    }
+    for (size_t r = 0; r < num_ranks; r++) {
+        limit = plan->count_row[r] > head.num_tokens ? 0 : limit;
+    }
+    if (head.num_tokens > limit ||
+        rows > head.num_tokens * plan->base.key.topk) {
+        return epx__group_break(
+            group, epx__fail(EPX_ERR_PEER_DATA,
+                             "rank %d counts %" PRIu64 " rows for %" PRIu64
+                             " tokens with topk %u",
+                             peer, rows, head.num_tokens, plan->base.key.topk));
+    }
+    plan->peer_slots[peer] = head.slots_offset;
+    return EPX_OK;
+}
+
+/* Take one source's counts into the prefixes and totals. */
+static void
+add_source(cpu_plan_t *plan, int32_t source)
+{
+    const epx_group_t *group = plan->base.group;
+    int32_t num_ranks = group->num_ranks;
+    int32_t num_experts = (int32_t)plan->base.key.num_experts;
+    int32_t first = plan->base.first_expert;
+    int32_t num_local = plan->base.num_local_experts;
+    const uint32_t *tokens = plan->count_row;
+    const uint32_t *rows = plan->count_row + num_ranks;
+
+    plan->recv_tokens[source] = tokens[group->rank];
+    for (int32_t i = 0; i < num_local; i++) {
+        plan->source_rows[(int64_t)source * num_local + i] =
+            plan->expert_total[first + i];
+    }
+    if (source == group->rank) {
+        /* Our rows come after those of the lower ranks. */
+        memcpy(plan->rank_base, plan->rank_rows,
+               (size_t)num_ranks * sizeof(*plan->rank_base));
+        memcpy(plan->expert_base, plan->expert_total,
+               (size_t)num_experts * sizeof(*plan->expert_base));
+    }
+    for (int32_t r = 0; r < num_ranks; r++) {
+        plan->rank_rows[r] += tokens[r];
+    }
+    for (int32_t e = 0; e < num_experts; e++) {
+        plan->expert_total[e] += rows[e];
+    }
+}
+
+/* From an expert's start to the next one's, in the plan's layout. */
+static int64_t
+expert_stride(const cpu_plan_t *plan, int32_t expert)
+{
+    int64_t alignment = plan->base.key.expert_alignment;
+
+    if (plan->base.key.layout == EPX_LAYOUT_EXPERT_SLOTS) {
+        return (int64_t)plan->base.key.max_tokens_per_rank *
+               plan->base.group->num_ranks;
+    }
+    return (plan->expert_total[expert] + alignment - 1) / alignment * alignment;
+}
+
+/* Turn rows within an expert into rows of its rank's buffer. */
+static void
+place_experts(cpu_plan_t *plan)
+{
+    const epx_group_t *group = plan->base.group;
+    int32_t num_experts = (int32_t)plan->base.key.num_experts;
+    int32_t num_local = plan->base.num_local_experts;
+
+    for (int32_t rank = 0; rank < group->num_ranks; rank++) {
+        int32_t first = epx__first_expert(num_experts, group->num_ranks, rank);
+        int32_t end =
+            epx__first_expert(num_experts, group->num_ranks, rank + 1);
+        int64_t offset = 0;
+
+        for (int32_t e = first; e < end; e++) {
+            plan->expert_base[e] += offset;
+            if (rank == group->rank) {
+                plan->expert_offsets[e - first] = offset;
+            }
+            offset += expert_stride(plan, e);
+        }
+        plan->rank_rows[rank] = offset;
+        if (rank == group->rank) {
+            plan->expert_offsets[num_local] = offset;
+        }
+    }
+    for (int32_t source = 0; source < group->num_ranks; source++) {
+        for (int32_t i = 0; i < num_local; i++) {
+            plan->source_rows[(int64_t)source * num_local + i] +=
+                plan->expert_offsets[i];
+        }
+    }
+}
+
+static epx_status_t
+place_rows(cpu_plan_t *plan)
+{
+    const epx_group_t *group = plan->base.group;
+    int64_t capacity = (int64_t)plan->base.key.recv_capacity;
+    int32_t num_local = plan->base.num_local_experts;
+    int64_t total = 0;
+
+    plan->recv_base[0] = 0;
+    for (int32_t r = 0; r < group->num_ranks; r++) {
+        plan->recv_base[r + 1] = plan->recv_base[r] + plan->recv_tokens[r];
+    }
+    memset(plan->expert_offsets, 0,
+           ((size_t)num_local + 1) * sizeof(*plan->expert_offsets));
+    for (int32_t i = 0; i < num_local; i++) {
+        plan->expert_rows[i] = plan->expert_total[plan->base.first_expert + i];
+        total += plan->expert_rows[i];
+    }
+    plan->num_recv_rows =
+        cpu_is_rank_major(plan) ? plan->recv_base[group->num_ranks] : total;
+    if (!cpu_is_rank_major(plan)) {
+        place_experts(plan);
+    }
+    plan->num_rows = capacity > 0 ? capacity : plan->rank_rows[group->rank];
+    for (int32_t r = 0; capacity > 0 && r < group->num_ranks; r++) {
+        if (plan->rank_rows[r] > capacity) {
+            return epx__fail(EPX_ERR_CAPACITY,
+                             "rank %d would receive %" PRId64
+                             " rows; the plan's recv_capacity is %" PRId64,
+                             r, plan->rank_rows[r], capacity);
+        }
+    }
+    return EPX_OK;
+}
+
+static epx_status_t
+read_and_place(cpu_plan_t *plan)
+{
+    const epx_group_t *group = plan->base.group;
+    epx_status_t status = EPX_OK;
+
+    memset(plan->rank_rows, 0,
+           (size_t)group->num_ranks * sizeof(*plan->rank_rows));
+    memset(plan->expert_total, 0,
+           plan->base.key.num_experts * sizeof(*plan->expert_total));
+    for (int32_t r = 0; r < group->num_ranks && status == EPX_OK; r++) {
+        status = read_count_row(plan, r);
+        if (status == EPX_OK) {
+            add_source(plan, r);
+        }
+    }
+    return status == EPX_OK ? place_rows(plan) : status;
+}
+
+epx_status_t
+cpu_plan_resolve(cpu_plan_t *plan)
+{
+    epx_group_t *group = plan->base.group;
+    epx_status_t status;
+
+    switch (plan->state) {
+    case CPU_PLAN_RESOLVED:
+        return EPX_OK;
+    case CPU_PLAN_FAILED:
+        return epx__error_restore(&plan->error);
+    case CPU_PLAN_EMPTY:
+        return epx__fail(EPX_ERR_STATE, "the plan has no routing: the call "
+                                        "that should have given it failed");
+    case CPU_PLAN_POSTED:
+        break;
+    }
+    status = epx__wait_all(group, plan->counts_step, EPX__GATE_READY,
+                           "the exchange of a plan's counts");
+    if (status == EPX_OK) {
+        status = read_and_place(plan);
+    }
+    cpu_step_end(group, plan->counts_step);
+    plan->state = status == EPX_OK ? CPU_PLAN_RESOLVED : CPU_PLAN_FAILED;
+    plan->knows_peer_slots = plan->knows_peer_slots || status == EPX_OK;
+    epx__error_save(&plan->error, status);
+    return status;
+}

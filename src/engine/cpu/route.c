@@ -1,0 +1,190 @@
+/* SPDX-License-Identifier: MIT */
+/* The first half of a plan: this rank's own routing. */
+#include "engine/cpu/cpu.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+static inline int64_t
+read_index(const void *topk_idx, bool is_64, int64_t i)
+{
+    return is_64 ? ((const int64_t *)topk_idx)[i]
+                 : ((const int32_t *)topk_idx)[i];
+}
+
+static epx_status_t
+bad_index(const cpu_plan_t *plan, int64_t token, int64_t k, int64_t expert)
+{
+    int32_t last = (int32_t)plan->base.key.num_experts - 1;
+
+    if (expert < -1 || expert > last) {
+        return epx__fail(EPX_ERR_EXPERT,
+                         "topk_idx[%" PRId64 "][%" PRId64 "] is %" PRId64
+                         "; allowed are -1 (none) and 0 to %d",
+                         token, k, expert, last);
+    }
+    return epx__fail(EPX_ERR_EXPERT,
+                     "topk_idx[%" PRId64 "][%" PRId64 "] is expert %" PRId64
+                     " again; the experts of one token must differ",
+                     token, k, expert);
+}
+
+/* Changes nothing but the scratch stamps, so that bad input changes nothing. */
+static inline epx_status_t
+validate(cpu_plan_t *plan, int64_t num_tokens, const void *topk_idx, bool is_64)
+{
+    int64_t topk = plan->base.key.topk;
+    int64_t num_experts = plan->base.key.num_experts;
+
+    memset(plan->stamps, 0, (size_t)num_experts * sizeof(*plan->stamps));
+    for (int64_t t = 0; t < num_tokens; t++) {
+        uint32_t stamp = (uint32_t)t + 1;
+
+        for (int64_t k = 0; k < topk; k++) {
+            int64_t expert = read_index(topk_idx, is_64, t * topk + k);
+
+            if (expert == -1) {
+                continue;
+            }
+            if (expert < -1 || expert >= num_experts ||
+                plan->stamps[expert] == stamp) {
+                return bad_index(plan, t, k, expert);
+            }
+            plan->stamps[expert] = stamp;
+        }
+    }
+    return EPX_OK;
+}
+
+/* Ranks as a set of bits, so that they come out in ascending order. */
+#define SET_WORDS (EPX_MAX_RANKS / 64)
+
+typedef struct rank_set {
+    uint64_t words[SET_WORDS];
+} rank_set_t;
+
+/* Count the ranks of the set, write their routes if wanted, and empty it. */
+static inline void
+take_ranks(cpu_plan_t *plan, rank_set_t *set, int32_t num_words,
+           cpu_route_t *routes)
+{
+    int32_t count = 0;
+
+    for (int32_t w = 0; w < num_words; w++) {
+        for (uint64_t bits = set->words[w]; bits != 0; bits &= bits - 1) {
+            int32_t rank = w * 64 + __builtin_ctzll(bits);
+            uint32_t ordinal = plan->sent_tokens[rank]++;
+
+            if (routes != NULL) {
+                routes[count++] = (cpu_route_t){ rank, (int32_t)ordinal };
+            }
+        }
+        set->words[w] = 0;
+    }
+    if (routes != NULL && count < (int32_t)plan->base.key.topk) {
+        routes[count].rank = -1;
+    }
+}
+
+static inline void
+route_tokens(cpu_plan_t *plan, int64_t num_tokens, const void *topk_idx,
+             bool is_64)
+{
+    int64_t topk = plan->base.key.topk;
+    int32_t num_words = (plan->base.group->num_ranks + 63) / 64;
+    bool wants_ordinals = !cpu_is_rank_major(plan);
+    bool wants_routes =
+        cpu_is_rank_major(plan) || plan->base.key.send_only_row_bytes > 0;
+    rank_set_t set = { { 0 } };
+
+    for (int64_t t = 0; t < num_tokens; t++) {
+        for (int64_t i = t * topk; i < (t + 1) * topk; i++) {
+            int32_t expert = (int32_t)read_index(topk_idx, is_64, i);
+
+            plan->experts[i] = expert;
+            if (expert >= 0) {
+                int32_t rank = plan->expert_rank[expert];
+                uint32_t ordinal = plan->sent_rows[expert]++;
+
+                set.words[rank / 64] |= UINT64_C(1) << rank % 64;
+                if (wants_ordinals) {
+                    plan->ordinals[i] = (int32_t)ordinal;
+                }
+            }
+        }
+        take_ranks(plan, &set, num_words,
+                   wants_routes ? plan->routes + t * topk : NULL);
+    }
+}
+
+static void
+post_counts(cpu_plan_t *plan)
+{
+    epx_group_t *group = plan->base.group;
+    size_t num_counts = (size_t)group->num_ranks + plan->base.key.num_experts;
+    epx__count_row_t head = {
+        .step = plan->counts_step,
+        .key = plan->base.key,
+        .num_tokens = (uint64_t)plan->num_tokens,
+        .slots_offset =
+            plan->slots == NULL
+                ? 0
+                : (uint64_t)(plan->slots - epx__group_segment(group)),
+    };
+
+    for (int32_t i = 1; i <= group->num_ranks; i++) {
+        int32_t peer = (group->rank + i) % group->num_ranks;
+        epx__count_row_t *row =
+            epx__map_counts(&group->map, group->peers[peer].base,
+                            plan->counts_step, (uint32_t)group->rank);
+
+        *row = head;
+        memcpy(epx__count_row_tokens(row), plan->sent_tokens,
+               num_counts * sizeof(uint32_t));
+        epx__signal(group, peer, plan->counts_step, EPX__GATE_READY);
+    }
+}
+
+epx_status_t
+cpu_plan_route(cpu_plan_t *plan, int64_t num_tokens, const void *topk_idx)
+{
+    epx_group_t *group = plan->base.group;
+    size_t num_counts = (size_t)group->num_ranks + plan->base.key.num_experts;
+    bool is_64 = plan->base.key.idx_dtype == EPX_I64;
+    epx_status_t status = epx__group_check(group);
+
+    if (status == EPX_OK && plan->pending != EPX__PENDING_NONE) {
+        status = epx__fail(EPX_ERR_STATE, "the plan has a send-only operation "
+                                          "that epx_complete has not finished");
+    }
+    /* One function each, so that the loops have no branch on the type. */
+    if (status == EPX_OK) {
+        status = is_64 ? validate(plan, num_tokens, topk_idx, true)
+                       : validate(plan, num_tokens, topk_idx, false);
+    }
+    /* Its old counts, if nobody asked for them, have been sent by everyone. */
+    if (status == EPX_OK && plan->state == CPU_PLAN_POSTED) {
+        (void)cpu_plan_resolve(plan);
+        status = epx__group_check(group);
+    }
+    if (status == EPX_OK) {
+        status = cpu_step_begin(group, &plan->base, EPX__STEP_COUNTS,
+                                &plan->counts_step);
+    }
+    if (status != EPX_OK) {
+        return status;
+    }
+    if (plan->state == CPU_PLAN_EMPTY) {
+        plan->base.key.plan_id = ++group->next_plan_id;
+    }
+    plan->num_tokens = num_tokens;
+    memset(plan->sent_tokens, 0, num_counts * sizeof(uint32_t));
+    if (is_64) {
+        route_tokens(plan, num_tokens, topk_idx, true);
+    } else {
+        route_tokens(plan, num_tokens, topk_idx, false);
+    }
+    plan->state = CPU_PLAN_POSTED;
+    post_counts(plan);
+    return EPX_OK;
+}

@@ -1,0 +1,172 @@
+/* SPDX-License-Identifier: MIT */
+/* The window of open steps, and the exchange of posts. */
+#include "engine/cpu/cpu.h"
+
+#include <inttypes.h>
+
+static epx__open_step_t *
+open_step(epx_group_t *group, uint64_t step)
+{
+    return &group->open_steps[epx__slot(step)];
+}
+
+/* Bring the step to its end if nobody else has to: counts can be waited for,
+ * a send-only operation is the caller's to complete. */
+static epx_status_t
+close_old_step(epx_group_t *group, uint64_t step)
+{
+    epx__open_step_t *open = open_step(group, step);
+    epx_status_t status;
+
+    if (open->step != step) {
+        return EPX_OK;
+    }
+    if (!open->is_counts) {
+        return epx__fail(EPX_ERR_STATE,
+                         "a send-only operation is still open %d operations "
+                         "after its start; epx_complete must come before",
+                         EPX__MAX_OPEN);
+    }
+    if (open->plan != NULL) {
+        /* Counts that do not fit together are that plan's error, which its
+         * next use reports. */
+        (void)cpu_plan_resolve(cpu_plan(open->plan));
+        return epx__group_check(group);
+    }
+    status = epx__wait_all(group, step, EPX__GATE_READY,
+                           "the counts of a destroyed plan");
+    cpu_step_end(group, step);
+    return status;
+}
+
+epx_status_t
+cpu_step_begin(epx_group_t *group, epx_plan_t *plan, epx__step_kind_t kind,
+               uint64_t *step_p)
+{
+    uint64_t step = group->last_step + 1;
+
+    if (step > EPX__MAX_OPEN) {
+        epx_status_t status = close_old_step(group, step - EPX__MAX_OPEN);
+
+        if (status != EPX_OK) {
+            return status;
+        }
+    }
+    group->last_step = step;
+    *open_step(group, step) =
+        (epx__open_step_t){ step, plan, kind == EPX__STEP_COUNTS };
+    *step_p = step;
+    return EPX_OK;
+}
+
+void
+cpu_step_end(epx_group_t *group, uint64_t step)
+{
+    if (open_step(group, step)->step == step) {
+        open_step(group, step)->step = 0;
+    }
+}
+
+void
+cpu_step_forget_plan(epx_group_t *group, const epx_plan_t *plan)
+{
+    for (int i = 0; i < EPX__NUM_SLOTS; i++) {
+        if (group->open_steps[i].plan == plan) {
+            group->open_steps[i].plan = NULL;
+        }
+    }
+}
+
+void
+cpu_post_all(epx_group_t *group, uint64_t step, const epx__post_t *post)
+{
+    for (int32_t i = 1; i <= group->num_ranks; i++) {
+        int32_t peer = (group->rank + i) % group->num_ranks;
+
+        *epx__map_post(&group->map, group->peers[peer].base, step,
+                       (uint32_t)group->rank) = *post;
+        epx__signal(group, peer, step, EPX__GATE_READY);
+    }
+}
+
+static epx_status_t
+mismatch(const epx_group_t *group, int32_t peer, const char *what,
+         const char *field, uint64_t theirs, uint64_t ours)
+{
+    return epx__fail(EPX_ERR_MISMATCH,
+                     "the ranks disagree in %s: %s is %" PRIu64
+                     " on rank %d and %" PRIu64 " on rank %d",
+                     what, field, theirs, peer, ours, group->rank);
+}
+
+static epx_status_t
+compare_signatures(const epx_group_t *group, int32_t peer, const char *what,
+                   const epx__signature_t *theirs, const epx__signature_t *ours)
+{
+    bool comparable = ((theirs->arrays | ours->arrays) & EPX__ARRAYS_ANY) == 0;
+    const struct {
+        const char *name;
+        uint64_t theirs, ours;
+    } fields[] = {
+        { "the plan's number", theirs->plan_id, ours->plan_id },
+        { "the operation (2 dispatch, 3 combine)", theirs->kind, ours->kind },
+        { "hidden", theirs->hidden, ours->hidden },
+        { "dtype", theirs->dtype, ours->dtype },
+        { "quantize", theirs->quantize, ours->quantize },
+        { "num_scales", theirs->num_scales, ours->num_scales },
+        { "the set of optional arrays (8: weights)",
+          comparable ? theirs->arrays : 0, comparable ? ours->arrays : 0 },
+        { "flags", theirs->flags, ours->flags },
+    };
+
+    for (size_t i = 0; i < sizeof(fields) / sizeof(*fields); i++) {
+        if (fields[i].theirs != fields[i].ours) {
+            return mismatch(group, peer, what, fields[i].name, fields[i].theirs,
+                            fields[i].ours);
+        }
+    }
+    return EPX_OK;
+}
+
+epx_status_t
+cpu_posts_wait(epx_group_t *group, uint64_t step, const char *what,
+               const epx__signature_t *ours, epx__post_t *posts)
+{
+    epx_status_t status = epx__wait_all(group, step, EPX__GATE_READY, what);
+
+    for (int32_t peer = 0; peer < group->num_ranks && status == EPX_OK;
+         peer++) {
+        /* Copied once; the copy is what is checked and used. */
+        posts[peer] = *epx__map_post(&group->map, epx__group_segment(group),
+                                     step, (uint32_t)peer);
+        if (posts[peer].step != step) {
+            return epx__fail(EPX_ERR_MISMATCH,
+                             "rank %d is in another operation while rank %d is "
+                             "in %s: collective calls must be made in the same "
+                             "order on every rank",
+                             peer, group->rank, what);
+        }
+        status =
+            compare_signatures(group, peer, what, &posts[peer].signature, ours);
+    }
+    return status;
+}
+
+epx_status_t
+cpu_check_extent(const epx_group_t *group, int32_t rank, const char *what,
+                 uint64_t offset, uint64_t rows, uint64_t row_bytes)
+{
+    uint64_t segment = group->peers[rank].bytes;
+    uint64_t bytes;
+
+    if (__builtin_mul_overflow(rows, row_bytes, &bytes) ||
+        offset < group->map.heap || offset > segment ||
+        bytes > segment - offset) {
+        return epx__fail(EPX_ERR_PEER_DATA,
+                         "rank %d posted %s at offset %" PRIu64 " for %" PRIu64
+                         " rows of %" PRIu64
+                         " bytes, outside of its heap of %" PRIu64 " bytes",
+                         rank, what, offset, rows, row_bytes, segment);
+    }
+    return EPX_OK;
+}

@@ -1,0 +1,66 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Cached stores or stores past the caches: which is faster depends on the
+ * machine and on how much an operation writes, so it is measured while working.
+ * The kind never changes a result.
+ *
+ * Operations are classed by the power of two of the bytes they write.  In each
+ * class both kinds are tried a few times, then the better one is used, and the
+ * other is tried again now and then.
+ */
+#ifndef EPX_ENGINE_CPU_STORE_CHOICE_H
+#define EPX_ENGINE_CPU_STORE_CHOICE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#define CPU_STORE_CLASSES 48
+#define CPU_STORE_TRIALS  6   /* operations that alternate at first */
+#define CPU_STORE_RETRY   128 /* operations between later trials */
+
+typedef struct cpu_store_class {
+    double cost[2]; /* ns per byte, smoothed; by kind: cached, streaming */
+    uint64_t num_uses;
+} cpu_store_class_t;
+
+typedef struct cpu_store_choice {
+    cpu_store_class_t classes[CPU_STORE_CLASSES];
+} cpu_store_choice_t;
+
+static inline cpu_store_class_t *
+cpu_store_class(cpu_store_choice_t *choice, uint64_t bytes)
+{
+    int log2 = bytes == 0 ? 0 : 63 - __builtin_clzll(bytes);
+
+    return &choice->classes[log2 < CPU_STORE_CLASSES ? log2
+                                                     : CPU_STORE_CLASSES - 1];
+}
+
+/* Whether the next operation, which writes `bytes`, should stream. */
+static inline bool
+cpu_store_streams(cpu_store_choice_t *choice, uint64_t bytes)
+{
+    cpu_store_class_t *class = cpu_store_class(choice, bytes);
+    bool better = class->cost[1] < class->cost[0];
+
+    if (class->num_uses < CPU_STORE_TRIALS) {
+        return class->num_uses % 2 == 1;
+    }
+    return class->num_uses % CPU_STORE_RETRY == 0 ? !better : better;
+}
+
+/* It took this long. */
+static inline void
+cpu_store_learn(cpu_store_choice_t *choice, uint64_t bytes, bool streamed,
+                int64_t elapsed_ns)
+{
+    cpu_store_class_t *class = cpu_store_class(choice, bytes);
+    double cost = (double)elapsed_ns / (double)(bytes + 1);
+    double *mean = &class->cost[streamed];
+
+    /* The first pair of trials meets cold pages; it only primes the mean. */
+    *mean = class->num_uses < 4 ? cost : *mean + (cost - *mean) / 4;
+    class->num_uses++;
+}
+
+#endif
