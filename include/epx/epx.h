@@ -374,8 +374,9 @@ typedef struct epx_plan_args {
     /* Bytes of the widest row, payload plus scales, that a dispatch with
      * EPX_SEND_ONLY will carry; same on every rank.  With it (and T_max) such a
      * send never waits for a peer: the plan keeps 2 * R * T_max receive slots
-     * in the heap, and epx_complete packs them.  0: a send-only dispatch waits
-     * until its peers have entered theirs, and writes rows to their places. */
+     * in the heap, which epx_complete unpacks; only making the plan waits for
+     * the peers, in stream order.  0: a send-only dispatch waits until its
+     * peers have entered theirs, and writes rows to their places. */
     int64_t send_only_row_bytes;
 } epx_plan_args_t;
 

@@ -4,9 +4,9 @@
 #define EPX_ENGINE_CPU_CPU_H
 
 #include "core/plan.h"
-#include "engine/cpu/kernels.h"
-#include "engine/cpu/pool.h"
-#include "engine/cpu/store_choice.h"
+#include "engine/cpu/cpu_kernels.h"
+#include "engine/cpu/cpu_pool.h"
+#include "engine/cpu/cpu_store_choice.h"
 
 typedef struct cpu_engine {
     epx__pool_t *pool;
@@ -107,7 +107,6 @@ typedef struct cpu_plan {
     char *slots;
     uint64_t slot_bytes;
     uint64_t *peer_slots; /* [R] where each peer keeps its own */
-    bool knows_peer_slots;
     uint64_t num_slot_dispatches;
 
     epx__pending_t pending;
@@ -142,7 +141,7 @@ cpu_workers(const epx_group_t *group, int32_t wanted)
     return wanted > 0 ? wanted : group->num_workers;
 }
 
-/* step.c: take the next step, open until cpu_step_end. */
+/* cpu_step.c: take the next step, open until cpu_step_end. */
 epx_status_t cpu_step_begin(epx_group_t *group, epx_plan_t *plan,
                             epx__step_kind_t kind, uint64_t *step_p);
 void cpu_step_end(epx_group_t *group, uint64_t step);
@@ -159,17 +158,17 @@ epx_status_t cpu_check_extent(const epx_group_t *group, int32_t rank,
                               const char *what, uint64_t offset, uint64_t rows,
                               uint64_t row_bytes);
 
-/* plan.c */
+/* cpu_plan.c */
 epx_status_t cpu_plan_open(epx_group_t *group, const epx_plan_args_t *args,
                            epx_plan_t **plan_p);
 void cpu_plan_free(cpu_plan_t *plan);
-/* route.c */
+/* cpu_route.c */
 epx_status_t cpu_plan_route(cpu_plan_t *plan, int64_t num_tokens,
                             const void *topk_idx);
-/* resolve.c: wait for the peers' counts and place everybody's rows. */
+/* cpu_resolve.c: wait for the peers' counts and place everybody's rows. */
 epx_status_t cpu_plan_resolve(cpu_plan_t *plan);
 
-/* arrays.c: an array of `bytes` that peers must reach; staged when it lies
+/* cpu_arrays.c: an array of `bytes` that peers must reach; staged when it lies
  * outside the heap. */
 epx_status_t cpu_array_open(epx_group_t *group, const char *name, void *user,
                             uint64_t bytes, cpu_array_t *array);
@@ -196,7 +195,7 @@ cpu_scratch(const cpu_engine_t *engine, int32_t worker)
     return engine->scratch + (size_t)worker * engine->scratch_bytes;
 }
 
-/* op.c: whether the plan can start an operation. */
+/* cpu_op.c: whether the plan can start an operation. */
 epx_status_t cpu_op_check(cpu_plan_t *plan);
 
 /* A pointer that must not be null when it is needed and its count is not 0. */
@@ -208,7 +207,7 @@ typedef struct cpu_pointer {
 epx_status_t cpu_check_pointers(const cpu_pointer_t *pointers, int num_pointers,
                                 const char *count_name, int64_t count);
 
-/* dispatch.c */
+/* cpu_dispatch.c */
 epx_status_t cpu_dispatch_start(cpu_plan_t *plan,
                                 const epx_dispatch_args_t *args);
 epx_status_t cpu_dispatch_finish(cpu_plan_t *plan);
@@ -221,8 +220,8 @@ typedef struct cpu_source_row {
 cpu_source_row_t cpu_source_row(const cpu_plan_t *plan, void *scratch,
                                 int64_t t);
 
-/* receive.c: open this rank's receive arrays and describe them to the peers;
- * close copies what was staged. */
+/* cpu_receive.c: open this rank's receive arrays and describe them to the
+ * peers; close copies what was staged. */
 epx_status_t cpu_receive_open(cpu_plan_t *plan, epx__post_t *post);
 void cpu_receive_close(cpu_plan_t *plan);
 /* Where rows go on a peer, by its post, whose numbers are checked; and here. */
@@ -230,12 +229,12 @@ epx_status_t cpu_target_open(const cpu_plan_t *plan, int32_t rank,
                              const epx__post_t *post,
                              struct cpu_target *target);
 
-/* slots.c */
+/* cpu_slots.c */
 epx_status_t cpu_slots_send(cpu_plan_t *plan, epx__post_t *post);
 epx_status_t cpu_slots_receive(cpu_plan_t *plan);
 uint64_t cpu_slot_bytes(int32_t topk, uint64_t row_bytes);
 
-/* combine.c */
+/* cpu_combine.c */
 epx_status_t cpu_combine_start(cpu_plan_t *plan,
                                const epx_combine_args_t *args);
 epx_status_t cpu_combine_finish(cpu_plan_t *plan);

@@ -2,7 +2,7 @@
 /* The CPU engine's table of functions, and its use of queues. */
 #include "core/queue.h"
 #include "engine/cpu/cpu.h"
-#include "engine/cpu/rows.h"
+#include "engine/cpu/cpu_rows.h"
 #include "engine/engine.h"
 
 #include <stdlib.h>

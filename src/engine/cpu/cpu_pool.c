@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "engine/cpu/pool.h"
+#include "engine/cpu/cpu_pool.h"
 
 #include "core/atomic.h"
 #include "core/clock.h"

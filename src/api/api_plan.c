@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "core/plan.h"
 
-#include "api/args.h"
+#include "api/api_args.h"
 #include "engine/engine.h"
 
 #include <inttypes.h>

@@ -243,7 +243,6 @@ cpu_plan_resolve(cpu_plan_t *plan)
     }
     cpu_step_end(group, plan->counts_step);
     plan->state = status == EPX_OK ? CPU_PLAN_RESOLVED : CPU_PLAN_FAILED;
-    plan->knows_peer_slots = plan->knows_peer_slots || status == EPX_OK;
     epx__error_save(&plan->error, status);
     return status;
 }

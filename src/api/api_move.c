@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* Dispatch, combine and complete: what can be checked without the counts. */
-#include "api/args.h"
+#include "api/api_args.h"
 #include "core/plan.h"
 #include "engine/common/placement.h"
 #include "engine/engine.h"

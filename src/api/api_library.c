@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
-#include "api/args.h"
+#include "api/api_args.h"
 #include "core/status.h"
 #include "engine/common/placement.h"
-#include "engine/cpu/kernels.h"
+#include "engine/cpu/cpu_kernels.h"
 #include "engine/engine.h"
 #include "fabric/fabric.h"
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* Argument structs of any age: the ABI rule of epx.h in one place. */
-#ifndef EPX_API_ARGS_H
-#define EPX_API_ARGS_H
+#ifndef EPX_API_API_ARGS_H
+#define EPX_API_API_ARGS_H
 
 #include <epx/epx.h>
 #include <stddef.h>

@@ -7,7 +7,7 @@
  * A rank that fails takes part to the end of the allgather at hand, so that all
  * ranks end at once and know whose fault it was.
  */
-#include "api/args.h"
+#include "api/api_args.h"
 #include "core/clock.h"
 #include "engine/engine.h"
 #include "fabric/fabric.h"
@@ -161,6 +161,12 @@ complete_config(epx_group_config_t *config)
 static epx_status_t
 check_bootstrap(const epx_bootstrap_t *bootstrap)
 {
+    if (bootstrap->size < sizeof(*bootstrap)) {
+        return epx__fail(EPX_ERR_INVALID,
+                         "bootstrap->size is %zu; it must be at least %zu "
+                         "(start from EPX_BOOTSTRAP_INIT)",
+                         bootstrap->size, sizeof(*bootstrap));
+    }
     if (bootstrap->allgather == NULL) {
         return epx__fail(EPX_ERR_NULL, "bootstrap->allgather is null");
     }

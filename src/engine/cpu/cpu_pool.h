@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* The worker threads of one rank. */
-#ifndef EPX_ENGINE_CPU_POOL_H
-#define EPX_ENGINE_CPU_POOL_H
+#ifndef EPX_ENGINE_CPU_CPU_POOL_H
+#define EPX_ENGINE_CPU_CPU_POOL_H
 
 #include <epx/epx.h>
 #include <stdint.h>

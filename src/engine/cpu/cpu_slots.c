@@ -15,7 +15,7 @@
  */
 #include "engine/common/placement.h"
 #include "engine/cpu/cpu.h"
-#include "engine/cpu/rows.h"
+#include "engine/cpu/cpu_rows.h"
 
 #include <inttypes.h>
 #include <string.h>

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "engine/cpu/kernels.h"
+#include "engine/cpu/cpu_kernels.h"
 
 const epx__kernels_t *
 epx__kernels_get(void)

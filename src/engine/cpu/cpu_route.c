@@ -145,28 +145,41 @@ post_counts(cpu_plan_t *plan)
     }
 }
 
-epx_status_t
-cpu_plan_route(cpu_plan_t *plan, int64_t num_tokens, const void *topk_idx)
+/* Whether new routing can be taken in; no change but to the scratch stamps. */
+static epx_status_t
+check_routing(cpu_plan_t *plan, int64_t num_tokens, const void *topk_idx)
 {
     epx_group_t *group = plan->base.group;
-    size_t num_counts = (size_t)group->num_ranks + plan->base.key.num_experts;
-    bool is_64 = plan->base.key.idx_dtype == EPX_I64;
     epx_status_t status = epx__group_check(group);
 
-    if (status == EPX_OK && plan->pending != EPX__PENDING_NONE) {
-        status = epx__fail(EPX_ERR_STATE, "the plan has a send-only operation "
-                                          "that epx_complete has not finished");
+    if (status != EPX_OK) {
+        return status;
+    }
+    if (plan->pending != EPX__PENDING_NONE) {
+        return epx__fail(EPX_ERR_STATE,
+                         "the plan has a send-only operation open; "
+                         "epx_complete must come before its next routing");
     }
     /* One function each, so that the loops have no branch on the type. */
-    if (status == EPX_OK) {
-        status = is_64 ? validate(plan, num_tokens, topk_idx, true)
-                       : validate(plan, num_tokens, topk_idx, false);
-    }
+    status = plan->base.key.idx_dtype == EPX_I64
+                 ? validate(plan, num_tokens, topk_idx, true)
+                 : validate(plan, num_tokens, topk_idx, false);
     /* Its old counts, if nobody asked for them, have been sent by everyone. */
     if (status == EPX_OK && plan->state == CPU_PLAN_POSTED) {
         (void)cpu_plan_resolve(plan);
         status = epx__group_check(group);
     }
+    return status;
+}
+
+epx_status_t
+cpu_plan_route(cpu_plan_t *plan, int64_t num_tokens, const void *topk_idx)
+{
+    epx_group_t *group = plan->base.group;
+    size_t num_counts = (size_t)group->num_ranks + plan->base.key.num_experts;
+    bool is_first = plan->state == CPU_PLAN_EMPTY;
+    epx_status_t status = check_routing(plan, num_tokens, topk_idx);
+
     if (status == EPX_OK) {
         status = cpu_step_begin(group, &plan->base, EPX__STEP_COUNTS,
                                 &plan->counts_step);
@@ -174,17 +187,19 @@ cpu_plan_route(cpu_plan_t *plan, int64_t num_tokens, const void *topk_idx)
     if (status != EPX_OK) {
         return status;
     }
-    if (plan->state == CPU_PLAN_EMPTY) {
+    if (is_first) {
         plan->base.key.plan_id = ++group->next_plan_id;
     }
     plan->num_tokens = num_tokens;
     memset(plan->sent_tokens, 0, num_counts * sizeof(uint32_t));
-    if (is_64) {
+    if (plan->base.key.idx_dtype == EPX_I64) {
         route_tokens(plan, num_tokens, topk_idx, true);
     } else {
         route_tokens(plan, num_tokens, topk_idx, false);
     }
     plan->state = CPU_PLAN_POSTED;
     post_counts(plan);
-    return EPX_OK;
+    /* With the counts come the places of the peers' receive slots, which
+     * later sends must know without waiting. */
+    return is_first && plan->slots != NULL ? cpu_plan_resolve(plan) : EPX_OK;
 }

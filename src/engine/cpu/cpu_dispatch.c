@@ -5,12 +5,12 @@
  *     2. write each token's row straight to its final place on each rank
  *     3. signal DONE, wait for everybody's
  * A send-only dispatch ends after the signal of 3 (or goes through receive
- * slots, slots.c); epx_complete does the rest.
+ * slots, cpu_slots.c); epx_complete does the rest.
  */
 #include "core/clock.h"
 #include "engine/common/placement.h"
 #include "engine/cpu/cpu.h"
-#include "engine/cpu/rows.h"
+#include "engine/cpu/cpu_rows.h"
 
 #include <inttypes.h>
 #include <time.h>
@@ -315,11 +315,11 @@ prepare(cpu_plan_t *plan, const epx_dispatch_args_t *args, epx__post_t *post)
     describe(plan, args);
     status = check_sent(plan);
     /* Through receive slots, only the hook needs this batch's counts. */
-    if (status == EPX_OK && !(op->uses_slots && plan->knows_peer_slots)) {
-        status = cpu_plan_resolve(plan);
-    }
     if (status == EPX_OK && !op->uses_slots) {
-        status = check_received(plan);
+        status = cpu_plan_resolve(plan);
+        if (status == EPX_OK) {
+            status = check_received(plan);
+        }
     }
     if (status == EPX_OK) {
         op->signature.arrays = weights_bits(plan);

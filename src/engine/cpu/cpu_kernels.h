@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The inner loops of the CPU engine.  kernels.c is compiled once for each
+ * The inner loops of the CPU engine.  cpu_kernels.c is compiled once for each
  * instruction set; all of them give the same bits.
  */
 #ifndef EPX_ENGINE_CPU_KERNELS_H

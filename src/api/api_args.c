@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "api/args.h"
+#include "api/api_args.h"
 
 #include "core/group.h"
 #include "core/queue.h"

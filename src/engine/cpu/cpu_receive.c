@@ -3,7 +3,7 @@
  * and what this rank itself does to them. */
 #include "engine/common/placement.h"
 #include "engine/cpu/cpu.h"
-#include "engine/cpu/rows.h"
+#include "engine/cpu/cpu_rows.h"
 
 #include <inttypes.h>
 #include <string.h>

@@ -114,7 +114,7 @@ compare_signatures(const epx_group_t *group, int32_t peer, const char *what,
         { "dtype", theirs->dtype, ours->dtype },
         { "quantize", theirs->quantize, ours->quantize },
         { "num_scales", theirs->num_scales, ours->num_scales },
-        { "the set of optional arrays (8: weights)",
+        { "the set of optional arrays (8 with topk_weights)",
           comparable ? theirs->arrays : 0, comparable ? ours->arrays : 0 },
         { "flags", theirs->flags, ours->flags },
     };

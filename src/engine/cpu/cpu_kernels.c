@@ -4,7 +4,7 @@
  * are plain C that compilers vectorise; only stores past the caches, which C
  * cannot express, use intrinsics.
  */
-#include "engine/cpu/kernels.h"
+#include "engine/cpu/cpu_kernels.h"
 
 #include "engine/common/numeric.h"
 
