@@ -5,12 +5,6 @@
 add_library(epx::epx ALIAS epx)
 add_library(epx::epx_static ALIAS epx_static)
 
-# The objects are inside the archive, so whoever links it does not need them.
-get_target_property(epx_static_links epx_static INTERFACE_LINK_LIBRARIES)
-list(FILTER epx_static_links EXCLUDE REGEX "epx_objects")
-set_property(TARGET epx_static
-             PROPERTY INTERFACE_LINK_LIBRARIES ${epx_static_links})
-
 # Two sets of targets, so that a program that takes the shared library does not
 # need the development files of what only the static one asks for.
 set(epx_cmake_dir ${CMAKE_INSTALL_LIBDIR}/cmake/epx)

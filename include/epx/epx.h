@@ -229,8 +229,8 @@ typedef struct epx_group_config {
      * system as it is first touched.  0: 1 GiB. */
     uint64_t heap_bytes;
     /* Threads (CPU) or SMs (CUDA) that one operation uses on this rank, the
-     * caller's among them.  0: the usable cores divided by the ranks on this
-     * host, at least 1. */
+     * caller's among them.  0: this rank's usable cores divided by the ranks
+     * that share them, at least 1. */
     int32_t num_workers;
     /* The largest E of any plan; the same on every rank.  0: 1024. */
     int32_t max_experts;

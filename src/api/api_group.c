@@ -9,11 +9,11 @@
  */
 #include "api/api_args.h"
 #include "core/clock.h"
+#include "core/cores.h"
 #include "engine/engine.h"
 #include "fabric/fabric.h"
 
 #include <inttypes.h>
-#include <sched.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -46,6 +46,7 @@ typedef struct hello {
     uint32_t num_ranks;
     uint64_t nonce[2]; /* rank 0's names the job */
     epx__fabric_place_t place;
+    epx__cores_t cores;
 } hello_t;
 
 typedef struct card {
@@ -253,25 +254,21 @@ compare_hellos(const hello_t *hellos, int32_t num_ranks)
     return EPX_OK;
 }
 
-static int32_t
-usable_cores(void)
-{
-    cpu_set_t cores;
-
-    return sched_getaffinity(0, sizeof(cores), &cores) == 0 ? CPU_COUNT(&cores)
-                                                            : 1;
-}
-
-/* All ranks are on this host: they share its cores. */
+/* All ranks are on this host: those whose cores overlap share them. */
 static void
-choose_workers(epx_group_t *group, int32_t wanted)
+choose_workers(const birth_t *birth, const hello_t *hellos)
 {
-    int32_t cores = usable_cores();
-    int32_t share = cores / group->num_ranks;
+    epx_group_t *group = birth->group;
+    const epx__cores_t *own = &hellos[group->rank].cores;
+    int32_t wanted = birth->config.num_workers;
+    int32_t sharers = 0, share;
 
+    for (int32_t rank = 0; rank < group->num_ranks; rank++) {
+        sharers += epx__cores_overlap(own, &hellos[rank].cores);
+    }
+    share = own->count / sharers;
     group->num_workers = wanted > 0 ? wanted : share > 1 ? share : 1;
-    group->spin_ns =
-        group->num_workers * group->num_ranks <= cores ? SPIN_NS : 0;
+    group->spin_ns = group->num_workers * sharers <= own->count ? SPIN_NS : 0;
 }
 
 /* 1: tell and learn who everybody is. */
@@ -284,6 +281,7 @@ meet(birth_t *birth, epx_status_t own_status)
         .device = birth->config.device,
         .max_experts = (uint32_t)birth->config.max_experts,
         .num_ranks = (uint32_t)bootstrap->num_ranks,
+        .cores = epx__cores_get(),
     };
     hello_t *hellos = calloc((size_t)bootstrap->num_ranks, sizeof(*hellos));
     epx__fabric_place_t *places =
@@ -312,6 +310,7 @@ meet(birth_t *birth, epx_status_t own_status)
     }
     if (status == EPX_OK) {
         memcpy(birth->group->job_id, hellos[0].nonce, sizeof(hello.nonce));
+        choose_workers(birth, hellos);
         status = epx__fabric_choose(places, bootstrap->num_ranks,
                                     &birth->group->fabric);
     }
@@ -396,7 +395,6 @@ group_join(birth_t *birth, epx_status_t config_status)
     }
     status = meet(birth, config_status);
     if (status == EPX_OK) {
-        choose_workers(birth->group, birth->config.num_workers);
         birth->group->engine = &epx__engine_cpu;
         status = join_segments(birth);
     }

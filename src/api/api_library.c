@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 #include "api/api_args.h"
+#include "core/cores.h"
 #include "core/status.h"
 #include "engine/common/placement.h"
 #include "engine/cpu/cpu_kernels.h"
 #include "engine/engine.h"
 #include "fabric/fabric.h"
 
-#include <sched.h>
 #include <stddef.h>
 
 #define STRING_(x) #x
@@ -34,16 +34,13 @@ epx_status_t
 epx_library_query(epx_library_info_t *info)
 {
     epx_library_info_t now = EPX_LIBRARY_INFO_INIT;
-    cpu_set_t cores;
 
     (void)pthread_once(&names_once, list_names);
     now.version = VERSION;
     now.engines = engine_names;
     now.fabrics = fabric_names;
     now.cpu_isa = epx__kernels_get()->isa;
-    now.num_cores = sched_getaffinity(0, sizeof(cores), &cores) == 0
-                        ? CPU_COUNT(&cores)
-                        : 1;
+    now.num_cores = epx__cores_get().count;
     return epx__args_return(info, &now, sizeof(now), sizeof(now), "info");
 }
 
