@@ -131,6 +131,49 @@ check_scales(const epx_dispatch_args_t *args)
     return EPX_OK;
 }
 
+/* An array that is read or written by elements. */
+typedef struct array {
+    const char *name;
+    const void *pointer;
+    size_t element_bytes;
+} array_t;
+
+static epx_status_t
+check_alignment(const array_t *arrays, size_t num_arrays)
+{
+    for (size_t i = 0; i < num_arrays; i++) {
+        if ((uintptr_t)arrays[i].pointer % arrays[i].element_bytes != 0) {
+            return epx__fail(EPX_ERR_INVALID,
+                             "args->%s is %p; it must be a multiple of its "
+                             "element's %zu bytes",
+                             arrays[i].name, arrays[i].pointer,
+                             arrays[i].element_bytes);
+        }
+    }
+    return EPX_OK;
+}
+
+static epx_status_t
+check_dispatch_arrays(const epx_plan_t *plan, const epx_dispatch_args_t *args)
+{
+    size_t element = epx_dtype_size(args->dtype);
+    size_t sent = args->quantize == EPX_QUANTIZE_NONE ? element : 1;
+    const array_t arrays[] = {
+        { "x", args->x, element },
+        { "scales", args->scales, sizeof(uint32_t) },
+        { "topk_weights", args->topk_weights, sizeof(float) },
+        { "recv_x", args->recv_x, sent },
+        { "recv_scales", args->recv_scales, sizeof(uint32_t) },
+        { "recv_topk_idx", args->recv_topk_idx,
+          epx_dtype_size((epx_dtype_t)plan->key.idx_dtype) },
+        { "recv_topk_weights", args->recv_topk_weights, sizeof(float) },
+        { "recv_src_token", args->recv_src_token, sizeof(int32_t) },
+        { "recv_expert_counts", args->recv_expert_counts, sizeof(int32_t) },
+    };
+
+    return check_alignment(arrays, sizeof(arrays) / sizeof(*arrays));
+}
+
 static epx_status_t
 check_dispatch(const epx_plan_t *plan, const epx_dispatch_args_t *args)
 {
@@ -139,6 +182,9 @@ check_dispatch(const epx_plan_t *plan, const epx_dispatch_args_t *args)
 
     if (status == EPX_OK) {
         status = check_scales(args);
+    }
+    if (status == EPX_OK) {
+        status = check_dispatch_arrays(plan, args);
     }
     if (status == EPX_OK) {
         status = check_rows("recv_rows", args->recv_rows);
@@ -187,6 +233,23 @@ epx_dispatch(epx_plan_t *plan, const epx_dispatch_args_t *args,
 }
 
 static epx_status_t
+check_combine_arrays(const epx_combine_args_t *args)
+{
+    size_t element = epx_dtype_size(args->dtype);
+    const array_t arrays[] = {
+        { "x", args->x, element },
+        { "topk_weights", args->topk_weights, sizeof(float) },
+        { "bias[0]", args->bias[0], element },
+        { "bias[1]", args->bias[1], element },
+        { "out", args->out, element },
+        { "recv_topk_weights", args->recv_topk_weights, sizeof(float) },
+        { "out_topk_weights", args->out_topk_weights, sizeof(float) },
+    };
+
+    return check_alignment(arrays, sizeof(arrays) / sizeof(*arrays));
+}
+
+static epx_status_t
 check_combine(const epx_plan_t *plan, const epx_combine_args_t *args)
 {
     epx_status_t status;
@@ -207,6 +270,9 @@ check_combine(const epx_plan_t *plan, const epx_combine_args_t *args)
     }
     status =
         check_row("a row", args->hidden, (int64_t)epx_dtype_size(args->dtype));
+    if (status == EPX_OK) {
+        status = check_combine_arrays(args);
+    }
     if (status == EPX_OK) {
         status = check_rows("num_rows", args->num_rows);
     }

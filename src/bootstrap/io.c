@@ -51,18 +51,23 @@ epx__io_t
 epx__outbox_flush(epx__outbox_t *box, int fd)
 {
     while (!epx__outbox_empty(box)) {
-        size_t in_small =
-            box->sent < box->small_bytes ? box->small_bytes - box->sent : 0;
-        size_t in_block = box->sent + in_small - box->small_bytes;
-        struct iovec parts[2] = {
-            { box->small + box->sent, in_small },
-            { (char *)box->block + in_block, box->block_bytes - in_block },
-        };
-        struct msghdr message = { 0 };
+        struct iovec parts[2];
+        struct msghdr message = { .msg_iov = parts };
+        size_t in_block = 0; /* bytes of the block that have gone */
         ssize_t n;
 
-        message.msg_iov = in_small > 0 ? parts : parts + 1;
-        message.msg_iovlen = in_small > 0 && box->block_bytes > 0 ? 2 : 1;
+        if (box->sent < box->small_bytes) {
+            parts[message.msg_iovlen++] =
+                (struct iovec){ box->small + box->sent,
+                                box->small_bytes - box->sent };
+        } else {
+            in_block = box->sent - box->small_bytes;
+        }
+        if (box->block_bytes > in_block) {
+            parts[message.msg_iovlen++] =
+                (struct iovec){ (char *)(uintptr_t)box->block + in_block,
+                                box->block_bytes - in_block };
+        }
         n = sendmsg(fd, &message, MSG_NOSIGNAL);
         if (n < 0) {
             return io_failed();

@@ -82,8 +82,9 @@ read_peer(epx__star_t *star, const epx__gather_t *gather, int32_t rank)
         epx__io_read(fd, peer->head, EPX__FRAME_BYTES, &peer->head_bytes);
 
     if (io == EPX__IO_DONE) {
-        void *body = peer->arrived
-                         ? peer->report.bits
+        void *body = peer->arrived ? peer->report.bits
+                     : gather->bytes == 0
+                         ? NULL
                          : gather->recv + (size_t)rank * gather->bytes;
         epx_status_t status = check_head(star, gather, rank, &frame);
 

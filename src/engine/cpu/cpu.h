@@ -12,6 +12,7 @@ typedef struct cpu_engine {
     epx__pool_t *pool;
     const epx__kernels_t *kernels;
     cpu_store_choice_t dispatch_stores;
+    cpu_store_choice_t combine_stores;
     /* For the operation that runs: the posts of its step and, made from
      * them, where rows go on each rank; both [R]. */
     epx__post_t *posts;
@@ -75,6 +76,7 @@ typedef struct cpu_plan {
     /* This rank's routing: set by cpu_plan_route. */
     int64_t num_tokens;
     int64_t token_capacity;
+    int64_t num_sent_rows; /* in the plan's layout */
     int32_t *experts;      /* [T, K] global indices, -1 for none */
     int32_t *ordinals;     /* [T, K] among this rank's rows for that expert;
                               EXPERT_MAJOR and EXPERT_SLOTS */
@@ -153,10 +155,10 @@ void cpu_post_all(epx_group_t *group, uint64_t step, const epx__post_t *post);
  * signatures with ours. */
 epx_status_t cpu_posts_wait(epx_group_t *group, uint64_t step, const char *what,
                             const epx__signature_t *ours, epx__post_t *posts);
-/* Whether bytes at a peer's offset lie in its heap. */
+/* Whether rows of whole elements at a peer's offset lie in its heap. */
 epx_status_t cpu_check_extent(const epx_group_t *group, int32_t rank,
                               const char *what, uint64_t offset, uint64_t rows,
-                              uint64_t row_bytes);
+                              uint64_t row_bytes, uint64_t element_bytes);
 
 /* cpu_plan.c */
 epx_status_t cpu_plan_open(epx_group_t *group, const epx_plan_args_t *args,

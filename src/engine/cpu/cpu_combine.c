@@ -22,6 +22,7 @@ typedef struct job {
     const cpu_plan_t *plan;
     void (*reduce)(const epx__reduce_t *reduce);
     uint64_t row_bytes;
+    bool streams;
     epx__share_t tokens;
 } job_t;
 
@@ -95,6 +96,7 @@ combine_token(const job_t *job, int64_t t)
                         : gather_expert_rows(job, t, rows, weights),
         .out = (char *)args->out + at,
         .count = (size_t)args->hidden,
+        .streams = job->streams,
     };
 
     for (int b = 0; b < EPX_MAX_BIAS; b++) {
@@ -160,6 +162,7 @@ combine_work(void *context, int32_t worker)
             }
         }
     }
+    epx__kernels_fence();
 }
 
 static void
@@ -179,8 +182,12 @@ pull_rows(const cpu_plan_t *plan)
         .tokens = { .num_items = plan->num_tokens,
                     .grain = cpu_grain(plan->num_tokens, num_workers) },
     };
+    uint64_t bytes = (uint64_t)plan->num_tokens * job.row_bytes;
+    cpu_store_timer_t timer = cpu_store_start(&engine->combine_stores, bytes);
 
+    job.streams = timer.streams && (uintptr_t)args->out % EPX_ROW_ALIGN == 0;
     epx__pool_run(engine->pool, num_workers, combine_work, &job);
+    cpu_store_stop(&timer);
 }
 
 /* Where peers keep their outputs: checked before a byte is read. */
@@ -198,13 +205,14 @@ check_posts(const cpu_plan_t *plan)
 
         if (rows > 0) {
             status = cpu_check_extent(
-                group, r, "x", posts[r].offset[EPX__ARRAY_X], rows, row_bytes);
+                group, r, "x", posts[r].offset[EPX__ARRAY_X], rows, row_bytes,
+                epx_dtype_size(plan->combine.args.dtype));
         }
         if (status == EPX_OK && rows > 0 && plan->combine.has_weights) {
-            status =
-                cpu_check_extent(group, r, "recv_topk_weights",
-                                 posts[r].offset[EPX__ARRAY_TOPK_WEIGHTS], rows,
-                                 weights_per_row(plan) * sizeof(float));
+            status = cpu_check_extent(
+                group, r, "recv_topk_weights",
+                posts[r].offset[EPX__ARRAY_TOPK_WEIGHTS], rows,
+                weights_per_row(plan) * sizeof(float), sizeof(float));
         }
         if (status != EPX_OK) {
             return status;

@@ -7,13 +7,11 @@
  * A send-only dispatch ends after the signal of 3 (or goes through receive
  * slots, cpu_slots.c); epx_complete does the rest.
  */
-#include "core/clock.h"
 #include "engine/common/placement.h"
 #include "engine/cpu/cpu.h"
 #include "engine/cpu/cpu_rows.h"
 
 #include <inttypes.h>
-#include <time.h>
 
 typedef struct job {
     cpu_plan_t *plan;
@@ -141,35 +139,26 @@ send_work(void *context, int32_t worker)
     epx__kernels_fence();
 }
 
-static int64_t
-thread_cpu_ns(void)
-{
-    struct timespec ts;
-
-    (void)clock_gettime(CLOCK_THREAD_CPUTIME_ID, &ts);
-    return ts.tv_sec * EPX__NS_PER_SEC + ts.tv_nsec;
-}
-
 static void
 send_rows(cpu_plan_t *plan)
 {
     epx_group_t *group = plan->base.group;
     cpu_engine_t *engine = cpu_engine(group);
     int32_t num_workers = cpu_workers(group, plan->dispatch.args.num_workers);
-    job_t job = { plan, engine, cpu_row_format(plan), { 0 } };
-    uint64_t bytes = 0;
-    int64_t start;
+    job_t job = {
+        .plan = plan,
+        .engine = engine,
+        .format = cpu_row_format(plan),
+        .tokens = { .num_items = plan->num_tokens,
+                    .grain = cpu_grain(plan->num_tokens, num_workers) },
+    };
+    cpu_store_timer_t timer = cpu_store_start(
+        &engine->dispatch_stores,
+        (uint64_t)plan->num_sent_rows * (uint64_t)job.format.row_bytes);
 
-    for (int32_t r = 0; r < group->num_ranks; r++) {
-        bytes += (uint64_t)plan->rank_rows[r] * (uint64_t)job.format.row_bytes;
-    }
-    job.format.streams = cpu_store_streams(&engine->dispatch_stores, bytes);
-    job.tokens.num_items = plan->num_tokens;
-    job.tokens.grain = cpu_grain(plan->num_tokens, num_workers);
-    start = thread_cpu_ns();
+    job.format.streams = timer.streams;
     epx__pool_run(engine->pool, num_workers, send_work, &job);
-    cpu_store_learn(&engine->dispatch_stores, bytes, job.format.streams,
-                    thread_cpu_ns() - start);
+    cpu_store_stop(&timer);
 }
 
 /* Every post is in: see where rows go on each rank. */

@@ -98,134 +98,28 @@ quantize(epx_quantize_t kind, const uint16_t *x, size_t count, uint8_t *out,
     }
 }
 
-/* Elements whose float32 sums are kept in the first-level cache. */
-#define CHUNK 512
+/* Elements whose sums fit the vector registers, and elements that are rounded
+ * before they are streamed out. */
+#define REDUCE_BLOCK 64
+#define REDUCE_CHUNK 1024
 
-static inline float
-load_f32(const float *x)
-{
-    return *x;
-}
+#define REDUCE_TYPE       float
+#define REDUCE_NAME(name) name##_f32
+#define REDUCE_LOAD(x)    (x)
+#define REDUCE_ROUND(x)   (x)
+#include "engine/cpu/cpu_reduce.h"
 
-static inline float
-load_f16(const uint16_t *x)
-{
-    return epx__f32_from_f16(*x);
-}
+#define REDUCE_TYPE       uint16_t
+#define REDUCE_NAME(name) name##_f16
+#define REDUCE_LOAD(x)    epx__f32_from_f16(x)
+#define REDUCE_ROUND(x)   epx__f16_from_f32(x)
+#include "engine/cpu/cpu_reduce.h"
 
-static inline float
-load_bf16(const uint16_t *x)
-{
-    return epx__f32_from_bf16(*x);
-}
-
-static inline float
-round_f32(float value)
-{
-    return value;
-}
-
-static inline uint16_t
-round_f16(float value)
-{
-    return epx__f16_from_f32(value);
-}
-
-static inline uint16_t
-round_bf16(float value)
-{
-    return epx__bf16_from_f32(value);
-}
-
-/*
- * For one element type: sums = sums + row (or + weight * row, fused) over one
- * or two rows at a time, always in the order of the rows.
- */
-#define DEFINE_REDUCE(name, type)                                             \
-    static void add_##name(float *restrict sums, const type *restrict a,      \
-                           size_t count)                                      \
-    {                                                                         \
-        for (size_t i = 0; i < count; i++) {                                  \
-            sums[i] += load_##name(a + i);                                    \
-        }                                                                     \
-    }                                                                         \
-                                                                              \
-    static void add2_##name(float *restrict sums, const type *restrict a,     \
-                            const type *restrict b, size_t count)             \
-    {                                                                         \
-        for (size_t i = 0; i < count; i++) {                                  \
-            sums[i] = sums[i] + load_##name(a + i) + load_##name(b + i);      \
-        }                                                                     \
-    }                                                                         \
-                                                                              \
-    static void fma_##name(float *restrict sums, const type *restrict a,      \
-                           float weight, size_t count)                        \
-    {                                                                         \
-        for (size_t i = 0; i < count; i++) {                                  \
-            sums[i] = fmaf(weight, load_##name(a + i), sums[i]);              \
-        }                                                                     \
-    }                                                                         \
-                                                                              \
-    static void fma2_##name(float *restrict sums, const type *restrict a,     \
-                            float wa, const type *restrict b, float wb,       \
-                            size_t count)                                     \
-    {                                                                         \
-        for (size_t i = 0; i < count; i++) {                                  \
-            float sum = fmaf(wa, load_##name(a + i), sums[i]);                \
-                                                                              \
-            sums[i] = fmaf(wb, load_##name(b + i), sum);                      \
-        }                                                                     \
-    }                                                                         \
-                                                                              \
-    static void sum_chunk_##name(const epx__reduce_t *reduce, float *sums,    \
-                                 size_t begin, size_t count)                  \
-    {                                                                         \
-        const type *const *rows = (const type *const *)reduce->rows;          \
-        const float *w = reduce->weights;                                     \
-        int i = 0;                                                            \
-                                                                              \
-        memset(sums, 0, count * sizeof(*sums));                               \
-        for (int b = 0; b < EPX_MAX_BIAS; b++) {                              \
-            if (reduce->bias[b] != NULL) {                                    \
-                add_##name(sums, (const type *)reduce->bias[b] + begin,       \
-                           count);                                            \
-            }                                                                 \
-        }                                                                     \
-        for (; i + 1 < reduce->num_rows; i += 2) {                            \
-            if (w == NULL) {                                                  \
-                add2_##name(sums, rows[i] + begin, rows[i + 1] + begin,       \
-                            count);                                           \
-            } else {                                                          \
-                fma2_##name(sums, rows[i] + begin, w[i], rows[i + 1] + begin, \
-                            w[i + 1], count);                                 \
-            }                                                                 \
-        }                                                                     \
-        if (i < reduce->num_rows && w == NULL) {                              \
-            add_##name(sums, rows[i] + begin, count);                         \
-        } else if (i < reduce->num_rows) {                                    \
-            fma_##name(sums, rows[i] + begin, w[i], count);                   \
-        }                                                                     \
-    }                                                                         \
-                                                                              \
-    static void reduce_##name(const epx__reduce_t *reduce)                    \
-    {                                                                         \
-        _Alignas(LINE) float sums[CHUNK];                                     \
-        type *out = reduce->out;                                              \
-                                                                              \
-        for (size_t begin = 0; begin < reduce->count; begin += CHUNK) {       \
-            size_t left = reduce->count - begin;                              \
-            size_t count = left < CHUNK ? left : CHUNK;                       \
-                                                                              \
-            sum_chunk_##name(reduce, sums, begin, count);                     \
-            for (size_t i = 0; i < count; i++) {                              \
-                out[begin + i] = round_##name(sums[i]);                       \
-            }                                                                 \
-        }                                                                     \
-    }
-
-DEFINE_REDUCE(f32, float)
-DEFINE_REDUCE(f16, uint16_t)
-DEFINE_REDUCE(bf16, uint16_t)
+#define REDUCE_TYPE       uint16_t
+#define REDUCE_NAME(name) name##_bf16
+#define REDUCE_LOAD(x)    epx__f32_from_bf16(x)
+#define REDUCE_ROUND(x)   epx__bf16_from_f32(x)
+#include "engine/cpu/cpu_reduce.h"
 
 const epx__kernels_t KERNELS_NAME(EPX__ISA) = {
     .isa = STRING(EPX__ISA),

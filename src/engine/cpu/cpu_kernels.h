@@ -7,6 +7,7 @@
 #define EPX_ENGINE_CPU_KERNELS_H
 
 #include <epx/epx.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -18,6 +19,7 @@ typedef struct epx__reduce {
     const void *bias[EPX_MAX_BIAS];
     void *out;
     size_t count; /* elements */
+    bool streams; /* write out past the caches; as for copy_stream */
 } epx__reduce_t;
 
 typedef struct epx__kernels {

@@ -58,6 +58,20 @@ array_row_bytes(const cpu_plan_t *plan, epx__array_t array)
     }
 }
 
+/* What an array is accessed by; payload is copied as bytes. */
+static uint64_t
+element_bytes(const cpu_plan_t *plan, epx__array_t array)
+{
+    switch (array) {
+    case EPX__ARRAY_X:
+        return 1;
+    case EPX__ARRAY_TOPK_IDX:
+        return epx_dtype_size((epx_dtype_t)plan->base.key.idx_dtype);
+    default:
+        return sizeof(uint32_t);
+    }
+}
+
 static void
 set_scale_strides(const cpu_plan_t *plan, bool staged, epx__post_t *post)
 {
@@ -152,10 +166,15 @@ cpu_target_open(const cpu_plan_t *plan, int32_t rank, const epx__post_t *post,
     char *at[EPX__NUM_ARRAYS] = { 0 };
 
     if (post->num_rows < rows ||
-        (rows > 0 && post->offset[EPX__ARRAY_X] == 0)) {
+        (rows > 0 && (post->offset[EPX__ARRAY_X] == 0 ||
+                      (plan->dispatch.num_scales > 0 &&
+                       post->offset[EPX__ARRAY_SCALES] == 0)))) {
         return epx__fail(EPX_ERR_PEER_DATA,
-                         "rank %d posted %" PRIu64 " rows for %" PRIu64, rank,
-                         post->num_rows, rows);
+                         "rank %d posted %" PRIu64 " rows of x at offset "
+                         "%" PRIu64 ", scales at %" PRIu64
+                         "; it is to receive %" PRIu64 " rows",
+                         rank, post->num_rows, post->offset[EPX__ARRAY_X],
+                         post->offset[EPX__ARRAY_SCALES], rows);
     }
     for (int i = 0; i < EPX__NUM_ARRAYS; i++) {
         bool is_scales = i == EPX__ARRAY_SCALES;
@@ -166,7 +185,8 @@ cpu_target_open(const cpu_plan_t *plan, int32_t rank, const epx__post_t *post,
                 group, rank, array_names[i], post->offset[i],
                 is_scales ? 1 : rows,
                 is_scales ? scale_extent(plan, num_local, rows, post)
-                          : array_row_bytes(plan, (epx__array_t)i));
+                          : array_row_bytes(plan, (epx__array_t)i),
+                element_bytes(plan, (epx__array_t)i));
             at[i] = group->peers[rank].base + post->offset[i];
         }
         if (status != EPX_OK) {

@@ -118,6 +118,20 @@ route_tokens(cpu_plan_t *plan, int64_t num_tokens, const void *topk_idx,
 }
 
 static void
+count_sent_rows(cpu_plan_t *plan)
+{
+    bool by_rank = cpu_is_rank_major(plan);
+    const uint32_t *counts = by_rank ? plan->sent_tokens : plan->sent_rows;
+    int32_t num_counts = by_rank ? plan->base.group->num_ranks
+                                 : (int32_t)plan->base.key.num_experts;
+
+    plan->num_sent_rows = 0;
+    for (int32_t i = 0; i < num_counts; i++) {
+        plan->num_sent_rows += counts[i];
+    }
+}
+
+static void
 post_counts(cpu_plan_t *plan)
 {
     epx_group_t *group = plan->base.group;
@@ -197,6 +211,7 @@ cpu_plan_route(cpu_plan_t *plan, int64_t num_tokens, const void *topk_idx)
     } else {
         route_tokens(plan, num_tokens, topk_idx, false);
     }
+    count_sent_rows(plan);
     plan->state = CPU_PLAN_POSTED;
     post_counts(plan);
     /* With the counts come the places of the peers' receive slots, which

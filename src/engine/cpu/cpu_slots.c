@@ -138,7 +138,7 @@ cpu_slots_send(cpu_plan_t *plan, epx__post_t *post)
     for (int32_t r = 0; r < group->num_ranks; r++) {
         epx_status_t status =
             cpu_check_extent(group, r, "receive slots", plan->peer_slots[r],
-                             count, plan->slot_bytes);
+                             count, plan->slot_bytes, EPX__LINE);
 
         if (status != EPX_OK) {
             return epx__group_break(group, status);

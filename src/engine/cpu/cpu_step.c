@@ -154,19 +154,22 @@ cpu_posts_wait(epx_group_t *group, uint64_t step, const char *what,
 
 epx_status_t
 cpu_check_extent(const epx_group_t *group, int32_t rank, const char *what,
-                 uint64_t offset, uint64_t rows, uint64_t row_bytes)
+                 uint64_t offset, uint64_t rows, uint64_t row_bytes,
+                 uint64_t element_bytes)
 {
     uint64_t segment = group->peers[rank].bytes;
     uint64_t bytes;
 
     if (__builtin_mul_overflow(rows, row_bytes, &bytes) ||
         offset < group->map.heap || offset > segment ||
-        bytes > segment - offset) {
-        return epx__fail(EPX_ERR_PEER_DATA,
-                         "rank %d posted %s at offset %" PRIu64 " for %" PRIu64
-                         " rows of %" PRIu64
-                         " bytes, outside of its heap of %" PRIu64 " bytes",
-                         rank, what, offset, rows, row_bytes, segment);
+        bytes > segment - offset || offset % element_bytes != 0) {
+        return epx__fail(
+            EPX_ERR_PEER_DATA,
+            "rank %d posted %s at offset %" PRIu64 " for %" PRIu64
+            " rows of %" PRIu64
+            " bytes, not aligned or outside of its heap, which ends "
+            "at %" PRIu64,
+            rank, what, offset, rows, row_bytes, segment);
     }
     return EPX_OK;
 }

@@ -13,6 +13,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <time.h>
 
 #define CPU_STORE_CLASSES 48
 #define CPU_STORE_TRIALS  6   /* operations that alternate at first */
@@ -36,27 +37,44 @@ cpu_store_class(cpu_store_choice_t *choice, uint64_t bytes)
                                                      : CPU_STORE_CLASSES - 1];
 }
 
-/* Whether the next operation, which writes `bytes`, should stream. */
-static inline bool
-cpu_store_streams(cpu_store_choice_t *choice, uint64_t bytes)
+/* One operation that is being measured. */
+typedef struct cpu_store_timer {
+    cpu_store_class_t *class;
+    uint64_t bytes;
+    int64_t start_ns;
+    bool streams;
+} cpu_store_timer_t;
+
+/* The caller's processor time: waiting for a core says nothing of stores. */
+static inline int64_t
+cpu_store_clock_ns(void)
+{
+    struct timespec ts;
+
+    (void)clock_gettime(CLOCK_THREAD_CPUTIME_ID, &ts);
+    return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
+}
+
+/* Choose for an operation that writes `bytes`, and start its clock. */
+static inline cpu_store_timer_t
+cpu_store_start(cpu_store_choice_t *choice, uint64_t bytes)
 {
     cpu_store_class_t *class = cpu_store_class(choice, bytes);
     bool better = class->cost[1] < class->cost[0];
+    bool retry = class->num_uses % CPU_STORE_RETRY == 0;
+    bool streams = class->num_uses < CPU_STORE_TRIALS ? class->num_uses % 2 == 1
+                                                      : better != retry;
 
-    if (class->num_uses < CPU_STORE_TRIALS) {
-        return class->num_uses % 2 == 1;
-    }
-    return class->num_uses % CPU_STORE_RETRY == 0 ? !better : better;
+    return (cpu_store_timer_t){ class, bytes, cpu_store_clock_ns(), streams };
 }
 
-/* It took this long. */
 static inline void
-cpu_store_learn(cpu_store_choice_t *choice, uint64_t bytes, bool streamed,
-                int64_t elapsed_ns)
+cpu_store_stop(const cpu_store_timer_t *timer)
 {
-    cpu_store_class_t *class = cpu_store_class(choice, bytes);
-    double cost = (double)elapsed_ns / (double)(bytes + 1);
-    double *mean = &class->cost[streamed];
+    cpu_store_class_t *class = timer->class;
+    double *mean = &class->cost[timer->streams];
+    double cost = (double)(cpu_store_clock_ns() - timer->start_ns) /
+                  (double)(timer->bytes + 1);
 
     /* The first pair of trials meets cold pages; it only primes the mean. */
     *mean = class->num_uses < 4 ? cost : *mean + (cost - *mean) / 4;
