@@ -65,7 +65,7 @@ epx__outbox_flush(epx__outbox_t *box, int fd)
         }
         if (box->block_bytes > in_block) {
             parts[message.msg_iovlen++] =
-                (struct iovec){ (char *)(uintptr_t)box->block + in_block,
+                (struct iovec){ (char *)box->block + in_block,
                                 box->block_bytes - in_block };
         }
         n = sendmsg(fd, &message, MSG_NOSIGNAL);

@@ -48,6 +48,7 @@ typedef struct door {
     epx__rank_set_t gave_up; /* ranks that had joined and left again */
     bool news;               /* since the last report to those inside */
     int64_t report_ns;
+    int accept_error; /* the errno of an accept that wanted resources */
     /* Who was sent away, for the log and for the error. */
     uint64_t num_rejected;
     epx__reason_t last_rejected;
@@ -265,6 +266,7 @@ accept_strangers(door_t *door)
             admit_stranger(door, fd, &source);
         } else if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS ||
                    errno == ENOMEM) {
+            door->accept_error = errno;
             if (door->num_strangers == 0) {
                 return epx__fail(EPX_ERR_SYSTEM,
                                  "rank 0 cannot accept more connections, %d of "
@@ -321,6 +323,7 @@ fail_late(door_t *door)
     epx__rank_set_t absent = absent_ranks(door, &came);
     int32_t num_ranks = door->identity->num_ranks;
     char rejected[320] = "";
+    char refused[96] = "";
 
     report(door, EPX__FRAME_LATE, &absent);
     if (door->num_rejected > 0) {
@@ -328,10 +331,15 @@ fail_late(door_t *door)
                        "; connections turned away: %" PRIu64 ", the last: %s",
                        door->num_rejected, door->last_rejected.text);
     }
-    return epx__fail(EPX_ERR_TIMEOUT, "%s of %d did not %s at %s in time%s",
+    if (door->accept_error != 0) {
+        (void)snprintf(refused, sizeof(refused),
+                       "; rank 0 could not accept all connections: %s",
+                       strerror(door->accept_error));
+    }
+    return epx__fail(EPX_ERR_TIMEOUT, "%s of %d did not %s at %s in time%s%s",
                      epx__rank_set_list(&absent, num_ranks).text, num_ranks,
                      came ? "stay" : "join",
-                     epx__address_text(&door->address).text, rejected);
+                     epx__address_text(&door->address).text, refused, rejected);
 }
 
 /* Sends away who is too slow; returns when to look again. */

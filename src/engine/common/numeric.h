@@ -82,6 +82,25 @@ epx__f16_from_f32(float value)
     return (uint16_t)result;
 }
 
+/*
+ * E4M3 of a value that is not negative, not NaN and below 464, from where on
+ * 448 would not be the nearest: nearest even.  Adding 2^20 times the value's
+ * power of two, or 2^-6 below E4M3's normal numbers, leaves the three bits of
+ * mantissa that E4M3 has at the end of the sum, rounded by the addition.
+ */
+EPX__INLINE uint32_t
+epx__f8e4m3_magnitude(float value)
+{
+    uint32_t power = epx__bits_from_f32(value) & 0x7f800000u;
+    uint32_t magic, sum;
+
+    power = power < 0x3c800000u ? 0x3c800000u : power; /* 2^-6 */
+    magic = power + (20u << 23);
+    sum = epx__bits_from_f32(value + epx__f32_from_bits(magic));
+    /* The biases are 127 and 7; the sum counts the leading bit, 8. */
+    return (power >> 20) - (120u << 3) + (sum - magic) - 8;
+}
+
 /* Nearest even, saturating at 448; every NaN becomes 0x7f. */
 EPX__INLINE uint8_t
 epx__f8e4m3_from_f32(float value)
@@ -89,18 +108,10 @@ epx__f8e4m3_from_f32(float value)
     uint32_t bits = epx__bits_from_f32(value);
     uint32_t sign = bits >> 24 & 0x80u;
     uint32_t magnitude = bits & 0x7fffffffu;
-    /* 120 << 23: the biases are 127 and 7. */
-    uint32_t normal =
-        (magnitude + 0x7ffffu + (magnitude >> 20 & 1) - (120u << 23)) >> 20;
-    /* Next to 2^14 a unit in the last place is 2^-9, E4M3's smallest step. */
-    uint32_t subnormal =
-        epx__bits_from_f32(epx__f32_from_bits(magnitude) + 0x1p14f) -
-        0x46800000u;
-    uint32_t result = magnitude < 0x3c800000u ? subnormal : normal;
+    uint32_t limited = magnitude < 0x43e00000u ? magnitude : 0x43e00000u;
+    uint32_t result = sign | epx__f8e4m3_magnitude(epx__f32_from_bits(limited));
 
-    result = magnitude >= 0x43e00000u ? 0x7eu : result; /* 448 and up */
-    result = magnitude > 0x7f800000u ? 0x7fu : sign | result;
-    return (uint8_t)result;
+    return (uint8_t)(magnitude > 0x7f800000u ? 0x7fu : result);
 }
 
 /* The scale of a block whose largest magnitude is amax >= 1e-4, by the rules of

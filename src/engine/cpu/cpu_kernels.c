@@ -19,7 +19,8 @@
 #define STRING_(isa)       #isa
 #define STRING(isa)        STRING_(isa)
 
-#define LINE 64
+#define LINE          64
+#define ALWAYS_INLINE inline __attribute__((always_inline))
 
 static void
 copy_stream(void *dst, const void *src, size_t bytes)
@@ -52,19 +53,78 @@ copy_stream(void *dst, const void *src, size_t bytes)
 #endif
 }
 
-/* The largest magnitude of a block, as bf16 bits; NaNs count as 0. */
-static uint16_t
-block_amax(const uint16_t *x, size_t count)
+/* Magnitudes of bf16, as integers in their order. */
+#define BF16_MAGNITUDE 0x7fffu
+#define BF16_INFINITY  0x7f80u
+
+static ALWAYS_INLINE uint16_t
+block_max(const uint16_t *x, size_t count)
 {
-    uint16_t amax = 0;
+    uint16_t max = 0;
 
     for (size_t i = 0; i < count; i++) {
-        uint16_t magnitude = x[i] & 0x7fffu;
+        uint16_t magnitude = x[i] & BF16_MAGNITUDE;
 
-        magnitude = magnitude > 0x7f80u ? 0 : magnitude;
-        amax = magnitude > amax ? magnitude : amax;
+        max = magnitude > max ? magnitude : max;
     }
-    return amax;
+    return max;
+}
+
+/* The same where NaNs count as 0. */
+static uint16_t
+block_max_number(const uint16_t *x, size_t count)
+{
+    uint16_t max = 0;
+
+    for (size_t i = 0; i < count; i++) {
+        uint16_t magnitude = x[i] & BF16_MAGNITUDE;
+
+        if (magnitude > max && magnitude <= BF16_INFINITY) {
+            max = magnitude;
+        }
+    }
+    return max;
+}
+
+static void
+convert_block(const uint16_t *restrict x, size_t count, float factor,
+              uint8_t *restrict out)
+{
+    for (size_t i = 0; i < count; i++) {
+        out[i] = epx__f8e4m3_from_f32(epx__f32_from_bf16(x[i]) * factor);
+    }
+}
+
+/* The same where nothing is NaN or rounds to more than 448. */
+static ALWAYS_INLINE void
+convert_block_finite(const uint16_t *restrict x, size_t count, float factor,
+                     uint8_t *restrict out)
+{
+    for (size_t i = 0; i < count; i++) {
+        float magnitude = epx__f32_from_bf16(x[i] & BF16_MAGNITUDE) * factor;
+
+        out[i] =
+            (uint8_t)(epx__f8e4m3_magnitude(magnitude) | (x[i] >> 8 & 0x80));
+    }
+}
+
+static ALWAYS_INLINE epx__block_scale_t
+quantize_block(epx_quantize_t kind, const uint16_t *x, size_t count,
+               uint8_t *out)
+{
+    uint16_t max = block_max(x, count);
+    bool is_finite = max < BF16_INFINITY;
+    float amax =
+        epx__f32_from_bf16(is_finite ? max : block_max_number(x, count));
+    epx__block_scale_t scale = epx__block_scale(
+        kind, amax > EPX__QUANTIZE_MIN_AMAX ? amax : EPX__QUANTIZE_MIN_AMAX);
+
+    if (is_finite) {
+        convert_block_finite(x, count, scale.factor, out);
+    } else {
+        convert_block(x, count, scale.factor, out);
+    }
+    return scale;
 }
 
 static void
@@ -80,16 +140,13 @@ quantize(epx_quantize_t kind, const uint16_t *x, size_t count, uint8_t *out,
         size_t begin = block * EPX_SCALE_BLOCK;
         size_t left = count - begin;
         size_t length = left < EPX_SCALE_BLOCK ? left : EPX_SCALE_BLOCK;
-        float amax = epx__f32_from_bf16(block_amax(x + begin, length));
-        epx__block_scale_t scale = epx__block_scale(
-            kind,
-            amax > EPX__QUANTIZE_MIN_AMAX ? amax : EPX__QUANTIZE_MIN_AMAX);
+        /* A constant length spares whole blocks the handling of ends. */
+        epx__block_scale_t scale =
+            length == EPX_SCALE_BLOCK
+                ? quantize_block(kind, x + begin, EPX_SCALE_BLOCK, out + begin)
+                : quantize_block(kind, x + begin, length, out + begin);
         uint32_t bits = epx__bits_from_f32(scale.scale);
 
-        for (size_t i = begin; i < begin + length; i++) {
-            out[i] =
-                epx__f8e4m3_from_f32(epx__f32_from_bf16(x[i]) * scale.factor);
-        }
         if (kind == EPX_QUANTIZE_F8E4M3_UE8M0) {
             scales[block / 4] |= bits >> 23 << block % 4 * 8;
         } else {

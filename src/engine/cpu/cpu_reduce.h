@@ -13,7 +13,7 @@
  * out[0..length-1] = the sums at elements `at` and on.  With a constant length
  * the sums live in registers from the first row to the rounding.
  */
-static inline __attribute__((always_inline)) void
+static ALWAYS_INLINE void
 REDUCE_NAME(sum_block)(const epx__reduce_t *reduce, size_t at, size_t length,
                        REDUCE_TYPE *restrict out)
 {

@@ -5,8 +5,9 @@
  * The kind never changes a result.
  *
  * Operations are classed by the power of two of the bytes they write.  In each
- * class both kinds are tried a few times, then the better one is used, and the
- * other is tried again now and then.
+ * class the kinds are tried in turn, for a few operations each, since the first
+ * ones find the caches as the other kind left them; then the better is used,
+ * and the other tried again now and then.
  */
 #ifndef EPX_ENGINE_CPU_STORE_CHOICE_H
 #define EPX_ENGINE_CPU_STORE_CHOICE_H
@@ -16,12 +17,13 @@
 #include <time.h>
 
 #define CPU_STORE_CLASSES 48
-#define CPU_STORE_TRIALS  6   /* operations that alternate at first */
-#define CPU_STORE_RETRY   128 /* operations between later trials */
+#define CPU_STORE_TRIAL   4   /* operations of one trial; the last one counts */
+#define CPU_STORE_PERIOD  256 /* operations from one trial to the next */
 
 typedef struct cpu_store_class {
     double cost[2]; /* ns per byte, smoothed; by kind: cached, streaming */
     uint64_t num_uses;
+    bool streams; /* the better kind, as of the last operation in no trial */
 } cpu_store_class_t;
 
 typedef struct cpu_store_choice {
@@ -55,17 +57,36 @@ cpu_store_clock_ns(void)
     return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
 }
 
+/* Whether the class's next operation belongs to a trial. */
+static inline bool
+cpu_store_is_trial(const cpu_store_class_t *class)
+{
+    return class->num_uses % CPU_STORE_PERIOD < CPU_STORE_TRIAL ||
+           class->num_uses < 2 * CPU_STORE_TRIAL;
+}
+
+/* The kind for the class's next operation. */
+static inline bool
+cpu_store_choose(cpu_store_class_t *class)
+{
+    if (class->num_uses < 2 * CPU_STORE_TRIAL) {
+        return class->num_uses >= CPU_STORE_TRIAL;
+    }
+    if (cpu_store_is_trial(class)) {
+        return !class->streams;
+    }
+    class->streams = class->cost[1] < class->cost[0];
+    return class->streams;
+}
+
 /* Choose for an operation that writes `bytes`, and start its clock. */
 static inline cpu_store_timer_t
 cpu_store_start(cpu_store_choice_t *choice, uint64_t bytes)
 {
     cpu_store_class_t *class = cpu_store_class(choice, bytes);
-    bool better = class->cost[1] < class->cost[0];
-    bool retry = class->num_uses % CPU_STORE_RETRY == 0;
-    bool streams = class->num_uses < CPU_STORE_TRIALS ? class->num_uses % 2 == 1
-                                                      : better != retry;
 
-    return (cpu_store_timer_t){ class, bytes, cpu_store_clock_ns(), streams };
+    return (cpu_store_timer_t){ class, bytes, cpu_store_clock_ns(),
+                                cpu_store_choose(class) };
 }
 
 static inline void
@@ -76,8 +97,7 @@ cpu_store_stop(const cpu_store_timer_t *timer)
     double cost = (double)(cpu_store_clock_ns() - timer->start_ns) /
                   (double)(timer->bytes + 1);
 
-    /* The first pair of trials meets cold pages; it only primes the mean. */
-    *mean = class->num_uses < 4 ? cost : *mean + (cost - *mean) / 4;
+    *mean = cpu_store_is_trial(class) ? cost : *mean + (cost - *mean) / 4;
     class->num_uses++;
 }
 
