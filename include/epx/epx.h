@@ -289,9 +289,10 @@ EPX_API epx_status_t epx_group_query(const epx_group_t *group,
 
 /*
  * Memory of this rank's heap, which its peers can reach: buffers in it move in
- * one hop, without a staging copy.  Aligned to 4096 bytes, contents undefined.
- * Local, thread-safe.  Not released by destroying plans; all of it goes with
- * the group.  EPX_ERR_HEAP_EXHAUSTED tells how much is left.
+ * one hop, without a staging copy.  Aligned to 4096 bytes, contents undefined;
+ * 0 bytes give a pointer too. Local, thread-safe.  Not released by destroying
+ * plans; all of it goes with the group.  EPX_ERR_HEAP_EXHAUSTED tells how much
+ * is left.
  */
 EPX_API epx_status_t epx_mem_alloc(epx_group_t *group, uint64_t bytes,
                                    void **ptr_p);
@@ -413,7 +414,7 @@ EPX_API epx_status_t epx_plan_create(epx_group_t *group,
 EPX_API epx_status_t epx_plan_update(epx_plan_t *plan, int64_t num_tokens,
                                      const void *topk_idx, epx_stream_t stream);
 
-typedef struct epx_plan_counts {
+typedef struct epx_counts { /* not the function's name, for C++ */
     size_t size;
     int64_t num_rows;          /* rows that this rank's receive buffer needs:
                                   num_recv, num_rows with padding, or

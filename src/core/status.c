@@ -37,27 +37,6 @@ epx_last_error(void)
     return last_error;
 }
 
-static void
-log_read_environment(void)
-{
-    const char *value = secure_getenv("EPX_LOG");
-
-    if (value == NULL) {
-        return;
-    }
-    for (size_t i = 0; i < sizeof(level_names) / sizeof(*level_names); i++) {
-        if (strcmp(value, level_names[i]) == 0) {
-            log_level = (epx__log_level_t)i;
-            return;
-        }
-    }
-    /* A log that cannot be set up must at least say so. */
-    log_level = EPX__LOG_WARN;
-    epx__log(EPX__LOG_WARN,
-             "EPX_LOG is \"%s\"; allowed are none, error, warn, info and debug",
-             value);
-}
-
 /* One write() per line, so that lines of several processes do not mix. */
 static void
 log_line(epx__log_level_t level, const char *text)
@@ -75,12 +54,37 @@ log_line(epx__log_level_t level, const char *text)
     }
 }
 
+static void
+log_read_environment(void)
+{
+    const char *value = secure_getenv("EPX_LOG");
+    char text[128];
+
+    if (value == NULL) {
+        return;
+    }
+    for (size_t i = 0; i < sizeof(level_names) / sizeof(*level_names); i++) {
+        if (strcmp(value, level_names[i]) == 0) {
+            log_level = (epx__log_level_t)i;
+            return;
+        }
+    }
+    /* A log that cannot be set up must at least say so. */
+    log_level = EPX__LOG_WARN;
+    (void)snprintf(text, sizeof(text),
+                   "EPX_LOG is \"%.40s\"; allowed are none, error, warn, info "
+                   "and debug",
+                   value);
+    log_line(EPX__LOG_WARN, text);
+}
+
 void
 epx__log(epx__log_level_t level, const char *format, ...)
 {
     char text[512];
     va_list args;
 
+    (void)pthread_once(&log_once, log_read_environment);
     if (level > log_level) {
         return;
     }

@@ -122,6 +122,16 @@ cpu_plan(epx_plan_t *plan)
     return (cpu_plan_t *)plan;
 }
 
+/* Where this rank keeps its receive slots, from the start of its segment; 0
+ * without them. */
+static inline uint64_t
+cpu_slots_offset(const cpu_plan_t *plan)
+{
+    return plan->slots == NULL
+               ? 0
+               : (uint64_t)(plan->slots - epx__group_segment(plan->base.group));
+}
+
 static inline bool
 cpu_is_rank_major(const cpu_plan_t *plan)
 {

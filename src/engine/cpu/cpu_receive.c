@@ -20,7 +20,8 @@ scale_extent(const cpu_plan_t *plan, int32_t num_local, uint64_t num_rows,
 {
     bool is_slots = plan->base.key.layout == EPX_LAYOUT_EXPERT_SLOTS;
     uint64_t experts = is_slots ? (uint64_t)num_local : 1;
-    uint64_t rows = is_slots && experts > 0 ? num_rows / experts : num_rows;
+    uint64_t rows =
+        is_slots ? (uint64_t)cpu_row_format(plan).rows_per_expert : num_rows;
     uint64_t last = 0, part;
 
     if (experts == 0 || rows == 0) {
@@ -180,7 +181,9 @@ cpu_target_open(const cpu_plan_t *plan, int32_t rank, const epx__post_t *post,
         bool is_scales = i == EPX__ARRAY_SCALES;
         epx_status_t status = EPX_OK;
 
-        if (post->offset[i] != 0) {
+        /* What nobody sends is not looked at. */
+        if (post->offset[i] != 0 &&
+            (i != EPX__ARRAY_TOPK_WEIGHTS || plan->dispatch.has_weights)) {
             status = cpu_check_extent(
                 group, rank, array_names[i], post->offset[i],
                 is_scales ? 1 : rows,

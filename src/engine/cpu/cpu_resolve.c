@@ -39,21 +39,57 @@ compare_keys(const cpu_plan_t *plan, int32_t peer, const epx__plan_key_t *key)
     return EPX_OK;
 }
 
-/* Copy one peer's count row to plan->count_row and check it. */
+/* Whether counts can be those of tokens: each goes to a rank once, and there to
+ * 1 to K experts, to each of them once. */
+static bool
+counts_are_possible(const cpu_plan_t *plan, const uint32_t *counts,
+                    uint64_t num_tokens)
+{
+    int32_t num_ranks = plan->base.group->num_ranks;
+    int32_t num_experts = (int32_t)plan->base.key.num_experts;
+    const uint32_t *rows = counts + num_ranks;
+
+    for (int32_t r = 0; r < num_ranks; r++) {
+        int32_t end = epx__first_expert(num_experts, num_ranks, r + 1);
+        uint64_t tokens = counts[r], sum = 0;
+
+        for (int32_t e = epx__first_expert(num_experts, num_ranks, r); e < end;
+             e++) {
+            if (rows[e] > tokens) {
+                return false;
+            }
+            sum += rows[e];
+        }
+        if (tokens > num_tokens || tokens > sum ||
+            sum > tokens * plan->base.key.topk) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* Copy one rank's count row to plan->count_row and check it. */
 static epx_status_t
 read_count_row(cpu_plan_t *plan, int32_t peer)
 {
     epx_group_t *group = plan->base.group;
-    size_t num_ranks = (size_t)group->num_ranks;
-    size_t num_experts = plan->base.key.num_experts;
+    size_t num_counts = (size_t)group->num_ranks + plan->base.key.num_experts;
     epx__count_row_t *shared =
         epx__map_counts(&group->map, epx__group_segment(group),
                         plan->counts_step, (uint32_t)peer);
     epx__count_row_t head = *shared;
-    uint64_t limit = plan->base.key.max_tokens_per_rank;
-    uint64_t rows = 0;
+    uint64_t limit = plan->base.key.max_tokens_per_rank == 0
+                         ? INT32_MAX
+                         : plan->base.key.max_tokens_per_rank;
     epx_status_t status;
 
+    if (peer == group->rank) {
+        /* Not from shared memory: our rows are placed by these. */
+        memcpy(plan->count_row, plan->sent_tokens,
+               num_counts * sizeof(uint32_t));
+        plan->peer_slots[peer] = cpu_slots_offset(plan);
+        return EPX_OK;
+    }
     if (head.step != plan->counts_step) {
         return epx__fail(EPX_ERR_MISMATCH,
                          "rank %d is in another operation while rank %d makes "
@@ -66,21 +102,14 @@ read_count_row(cpu_plan_t *plan, int32_t peer)
         return status;
     }
     memcpy(plan->count_row, epx__count_row_tokens(shared),
-           (num_ranks + num_experts) * sizeof(uint32_t));
-    limit = limit == 0 ? INT32_MAX : limit;
-    for (size_t e = 0; e < num_experts; e++) {
-        rows += plan->count_row[num_ranks + e];
-    }
-    for (size_t r = 0; r < num_ranks; r++) {
-        limit = plan->count_row[r] > head.num_tokens ? 0 : limit;
-    }
+           num_counts * sizeof(uint32_t));
     if (head.num_tokens > limit ||
-        rows > head.num_tokens * plan->base.key.topk) {
+        !counts_are_possible(plan, plan->count_row, head.num_tokens)) {
         return epx__group_break(
             group, epx__fail(EPX_ERR_PEER_DATA,
-                             "rank %d counts %" PRIu64 " rows for %" PRIu64
-                             " tokens with topk %u",
-                             peer, rows, head.num_tokens, plan->base.key.topk));
+                             "the counts of rank %d cannot be those of its "
+                             "%" PRIu64 " tokens with topk %u",
+                             peer, head.num_tokens, plan->base.key.topk));
     }
     plan->peer_slots[peer] = head.slots_offset;
     return EPX_OK;

@@ -140,10 +140,7 @@ post_counts(cpu_plan_t *plan)
         .step = plan->counts_step,
         .key = plan->base.key,
         .num_tokens = (uint64_t)plan->num_tokens,
-        .slots_offset =
-            plan->slots == NULL
-                ? 0
-                : (uint64_t)(plan->slots - epx__group_segment(group)),
+        .slots_offset = cpu_slots_offset(plan),
     };
 
     for (int32_t i = 1; i <= group->num_ranks; i++) {

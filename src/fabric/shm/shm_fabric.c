@@ -25,6 +25,9 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+/* How often a wait looks at its deadline. */
+#define POLL_MS 100
+
 #define REQUIRED_SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
 
 /* What travels with the descriptor. */
@@ -165,10 +168,11 @@ shm_open_segment(epx_group_t *group, uint64_t bytes, epx__fabric_card_t *card)
 }
 
 /* Send our descriptor to one peer.  Connecting and sending do not wait for the
- * peer to accept: the kernel queues both. */
+ * peer to accept: the kernel queues both.  *pushed_p stays false when strangers
+ * have filled the peer's queue, which it will drain. */
 static epx_status_t
 push_segment(const epx_group_t *group, const epx__fabric_card_t *own,
-             const epx__fabric_card_t *peer, int32_t peer_rank)
+             const epx__fabric_card_t *peer, int32_t peer_rank, bool *pushed_p)
 {
     const shm_state_t *state = group->fabric_state;
     hello_t hello = { EPX__SEGMENT_MAGIC,
@@ -187,25 +191,26 @@ push_segment(const epx_group_t *group, const epx__fabric_card_t *own,
                               .msg_controllen = sizeof(control) };
     struct cmsghdr *cmsg = CMSG_FIRSTHDR(&message);
     int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    epx_status_t status = EPX_OK;
+    bool connected, queue_is_full;
 
     cmsg->cmsg_level = SOL_SOCKET;
     cmsg->cmsg_type = SCM_RIGHTS;
     cmsg->cmsg_len = CMSG_LEN(sizeof(int));
     memcpy(CMSG_DATA(cmsg), &state->segment_fd, sizeof(int));
     memcpy(name.sun_path + 1, peer->address, length);
-    if (fd < 0 ||
-        connect(fd, (struct sockaddr *)&name,
-                (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 +
-                            length)) != 0 ||
-        sendmsg(fd, &message, MSG_NOSIGNAL) != (ssize_t)sizeof(hello)) {
-        status = epx__fail(EPX_ERR_PEER_LOST,
-                           "cannot hand the heap to rank %d: %m", peer_rank);
+    connected =
+        fd >= 0 && connect(fd, (struct sockaddr *)&name,
+                           (socklen_t)(offsetof(struct sockaddr_un, sun_path) +
+                                       1 + length)) == 0;
+    queue_is_full = fd >= 0 && !connected && errno == EAGAIN;
+    *pushed_p = connected &&
+                sendmsg(fd, &message, MSG_NOSIGNAL) == (ssize_t)sizeof(hello);
+    if (!*pushed_p && !queue_is_full) {
+        (void)epx__fail(EPX_ERR_PEER_LOST,
+                        "cannot hand the heap to rank %d: %m", peer_rank);
     }
-    if (fd >= 0) {
-        (void)close(fd);
-    }
-    return status;
+    close_fd(&fd);
+    return *pushed_p || queue_is_full ? EPX_OK : EPX_ERR_PEER_LOST;
 }
 
 /* The descriptor that came with the message, or -1; others are closed. */
@@ -270,8 +275,7 @@ receive_hello(const epx_group_t *group, const epx__fabric_card_t *cards,
         return -1;
     }
     fd = take_descriptor(&message);
-    if (bytes != (ssize_t)sizeof(hello) ||
-        hello.magic != EPX__SEGMENT_MAGIC ||
+    if (bytes != (ssize_t)sizeof(hello) || hello.magic != EPX__SEGMENT_MAGIC ||
         hello.job_id[0] != group->job_id[0] ||
         hello.job_id[1] != group->job_id[1] ||
         hello.rank >= (uint32_t)group->num_ranks ||
@@ -313,48 +317,46 @@ not_attached(const void *context, int32_t rank)
     return group->peers[rank].base == NULL;
 }
 
-/* Poll one descriptor for input; EPX_ERR_TIMEOUT names the missing ranks. */
-static epx_status_t
-wait_readable(const epx_group_t *group, int fd, int64_t deadline_ns)
+static bool
+is_readable(int fd, int timeout_ms)
 {
     struct pollfd entry = { fd, POLLIN, 0 };
 
-    for (;;) {
-        int64_t left_ms = (deadline_ns - epx__now_ns()) / EPX__NS_PER_MS;
-
-        if (left_ms <= 0) {
-            epx__rank_list_t list =
-                epx__rank_list_make(group->num_ranks, not_attached, group);
-
-            return epx__fail(EPX_ERR_TIMEOUT,
-                             "rank %d timed out waiting for the heap of %s",
-                             group->rank, list.text);
-        }
-        if (poll(&entry, 1, left_ms > 1000 ? 1000 : (int)left_ms) > 0) {
-            return EPX_OK;
-        }
-    }
+    return poll(&entry, 1, timeout_ms) > 0;
 }
 
-/* Take in the next peer's segment; EPX_OK also when it was a stranger. */
+/* The greeting of a connection of our own user, who may be slow to send it;
+ * others may not make us wait. */
+static bool
+wait_for_hello(int connection, int64_t deadline_ns)
+{
+    if (!is_same_user(connection)) {
+        return false;
+    }
+    while (!is_readable(connection, POLL_MS)) {
+        if (epx__now_ns() >= deadline_ns) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* Take in the next peer's segment, if there is one within timeout_ms; EPX_OK
+ * also when there is none, or it was a stranger. */
 static epx_status_t
 accept_one(epx_group_t *group, const epx__fabric_card_t *cards,
-           int64_t deadline_ns, int32_t *attached_p)
+           int64_t deadline_ns, int timeout_ms, int32_t *attached_p)
 {
     shm_state_t *state = group->fabric_state;
-    epx_status_t status = wait_readable(group, state->listener, deadline_ns);
+    epx_status_t status = EPX_OK;
     int connection = -1, fd = -1;
     int32_t rank = -1;
 
-    if (status == EPX_OK) {
+    if (is_readable(state->listener, timeout_ms)) {
         connection = accept4(state->listener, NULL, NULL, SOCK_CLOEXEC);
     }
-    /* Only our own user may make us wait for a greeting. */
-    if (connection >= 0 && is_same_user(connection)) {
-        status = wait_readable(group, connection, deadline_ns);
-        if (status == EPX_OK) {
-            fd = receive_hello(group, cards, connection, &rank);
-        }
+    if (connection >= 0 && wait_for_hello(connection, deadline_ns)) {
+        fd = receive_hello(group, cards, connection, &rank);
     }
     if (fd >= 0 && group->peers[rank].base == NULL) {
         status = attach_segment(group, fd, rank, cards[rank].segment_bytes);
@@ -365,21 +367,51 @@ accept_one(epx_group_t *group, const epx__fabric_card_t *cards,
     return status;
 }
 
+/* peer: the next one that needs our segment. */
+static epx_status_t
+connect_timed_out(const epx_group_t *group, int32_t attached, int32_t peer)
+{
+    epx__rank_list_t list =
+        epx__rank_list_make(group->num_ranks, not_attached, group);
+
+    if (attached == group->num_ranks) {
+        return epx__fail(EPX_ERR_TIMEOUT,
+                         "rank %d timed out handing its heap to rank %d, whose "
+                         "socket takes no more connections",
+                         group->rank, peer);
+    }
+    return epx__fail(EPX_ERR_TIMEOUT,
+                     "rank %d timed out waiting for the heap of %s",
+                     group->rank, list.text);
+}
+
 static epx_status_t
 shm_connect(epx_group_t *group, const epx__fabric_card_t *cards,
             int64_t deadline_ns)
 {
     shm_state_t *state = group->fabric_state;
     epx_status_t status = EPX_OK;
-    int32_t attached = 1;
+    int32_t pushed = 1, attached = 1; /* our own segment */
 
-    for (int32_t i = 1; i < group->num_ranks && status == EPX_OK; i++) {
-        int32_t peer = (group->rank + i) % group->num_ranks;
+    /* Both at once: a full queue drains only while its owner accepts. */
+    while (status == EPX_OK &&
+           (pushed < group->num_ranks || attached < group->num_ranks)) {
+        int32_t peer = (group->rank + pushed) % group->num_ranks;
+        bool done = false;
 
-        status = push_segment(group, &cards[group->rank], &cards[peer], peer);
-    }
-    while (status == EPX_OK && attached < group->num_ranks) {
-        status = accept_one(group, cards, deadline_ns, &attached);
+        if (pushed < group->num_ranks) {
+            status = push_segment(group, &cards[group->rank], &cards[peer],
+                                  peer, &done);
+            pushed += done;
+        }
+        if (status == EPX_OK && !done) {
+            status =
+                accept_one(group, cards, deadline_ns,
+                           pushed < group->num_ranks ? 1 : POLL_MS, &attached);
+        }
+        if (status == EPX_OK && epx__now_ns() >= deadline_ns) {
+            status = connect_timed_out(group, attached, peer);
+        }
     }
     /* The mappings stay; the descriptors have done their work. */
     close_fd(&state->listener);

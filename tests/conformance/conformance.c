@@ -1,0 +1,276 @@
+/* SPDX-License-Identifier: MIT */
+/* Every fabric, layout, element type and option against the oracle. */
+#include "conformance/named.h"
+#include "conformance/routing_file.h"
+#include "conformance/run.h"
+#include <errno.h>
+#include <getopt.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { EXIT_SKIP = 77 };
+
+typedef struct options {
+    world_kind_t kind;
+    epx_layout_t layout;
+    uint64_t first_seed;
+    uint64_t num_seeds;
+    const char *named; /* "all", a name, or NULL */
+    const char *real;  /* folder of routing files, or NULL */
+    bool verbose;
+    const char *program;
+} options_t;
+
+static const char help[] =
+    "conformance - compare EPX with the oracle over random shapes\n"
+    "\n"
+    "  --fabric thread|shm   how the ranks are joined (thread)\n"
+    "  --layout rank_major|expert_major|expert_slots   (rank_major)\n"
+    "  --seeds FIRST:COUNT   the shapes to run (1:100)\n"
+    "  --named NAME|all      the table of ugly shapes, with these seeds\n"
+    "  --real-routing DIR    the *.csv files of DIR, with 4, 7 and 8 ranks;\n"
+    "                        EPX_TEST_DATA overrides DIR; exits with 77 when\n"
+    "                        there are none\n"
+    "  --engine cpu          the engine (cpu)\n"
+    "  -v                    print every shape\n"
+    "  -h, --help            this text\n"
+    "\n"
+    "EPX_CONFORMANCE_SEEDS=N in the environment lowers COUNT to at most N, "
+    "for\n"
+    "runs under a sanitizer.  A failing shape is printed with the command "
+    "that\n"
+    "runs it again.\n";
+
+/* A decimal number, all of the text up to `end`. */
+static bool
+parse_number(const char *text, char end, uint64_t *value_p, const char **rest_p)
+{
+    char *stop;
+
+    errno = 0;
+    if (*text < '0' || *text > '9') {
+        return false;
+    }
+    *value_p = strtoull(text, &stop, 10);
+    *rest_p = stop + (*stop != '\0');
+    return errno == 0 && *stop == end;
+}
+
+static int
+bad_option(const char *what, const char *value)
+{
+    fprintf(stderr, "conformance: %s cannot be '%s'; see --help\n", what,
+            value);
+    return -1;
+}
+
+static int
+take_option(int option, const char *value, options_t *options)
+{
+    const char *rest = "";
+
+    switch (option) {
+    case 'f':
+        options->kind = strcmp(value, "shm") == 0 ? WORLD_SHM : WORLD_THREAD;
+        return strcmp(value, world_name(options->kind)) == 0
+                   ? 0
+                   : bad_option("--fabric", value);
+    case 'l':
+        for (int layout = EPX_LAYOUT_RANK_MAJOR;
+             layout <= EPX_LAYOUT_EXPERT_SLOTS; layout++) {
+            if (strcmp(value, layout_name((epx_layout_t)layout)) == 0) {
+                options->layout = (epx_layout_t)layout;
+                return 0;
+            }
+        }
+        return bad_option("--layout", value);
+    case 's':
+        return parse_number(value, ':', &options->first_seed, &rest) &&
+                       parse_number(rest, '\0', &options->num_seeds, &rest)
+                   ? 0
+                   : bad_option("--seeds", value);
+    case 'n':
+        options->named = value;
+        return 0;
+    case 'r':
+        options->real = getenv("EPX_TEST_DATA");
+        options->real = options->real ? options->real : value;
+        return 0;
+    case 'e':
+        return strcmp(value, "cpu") == 0 ? 0 : bad_option("--engine", value);
+    case 'v':
+        options->verbose = true;
+        return 0;
+    default:
+        return -1;
+    }
+}
+
+/* 0, or -1 when the options are no good, or 1 after --help. */
+static int
+parse_options(int argc, char **argv, options_t *options)
+{
+    static const struct option names[] = {
+        { "fabric", required_argument, NULL, 'f' },
+        { "layout", required_argument, NULL, 'l' },
+        { "seeds", required_argument, NULL, 's' },
+        { "named", required_argument, NULL, 'n' },
+        { "real-routing", required_argument, NULL, 'r' },
+        { "engine", required_argument, NULL, 'e' },
+        { "help", no_argument, NULL, 'h' },
+        { NULL, 0, NULL, 0 },
+    };
+    const char *limit = getenv("EPX_CONFORMANCE_SEEDS");
+    const char *rest;
+    uint64_t most;
+    int option;
+
+    while ((option = getopt_long(argc, argv, "vh", names, NULL)) != -1) {
+        if (option == 'h') {
+            fputs(help, stdout);
+            return 1;
+        }
+        if (take_option(option, optarg, options)) {
+            return -1;
+        }
+    }
+    if (optind < argc) {
+        return bad_option("an argument", argv[optind]);
+    }
+    if (limit) {
+        if (!parse_number(limit, '\0', &most, &rest)) {
+            return bad_option("EPX_CONFORMANCE_SEEDS", limit);
+        }
+        options->num_seeds =
+            most < options->num_seeds ? most : options->num_seeds;
+    }
+    return 0;
+}
+
+/* Runs one shape; on failure prints it, the failures, and how to replay it. */
+static bool
+run_shape(const options_t *options, uint64_t seed, const wish_t *wish)
+{
+    char text[WORLD_MAX_RANKS * 256];
+    shape_t *shape = malloc(sizeof(*shape));
+    bool ok;
+
+    if (!shape) {
+        perror("conformance");
+        abort();
+    }
+    shape_draw(shape, seed, options->layout, wish);
+    if (options->verbose) {
+        shape_print(shape, stdout);
+        fflush(stdout);
+    }
+    ok = world_run(options->kind, shape->num_ranks, shape->own_bootstrap, 0,
+                   run_rank, shape, NULL, text, sizeof(text));
+    if (!ok) {
+        printf("FAILED\n");
+        shape_print(shape, stdout);
+        printf("%s  again: %s --fabric %s --layout %s --seeds %llu:1", text,
+               options->program, world_name(options->kind),
+               layout_name(options->layout), (unsigned long long)seed);
+        if (options->real) {
+            printf(" --real-routing %s", options->real);
+        } else if (wish->name) {
+            printf(" --named %s", wish->name);
+        }
+        printf("\n");
+        fflush(stdout);
+    }
+    free(shape);
+    return ok;
+}
+
+static uint64_t
+run_seeds(const options_t *options, const wish_t *wish)
+{
+    uint64_t failures = 0;
+
+    for (uint64_t i = 0; i < options->num_seeds && failures < 5; i++) {
+        failures += !run_shape(options, options->first_seed + i, wish);
+    }
+    return failures;
+}
+
+static int
+run_named(const options_t *options)
+{
+    bool all = strcmp(options->named, "all") == 0;
+    uint64_t failures = 0;
+    int found = 0;
+
+    for (const wish_t *wish = named_shapes; wish->name; wish++) {
+        if (all || strcmp(wish->name, options->named) == 0) {
+            failures += run_seeds(options, wish);
+            found++;
+        }
+    }
+    if (found == 0) {
+        bad_option("--named", options->named);
+        return EXIT_FAILURE;
+    }
+    printf("%d named shapes with %llu seeds: %llu failed\n", found,
+           (unsigned long long)options->num_seeds,
+           (unsigned long long)failures);
+    return failures ? EXIT_FAILURE : EXIT_SUCCESS;
+}
+
+static int
+run_real(const options_t *options)
+{
+    static const int32_t ranks[] = { 4, 7, 8 };
+    routing_file_t files[8];
+    uint64_t failures = 0;
+    int num_files = routing_files_read(options->real, files, 8);
+
+    if (num_files <= 0) {
+        printf("SKIPPED: no routing files (*.csv) in %s\n", options->real);
+        return num_files < 0 ? EXIT_FAILURE : EXIT_SKIP;
+    }
+    for (int f = 0; f < num_files; f++) {
+        for (int i = 0; i < 3; i++) {
+            const wish_t wish = { .name = "real-routing",
+                                  .file = &files[f],
+                                  .ranks = ranks[i],
+                                  .plans = 1,
+                                  .batches = 1,
+                                  .row_bytes = 64 };
+
+            failures += run_seeds(options, &wish);
+        }
+        free(files[f].topk_idx);
+    }
+    printf("%d files with 4, 7 and 8 ranks: %llu failed\n", num_files,
+           (unsigned long long)failures);
+    return failures ? EXIT_FAILURE : EXIT_SUCCESS;
+}
+
+int
+main(int argc, char **argv)
+{
+    static const wish_t no_wish = { 0 };
+    options_t options = { .layout = EPX_LAYOUT_RANK_MAJOR,
+                          .first_seed = 1,
+                          .num_seeds = 100,
+                          .program = argv[0] };
+    int parsed = parse_options(argc, argv, &options);
+    uint64_t failures;
+
+    if (parsed != 0) {
+        return parsed < 0 ? EXIT_FAILURE : EXIT_SUCCESS;
+    }
+    if (options.real) {
+        return run_real(&options);
+    }
+    if (options.named) {
+        return run_named(&options);
+    }
+    failures = run_seeds(&options, &no_wish);
+    printf("%llu shapes: %llu failed\n", (unsigned long long)options.num_seeds,
+           (unsigned long long)failures);
+    return failures ? EXIT_FAILURE : EXIT_SUCCESS;
+}

@@ -1,0 +1,54 @@
+/* SPDX-License-Identifier: MIT */
+/* Arrays between guards, each with a twin that holds what it should hold. */
+#ifndef TESTS_CONFORMANCE_GUARD_H
+#define TESTS_CONFORMANCE_GUARD_H
+
+#include <epx/epx.h>
+#include <stdbool.h>
+
+typedef struct guarded {
+    const char *name;
+    bool is_input;
+    epx_group_t *group; /* whose memory it is in; NULL: malloc */
+    uint8_t *block;
+    uint8_t *twin;
+    size_t front; /* guard bytes before the data */
+    size_t bytes; /* of data */
+    size_t total;
+} guarded_t;
+
+/*
+ * Makes an array of `bytes` bytes and its twin, both filled with one pattern
+ * that depends on the position.  offset displaces the data from an aligned
+ * address.  An input outside EPX memory has no guard behind it, so that an
+ * address checker sees the first byte read beyond its end.
+ */
+epx_status_t guarded_make(guarded_t *g, const char *name, epx_group_t *group,
+                          size_t bytes, size_t offset, bool is_input);
+epx_status_t guarded_free(guarded_t *g);
+
+static inline void *
+guarded_data(const guarded_t *g)
+{
+    return g->block + g->front;
+}
+
+static inline void *
+guarded_expected(const guarded_t *g)
+{
+    return g->twin + g->front;
+}
+
+/* Gives the array and its twin these contents. */
+void guarded_fill(guarded_t *g, const void *contents, size_t bytes);
+
+/* Overwrites an input, which is nobody's any more, and its twin. */
+void guarded_spoil(guarded_t *g);
+
+/* Compares all of it with the twin, data as elements of dtype (see
+ * oracle_difference).  False, with the position and both values in text, at the
+ * first difference. */
+bool guarded_check(const guarded_t *g, epx_dtype_t dtype, char *text,
+                   size_t text_bytes);
+
+#endif

@@ -1,0 +1,110 @@
+/* SPDX-License-Identifier: MIT */
+#include "conformance/op.h"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+guarded_t *
+op_array(op_t *op, const char *name, epx_dtype_t dtype, int64_t count,
+         bool is_input)
+{
+    size_t size = epx_dtype_size(dtype);
+    /* No more alignment is asked for than the element type needs. */
+    const size_t offsets[] = { 0, 0, 16, 64, size };
+    /* One op's arrays are all in EPX memory, all outside, or mixed. */
+    rng_t habit = rng_of(op->shape->seed, (uint64_t)op->rank, 77);
+    int64_t style = rng_int(&habit, 0, 2);
+    bool inside = style == 0 || (style == 2 && rng_one_in(&op->rng, 2));
+    guarded_t *g = &op->arrays[op->num_arrays];
+
+    if (guarded_make(g, name, inside ? op->group : NULL, (size_t)count * size,
+                     offsets[rng_int(&op->rng, 0, 4)], is_input) != EPX_OK) {
+        return NULL;
+    }
+    op->types[op->num_arrays++] = dtype;
+    return g;
+}
+
+void *
+op_gather(op_t *op, epx_dtype_t dtype, int64_t count, uint64_t key,
+          bool special)
+{
+    rng_t rng = rng_of(op->shape->seed, key, 3);
+    void *data = malloc((size_t)count * epx_dtype_size(dtype) + 1);
+
+    if (!data || op->num_gathered == OP_MAX_GATHERED) {
+        fprintf(stderr, "conformance: no memory for the inputs of all ranks\n");
+        abort();
+    }
+    rng_fill(&rng, dtype, data, count, special);
+    op->gathered[op->num_gathered++] = data;
+    return data;
+}
+
+epx_status_t
+op_prepare(op_t *op)
+{
+    return op->shape->is_combine ? op_prepare_combine(op)
+                                 : op_prepare_dispatch(op);
+}
+
+epx_status_t
+op_start(op_t *op, epx_plan_t *plan, epx_stream_t stream)
+{
+    /* The structs need not outlive the call. */
+    epx_dispatch_args_t dispatch = op->dispatch;
+    epx_combine_args_t combine = op->combine;
+    epx_status_t status = op->shape->is_combine
+                              ? epx_combine(plan, &combine, stream)
+                              : epx_dispatch(plan, &dispatch, stream);
+
+    memset(&dispatch, 0xee, sizeof(dispatch));
+    memset(&combine, 0xee, sizeof(combine));
+    return status;
+}
+
+bool
+op_spoil_inputs(op_t *op, char *text, size_t text_bytes)
+{
+    for (int32_t i = 0; i < op->num_arrays; i++) {
+        guarded_t *g = &op->arrays[i];
+
+        if (!g->is_input) {
+            continue;
+        }
+        if (!guarded_check(g, EPX_BYTES, text, text_bytes)) {
+            return false;
+        }
+        guarded_spoil(g);
+    }
+    return true;
+}
+
+bool
+op_check(const op_t *op, char *text, size_t text_bytes)
+{
+    for (int32_t i = 0; i < op->num_arrays; i++) {
+        if (!guarded_check(&op->arrays[i], op->types[i], text, text_bytes)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+epx_status_t
+op_free(op_t *op)
+{
+    epx_status_t status = EPX_OK;
+
+    for (int32_t i = 0; i < op->num_arrays; i++) {
+        epx_status_t freed = guarded_free(&op->arrays[i]);
+
+        status = status == EPX_OK ? freed : status;
+    }
+    for (int32_t i = 0; i < op->num_gathered; i++) {
+        free(op->gathered[i]);
+    }
+    op->num_arrays = 0;
+    op->num_gathered = 0;
+    return status;
+}

@@ -1,0 +1,481 @@
+/* SPDX-License-Identifier: MIT */
+#include "conformance/run.h"
+#include "conformance/op.h"
+#include "conformance/rng.h"
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+/* One plan of the shape on this rank. */
+typedef struct plan_run {
+    const plan_shape_t *shape;
+    epx_plan_t *plan;
+    batch_t batches[MAX_BATCHES];
+    op_t ops[MAX_BATCHES][MAX_OPS];
+    void *own_idx[MAX_BATCHES]; /* what this rank's calls read */
+} plan_run_t;
+
+typedef struct run {
+    world_rank_t *self;
+    const shape_t *shape;
+    rng_t rng; /* for what this rank decides alone */
+    epx_group_t *group;
+    int32_t num_workers;
+    epx_queue_t *queues[2];
+    epx_stream_t stream; /* of what was last started */
+    plan_run_t plans[MAX_PLANS];
+} run_t;
+
+/* ---- streams ---- */
+
+static void
+synchronize(run_t *run)
+{
+    if (run->stream) {
+        world_failed(run->self, epx_queue_synchronize(run->stream),
+                     "epx_queue_synchronize");
+    }
+}
+
+/* Collective calls must come in one order: what runs on one stream is finished
+ * before the next one is used. */
+static epx_stream_t
+pick_stream(run_t *run)
+{
+    epx_stream_t choices[] = { NULL, run->queues[0], run->queues[1] };
+    epx_stream_t next = run->stream;
+
+    if (rng_one_in(&run->rng, run->shape->async ? 8 : 3)) {
+        next = choices[rng_int(&run->rng, 0, 2)];
+    }
+    if (next != run->stream) {
+        synchronize(run);
+        run->stream = next;
+    }
+    return next;
+}
+
+static void
+dawdle(run_t *run)
+{
+    if (run->shape->jitter && rng_one_in(&run->rng, 3)) {
+        struct timespec nap = { 0, rng_int(&run->rng, 0, 2000000) };
+
+        nanosleep(&nap, NULL);
+    }
+}
+
+/* ---- setting up ---- */
+
+static bool
+open_group(run_t *run)
+{
+    epx_group_config_t config = EPX_GROUP_CONFIG_INIT;
+    epx_group_info_t info = EPX_GROUP_INFO_INIT;
+    world_rank_t *self = run->self;
+
+    config.bootstrap = self->bootstrap;
+    config.heap_bytes = UINT64_C(128) << 20;
+    config.num_workers = (int32_t)rng_int(&run->rng, 0, 4);
+    config.timeout_ns = UINT64_C(40000000000);
+    if (world_failed(self, epx_group_create(&config, &run->group),
+                     "epx_group_create") ||
+        world_failed(self, epx_group_query(run->group, &info),
+                     "epx_group_query")) {
+        return false;
+    }
+    if (self->num_ranks > 1 &&
+        strcmp(info.fabric, world_name(self->kind)) != 0) {
+        world_fail(self, "the group uses fabric %s instead of %s", info.fabric,
+                   world_name(self->kind));
+    }
+    if (config.num_workers && info.num_workers != config.num_workers) {
+        world_fail(self, "asked for %d workers, got %d", config.num_workers,
+                   info.num_workers);
+    }
+    run->num_workers = info.num_workers;
+    for (int i = 0; i < 2; i++) {
+        if (world_failed(self, epx_queue_create(run->group, &run->queues[i]),
+                         "epx_queue_create")) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static void
+gather_batch(const run_t *run, plan_run_t *pr, int32_t index)
+{
+    const plan_shape_t *shape = pr->shape;
+    batch_t *batch = &pr->batches[index];
+
+    batch->plan = shape;
+    batch->index = index;
+    for (int32_t r = 0; r < run->shape->num_ranks; r++) {
+        epx_plan_args_t *args = &batch->args[r];
+
+        *args = (epx_plan_args_t)EPX_PLAN_ARGS_INIT;
+        args->layout = shape->layout;
+        args->num_experts = shape->num_experts;
+        args->topk = shape->topk;
+        args->idx_dtype = shape->idx_dtype;
+        args->num_tokens = shape->tokens[index][r];
+        args->max_tokens_per_rank = shape->max_tokens_per_rank;
+        args->expert_alignment = shape->expert_alignment;
+        args->send_only_row_bytes = shape->send_only_row_bytes;
+        args->topk_idx = shape_topk_idx(shape, run->shape->num_ranks, index, r);
+    }
+    batch->oracle = oracle_create(run->shape->num_ranks, batch->args);
+}
+
+/* Routing first, then the capacity that it needs, then the oracle again with
+ * that. */
+static void
+gather_plan(const run_t *run, plan_run_t *pr)
+{
+    int64_t most = 1;
+
+    for (int32_t b = 0; b < pr->shape->num_batches; b++) {
+        gather_batch(run, pr, b);
+        if (oracle_most_rows(pr->batches[b].oracle) > most) {
+            most = oracle_most_rows(pr->batches[b].oracle);
+        }
+    }
+    if (pr->shape->capacity == CAPACITY_EXACT) {
+        return;
+    }
+    if (pr->shape->capacity == CAPACITY_LOOSE) {
+        most += pr->shape->extra_capacity;
+    }
+    for (int32_t b = 0; b < pr->shape->num_batches; b++) {
+        batch_t *batch = &pr->batches[b];
+
+        for (int32_t r = 0; r < run->shape->num_ranks; r++) {
+            batch->args[r].recv_capacity = most;
+        }
+        oracle_destroy(batch->oracle);
+        batch->oracle = oracle_create(run->shape->num_ranks, batch->args);
+    }
+}
+
+/* ---- a batch ---- */
+
+/* The plan's routing for this batch, in memory that is spoilt once the call may
+ * no longer look at it. */
+static bool
+route(run_t *run, plan_run_t *pr, int32_t b)
+{
+    world_rank_t *self = run->self;
+    epx_plan_args_t args = pr->batches[b].args[self->rank];
+    size_t bytes =
+        (size_t)(args.num_tokens * args.topk) * epx_dtype_size(args.idx_dtype);
+    epx_stream_t stream = pick_stream(run);
+    epx_status_t status;
+
+    pr->own_idx[b] = malloc(bytes + 1);
+    if (!pr->own_idx[b]) {
+        world_fail(self, "no memory for %zu bytes of topk_idx", bytes);
+        return false;
+    }
+    memcpy(pr->own_idx[b], args.topk_idx, bytes);
+    args.topk_idx = args.num_tokens > 0 ? pr->own_idx[b] : NULL;
+    dawdle(run);
+    if (b == 0) {
+        status = epx_plan_create(run->group, &args, stream, &pr->plan);
+    } else {
+        status =
+            epx_plan_update(pr->plan, args.num_tokens, args.topk_idx, stream);
+    }
+    if (!stream) {
+        memset(pr->own_idx[b], 0x5a, bytes);
+    }
+    return !world_failed(self, status,
+                         b == 0 ? "epx_plan_create" : "epx_plan_update");
+}
+
+static void
+same_list(world_rank_t *self, const char *name, const int64_t *want,
+          const int64_t *got, int32_t count)
+{
+    for (int32_t i = 0; i < count; i++) {
+        if (want[i] != got[i]) {
+            world_fail(self, "epx_plan_counts: %s[%d]: expected %lld, got %lld",
+                       name, i, (long long)want[i], (long long)got[i]);
+        }
+    }
+}
+
+/* All counts, against the oracle's.  False when they cannot be had; wrong ones
+ * are noted, and the run goes on so that the other ranks need not wait. */
+static bool
+check_counts(run_t *run, plan_run_t *pr, int32_t b)
+{
+    world_rank_t *self = run->self;
+    epx_plan_counts_t want = oracle_counts(pr->batches[b].oracle, self->rank);
+    epx_plan_counts_t got = EPX_PLAN_COUNTS_INIT;
+
+    if (world_failed(self, epx_plan_counts(pr->plan, &got),
+                     "epx_plan_counts")) {
+        return false;
+    }
+    const int64_t wants[] = { want.num_rows, want.num_recv_tokens,
+                              want.num_recv_rows, want.first_expert,
+                              want.num_local_experts };
+    const int64_t gots[] = { got.num_rows, got.num_recv_tokens,
+                             got.num_recv_rows, got.first_expert,
+                             got.num_local_experts };
+
+    same_list(self,
+              "{num_rows, num_recv_tokens, num_recv_rows, first_expert, "
+              "num_local_experts}",
+              wants, gots, 5);
+    same_list(self, "rank_tokens", want.rank_tokens, got.rank_tokens,
+              run->shape->num_ranks);
+    same_list(self, "expert_rows", want.expert_rows, got.expert_rows,
+              want.num_local_experts);
+    same_list(self, "expert_offsets", want.expert_offsets, got.expert_offsets,
+              want.num_local_experts + 1);
+    return true;
+}
+
+static bool
+prepare_op(run_t *run, plan_run_t *pr, int32_t b, int32_t i)
+{
+    op_t *op = &pr->ops[b][i];
+
+    op->shape = &pr->shape->ops[b][i];
+    op->batch = &pr->batches[b];
+    op->rank = run->self->rank;
+    op->num_ranks = run->shape->num_ranks;
+    op->group = run->group;
+    op->num_workers = run->num_workers;
+    op->rng = rng_of(op->shape->seed, (uint64_t)op->rank, 5);
+    return !world_failed(run->self, op_prepare(op), "preparing an operation");
+}
+
+typedef struct completion {
+    epx_plan_t *plan;
+    epx_status_t status;
+    char text[256];
+} completion_t;
+
+static void *
+complete_main(void *arg)
+{
+    completion_t *completion = arg;
+
+    completion->status = epx_complete(completion->plan, NULL);
+    strncat(completion->text, epx_last_error(), sizeof(completion->text) - 1);
+    return NULL;
+}
+
+/* The receive hook from a thread of its own. */
+static bool
+complete_elsewhere(run_t *run, plan_run_t *pr)
+{
+    completion_t completion = { .plan = pr->plan };
+    pthread_t thread;
+
+    synchronize(run);
+    if (pthread_create(&thread, NULL, complete_main, &completion)) {
+        world_fail(run->self, "pthread_create failed");
+        return false;
+    }
+    pthread_join(thread, NULL);
+    if (completion.status != EPX_OK) {
+        world_fail(run->self, "epx_complete in another thread: status %d: %s",
+                   (int)completion.status, completion.text);
+    }
+    return completion.status == EPX_OK;
+}
+
+static bool
+complete(run_t *run, plan_run_t *pr)
+{
+    dawdle(run);
+    if (rng_one_in(&run->rng, 6)) {
+        return complete_elsewhere(run, pr);
+    }
+    return !world_failed(run->self, epx_complete(pr->plan, pick_stream(run)),
+                         "epx_complete");
+}
+
+static bool
+has_op(const plan_run_t *pr, int32_t b, int32_t i)
+{
+    return b < pr->shape->num_batches && i < pr->shape->num_ops[b];
+}
+
+/* An operation that was finished in the call itself is done with its inputs. */
+static void
+spoil_inputs(run_t *run, plan_run_t *pr, int32_t b, int32_t i)
+{
+    char text[512];
+
+    if (!run->stream && !op_spoil_inputs(&pr->ops[b][i], text, sizeof(text))) {
+        world_fail(run->self, "batch %d, operation %d changed an input: %s", b,
+                   i, text);
+    }
+}
+
+/* The i-th operation of every plan: those that only send are completed when all
+ * have been started, in either order. */
+static bool
+run_ops(run_t *run, int32_t b, int32_t i)
+{
+    int32_t num_plans = run->shape->num_plans;
+    bool backwards = run->plans[0].shape->ops[b % MAX_BATCHES][i].seed & 1;
+
+    for (int32_t p = 0; p < num_plans; p++) {
+        plan_run_t *pr = &run->plans[p];
+
+        if (!has_op(pr, b, i)) {
+            continue;
+        }
+        dawdle(run);
+        if (world_failed(run->self,
+                         op_start(&pr->ops[b][i], pr->plan, pick_stream(run)),
+                         pr->ops[b][i].shape->is_combine ? "epx_combine"
+                                                         : "epx_dispatch")) {
+            return false;
+        }
+        if (!pr->ops[b][i].shape->send_only) {
+            spoil_inputs(run, pr, b, i);
+        }
+    }
+    for (int32_t n = 0; n < num_plans; n++) {
+        plan_run_t *pr = &run->plans[backwards ? num_plans - 1 - n : n];
+
+        if (!has_op(pr, b, i) || !pr->ops[b][i].shape->send_only) {
+            continue;
+        }
+        if (!complete(run, pr)) {
+            return false;
+        }
+        spoil_inputs(run, pr, b, i);
+    }
+    return true;
+}
+
+static void
+check_ops(run_t *run, int32_t b)
+{
+    char text[512];
+
+    for (int32_t p = 0; p < run->shape->num_plans; p++) {
+        for (int32_t i = 0; has_op(&run->plans[p], b, i); i++) {
+            op_t *op = &run->plans[p].ops[b][i];
+
+            if (!op_check(op, text, sizeof(text))) {
+                world_fail(
+                    run->self, "plan %d, batch %d, operation %d (%s): %s", p, b,
+                    i, op->shape->is_combine ? "combine" : "dispatch", text);
+            }
+            world_failed(run->self, op_free(op), "epx_mem_free");
+        }
+    }
+}
+
+static bool
+run_batch(run_t *run, int32_t b)
+{
+    for (int32_t p = 0; p < run->shape->num_plans; p++) {
+        plan_run_t *pr = &run->plans[p];
+
+        if (b >= pr->shape->num_batches) {
+            continue;
+        }
+        if (!route(run, pr, b) ||
+            (rng_one_in(&run->rng, 2) && !check_counts(run, pr, b))) {
+            return false;
+        }
+    }
+    for (int32_t i = 0; i < MAX_OPS; i++) {
+        for (int32_t p = 0; p < run->shape->num_plans; p++) {
+            if (has_op(&run->plans[p], b, i) &&
+                !prepare_op(run, &run->plans[p], b, i)) {
+                return false;
+            }
+        }
+        if (!run_ops(run, b, i)) {
+            return false;
+        }
+    }
+    for (int32_t p = 0; p < run->shape->num_plans; p++) {
+        if (b < run->plans[p].shape->num_batches &&
+            (!run->shape->async || rng_one_in(&run->rng, 2)) &&
+            !check_counts(run, &run->plans[p], b)) {
+            return false;
+        }
+    }
+    if (!run->shape->async) {
+        synchronize(run);
+        check_ops(run, b);
+    }
+    return true;
+}
+
+/* ---- tearing down ---- */
+
+static void
+close_plan(run_t *run, plan_run_t *pr)
+{
+    world_failed(run->self, epx_plan_destroy(pr->plan), "epx_plan_destroy");
+    for (int32_t b = 0; b < pr->shape->num_batches; b++) {
+        oracle_destroy(pr->batches[b].oracle);
+        free(pr->own_idx[b]);
+        for (int32_t r = 0; r < run->shape->num_ranks; r++) {
+            free((void *)(uintptr_t)pr->batches[b].args[r].topk_idx);
+        }
+        for (int32_t i = 0; i < pr->shape->num_ops[b]; i++) {
+            op_free(&pr->ops[b][i]);
+        }
+    }
+}
+
+static void
+close_group(run_t *run)
+{
+    for (int i = 0; i < 2; i++) {
+        world_failed(run->self, epx_queue_destroy(run->queues[i]),
+                     "epx_queue_destroy");
+    }
+    world_failed(run->self, epx_group_destroy(run->group), "epx_group_destroy");
+}
+
+void
+run_rank(world_rank_t *self, void *shape)
+{
+    run_t *run = calloc(1, sizeof(*run));
+    int32_t most_batches = 0;
+    bool ok;
+
+    if (!run) {
+        world_fail(self, "no memory");
+        return;
+    }
+    run->self = self;
+    run->shape = shape;
+    run->rng = rng_of(run->shape->seed, (uint64_t)self->rank, 6);
+    ok = open_group(run);
+    for (int32_t p = 0; p < run->shape->num_plans; p++) {
+        run->plans[p].shape = &run->shape->plans[p];
+        gather_plan(run, &run->plans[p]);
+        if (run->plans[p].shape->num_batches > most_batches) {
+            most_batches = run->plans[p].shape->num_batches;
+        }
+    }
+    for (int32_t b = 0; ok && b < most_batches; b++) {
+        ok = run_batch(run, b);
+    }
+    synchronize(run);
+    for (int32_t b = 0; ok && run->shape->async && b < most_batches; b++) {
+        check_ops(run, b);
+    }
+    for (int32_t p = 0; p < run->shape->num_plans; p++) {
+        close_plan(run, &run->plans[p]);
+    }
+    close_group(run);
+    free(run);
+}

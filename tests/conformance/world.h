@@ -1,0 +1,56 @@
+/* SPDX-License-Identifier: MIT */
+/* Ranks to test with: threads of this process, or processes forked from it. */
+#ifndef TESTS_CONFORMANCE_WORLD_H
+#define TESTS_CONFORMANCE_WORLD_H
+
+#include <epx/epx.h>
+#include <stdbool.h>
+
+enum { WORLD_MAX_RANKS = 16, WORLD_TEXT = 1024 };
+
+typedef enum world_kind {
+    WORLD_THREAD,
+    WORLD_SHM,
+} world_kind_t;
+
+const char *world_name(world_kind_t kind);
+
+/* One rank; in memory that all ranks and their parent share. */
+typedef struct world_rank {
+    int32_t rank;
+    int32_t num_ranks;
+    world_kind_t kind;
+    const epx_bootstrap_t *bootstrap; /* NULL after the group is made */
+    void *shared;                     /* the shared_bytes of world_run */
+    bool failed;
+    char text[WORLD_TEXT]; /* the first failure */
+} world_rank_t;
+
+/* Notes a failure; only the first of a rank is kept. */
+void world_fail(world_rank_t *self, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
+
+/* Notes the failure of an EPX call, with its sentence.  True if there was one.
+ */
+bool world_failed(world_rank_t *self, epx_status_t status, const char *call);
+
+typedef void world_fn(world_rank_t *self, void *context);
+
+/*
+ * Runs fn(rank, context) on every rank and waits for all.  Processes always
+ * meet through an allgather of the test's own; threads do so when own_bootstrap
+ * is set, and through epx_bootstrap_threads_create otherwise.  shared_bytes of
+ * zeroed memory are shared by the ranks; *shared_p, if not NULL, takes it over
+ * (release it with world_release).  False, with the first failure of each rank
+ * in text, when a rank failed or died.
+ */
+bool world_run(world_kind_t kind, int32_t num_ranks, bool own_bootstrap,
+               size_t shared_bytes, world_fn *fn, void *context,
+               void **shared_p, char *text, size_t text_bytes);
+
+void world_release(void *shared, size_t shared_bytes);
+
+/* A barrier of the ranks that does not involve EPX. */
+void world_barrier(world_rank_t *self);
+
+#endif

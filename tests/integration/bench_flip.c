@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: MIT */
+/* Preloaded into epx-bench: spoils one bit of what a call gives, so that a test
+ * can see whether --check finds it.  EPX_TEST_FLIP says which call. */
+#include <dlfcn.h>
+#include <epx/epx.h>
+#include <stdlib.h>
+#include <string.h>
+
+static void
+flip_if(const char *call, void *byte)
+{
+    const char *chosen = getenv("EPX_TEST_FLIP");
+    if (chosen && !strcmp(chosen, call)) {
+        *(unsigned char *)byte ^= 1;
+    }
+}
+
+EPX_API epx_status_t
+epx_dispatch(epx_plan_t *plan, const epx_dispatch_args_t *args,
+             epx_stream_t stream)
+{
+    epx_status_t (*real)(epx_plan_t *, const epx_dispatch_args_t *,
+                         epx_stream_t);
+    *(void **)&real = dlsym(RTLD_NEXT, "epx_dispatch");
+    epx_status_t status = real(plan, args, stream);
+    flip_if("dispatch", args->recv_x);
+    flip_if("weights", args->recv_topk_weights);
+    return status;
+}
+
+EPX_API epx_status_t
+epx_combine(epx_plan_t *plan, const epx_combine_args_t *args,
+            epx_stream_t stream)
+{
+    epx_status_t (*real)(epx_plan_t *, const epx_combine_args_t *,
+                         epx_stream_t);
+    *(void **)&real = dlsym(RTLD_NEXT, "epx_combine");
+    epx_status_t status = real(plan, args, stream);
+    flip_if("combine", args->out);
+    return status;
+}
+
+EPX_API epx_status_t
+epx_plan_counts(epx_plan_t *plan, epx_plan_counts_t *counts)
+{
+    epx_status_t (*real)(epx_plan_t *, epx_plan_counts_t *);
+    *(void **)&real = dlsym(RTLD_NEXT, "epx_plan_counts");
+    epx_status_t status = real(plan, counts);
+    flip_if("counts", &counts->num_recv_tokens);
+    return status;
+}

@@ -1,0 +1,260 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: MIT
+#
+# Tests of epx-bench:  bench_test.sh EPX_BENCH CASE ROUTING_DIRECTORY FLIP
+# FLIP is the library that the case "difference" preloads.
+# Figures are never judged here, only that they are there and well formed.
+set -u
+bench=$1
+case=$2
+routing=$3
+flip=${4-}
+dir=$(mktemp -d)
+trap 'rm -rf "$dir"' EXIT
+trap 'exit 1' HUP INT TERM
+small=(--tokens 24 --hidden 256 --experts 12 --topk 3 --iters 2)
+
+fail() {
+    echo "FAIL: $*" >&2
+    sed 's/^/  stdout: /' "$dir/out" 2>/dev/null | cut -c1-300 | head -20 >&2
+    sed 's/^/  stderr: /' "$dir/err" 2>/dev/null | cut -c1-300 | head -20 >&2
+    exit 1
+}
+
+expect() { # WHAT ACTUAL WANTED
+    [ "$2" = "$3" ] || fail "$1 is \"$2\", not \"$3\""
+}
+
+expect_match() { # FILE PATTERN
+    grep -Eq -- "$2" "$dir/$1" || fail "no line of $1 matches \"$2\""
+}
+
+# The output is in $dir/out and $dir/err.
+run() { # STATUS OPTION...
+    local wanted=$1 status=0
+    shift
+    "$bench" "$@" >"$dir/out" 2>"$dir/err" || status=$?
+    expect "the exit status of $*" $status "$wanted"
+}
+
+quietly() { # OPTION...
+    run 0 "$@"
+    expect "what $* says" "$(cat "$dir/err")" ""
+}
+
+wait_until() { # COMMAND...
+    local tries
+    for ((tries = 0; tries < 600; tries++)); do
+        "$@" && return
+        sleep 0.05
+    done
+    fail "did not come true in 30 s: $*"
+}
+
+has_children() { # PID COUNT
+    [ "$(pgrep -c -P "$1")" = "$2" ]
+}
+
+all_gone() { # PID...
+    ! kill -0 "$@" 2>/dev/null
+}
+
+# Starts four ranks that are busy for long; $bench_pid is their parent.
+start_long() {
+    "$bench" --ranks 4 --procs "${small[@]}" --iters 1000000 \
+        >"$dir/out" 2>"$dir/err" &
+    bench_pid=$!
+    wait_until has_children "$bench_pid" 4
+    mapfile -t ranks < <(pgrep -P "$bench_pid")
+    sleep 0.3
+}
+
+case_usage() {
+    quietly --help
+    expect_match out '^usage: epx-bench'
+    quietly --version
+    expect_match out '^epx-bench [0-9]+\.[0-9]+\.[0-9]+$'
+    run 2 --ranks 0
+    expect "the complaint" "$(cat "$dir/err")" \
+        "epx-bench: --ranks is '0'; allowed: 1 to 1024"
+    run 2 --routing "$dir/none.csv"
+    expect_match err 'none.csv: No such file'
+    printf 'expert0,weight0\n4,1\n' >"$dir/r.csv"
+    run 2 --routing "$dir/r.csv" --experts 4
+    expect_match err "line 2: the expert is '4'; allowed: -1 to 3"
+    run 2 --routing "$dir/r.csv" --experts 5 --topk 2
+    expect_match err '--topk is 2'
+}
+
+number='[0-9]+\.[0-9]+'
+shape='"mode": "(ht|ll)", "ranks": [0-9]+, "tokens": [0-9]+, "hidden": [0-9]+'
+shape+=', "topk": [0-9]+, "experts": [0-9]+, "dtype": "[a-z0-9]+"'
+shape+=', "workers": [0-9]+, "iters": [0-9]+'
+times="\"min_us\": $number, \"p50_us\": $number, \"p99_us\": $number"
+tail=', "layout": "[a-z]+", "quantize": null, "routing": "uniform"}$'
+
+expect_json() { # OP FABRIC PEER, where the operation moves rows
+    expect_match out "^\{\"op\": \"$1\", \"engine\": \"cpu\", \"fabric\": \
+\"$2\", $shape, $times, \"bytes_moved\": [0-9]+, \"gbps\": $number, \
+\"ceiling_gbps\": $number, \"ratio_ceiling\": $number, $3$tail"
+}
+
+no_peer='"peer": null, "peer_p50_us": null, "ratio_peer": null'
+
+case_json() {
+    local op
+    quietly --json --threads "${small[@]}"
+    expect "the number of lines" "$(wc -l <"$dir/out")" 3
+    for op in dispatch combine; do
+        expect_json $op thread "$no_peer"
+    done
+    expect_match out "\"op\": \"plan\".*\"bytes_moved\": null, \"gbps\": null, \
+\"ceiling_gbps\": null, \"ratio_ceiling\": null, $no_peer"
+    quietly --json --procs --vs memcpy --ranks 3 "${small[@]}"
+    for op in dispatch combine; do
+        expect_json $op shm "\"peer\": \"memcpy\", \"peer_p50_us\": $number, \
+\"ratio_peer\": $number"
+    done
+}
+
+case_table() {
+    quietly --vs memcpy --ranks 2 --workers 2 "${small[@]}"
+    expect_match out '^cpu engine, thread fabric: 2 ranks x 2 workers, ht'
+    expect_match out '^combine( +[0-9.]+){6}  memcpy( +[0-9.]+){2}$'
+}
+
+case_layouts() {
+    local layout mode launch
+    for layout in rank expert slots; do
+        for mode in ht ll; do
+            for launch in threads procs; do
+                quietly --check --json --ranks 5 --$launch --mode $mode \
+                    --layout $layout "${small[@]}"
+            done
+        done
+    done
+}
+
+case_dtypes() {
+    local dtype quantize
+    for dtype in bf16 fp8 f32 f16; do
+        quietly --check --dtype $dtype --ranks 3 --procs "${small[@]}"
+        quietly --check --dtype $dtype --mode ll --workers 2 "${small[@]}"
+    done
+    for quantize in f32 pow2 ue8m0; do
+        quietly --check --quantize=$quantize --layout expert "${small[@]}"
+        quietly --check --quantize=$quantize --mode ll "${small[@]}"
+    done
+}
+
+case_routings() {
+    local kind
+    printf 'expert0,expert1,expert2,weight0,weight1,weight2\n%s\n%s\n%s\n' \
+        0,5,11,.5,.25,.25 -1,-1,-1,0,0,0 11,-1,3,1,0,-.5 >"$dir/r.csv"
+    for kind in zipf:1.2 group:4,1 "$dir/r.csv"; do
+        quietly --check --ranks 4 --routing "$kind" "${small[@]}"
+        quietly --check --ranks 4 --mode ll --routing "$kind" "${small[@]}"
+    done
+    # Fewer tokens than ranks.
+    quietly --check --ranks 5 --routing "$dir/r.csv" --hidden 64 --iters 2
+    expect_match out '^each 1 tokens x 64 bf16, top-3 of 256 experts'
+}
+
+case_recorded() {
+    local file found=
+    for file in "$routing"/*.csv; do
+        [ -e "$file" ] || continue
+        found=1
+        quietly --check --routing "$file" --experts 60 --topk 4 --hidden 256 \
+            --ranks 8 --iters 1
+    done
+    if [ -z "$found" ]; then
+        echo "SKIPPED: there is no recorded routing in $routing" >&2
+        exit 77
+    fi
+}
+
+case_send_only() {
+    local layout op
+    for layout in rank expert slots; do
+        quietly --check --send-only --json --mode ll --layout $layout \
+            --ranks 3 --procs "${small[@]}"
+        for op in dispatch-send dispatch-hook combine-hook; do
+            expect_json $op shm "$no_peer"
+        done
+        expect_match out '"op": "combine-send".*"bytes_moved": null'
+    done
+}
+
+case_outside() {
+    quietly --check --buffers outside --ranks 3 "${small[@]}"
+    quietly --check --buffers outside --mode ll --procs --no-bind "${small[@]}"
+}
+
+# The library refuses such rows; one rank tells, and all end.
+case_failure() {
+    local launch
+    for launch in threads procs; do
+        run 1 --$launch --ranks 3 "${small[@]}" --hidden 7
+        expect "the number of complaints" "$(wc -l <"$dir/err")" 1
+        expect_match err '^epx-bench: rank [0-2]: .*(7|14)'
+        expect "the output" "$(cat "$dir/out")" ""
+    done
+}
+
+# --check finds a single bit, and says where.
+case_difference() {
+    local call
+    export LD_PRELOAD=$flip
+    quietly --check "${small[@]}"
+    for call in counts dispatch weights combine; do
+        export EPX_TEST_FLIP=$call
+        run 1 --check "${small[@]}"
+        expect "the number of complaints" "$(wc -l <"$dir/err")" 1
+        expect_match err '^epx-bench: rank [01]: checked iteration 0: '
+        case $call in
+        counts) expect_match err "the plan's num_recv_tokens is [0-9]+; it " ;;
+        combine) expect_match err 'combine differs: .' ;;
+        *) expect_match err 'dispatch differs: .' ;;
+        esac
+        run 0 "${small[@]}"
+    done
+}
+
+case_rank_killed() {
+    local status=0
+    start_long
+    kill -KILL "${ranks[2]}"
+    wait "$bench_pid" || status=$?
+    expect "the exit status" $status 1
+    expect_match err 'rank 2 was ended by signal 9'
+    wait_until all_gone "${ranks[@]}"
+}
+
+case_launcher_killed() {
+    start_long
+    kill -KILL "$bench_pid"
+    wait_until all_gone "${ranks[@]}"
+}
+
+case_mpi() {
+    if [ ! -x "$(dirname "$bench")/epx-bench-mpi-peer" ] ||
+        ! command -v mpirun >/dev/null; then
+        echo "SKIPPED: the MPI peer is not here" >&2
+        exit 77
+    fi
+    local layout peer op
+    peer="\"peer\": \"mpi\", \"peer_p50_us\": $number, \"ratio_peer\": $number"
+    for layout in rank expert slots; do
+        quietly --vs mpi --json --ranks 3 --layout $layout "${small[@]}"
+        for op in dispatch combine; do
+            expect_json $op thread "$peer"
+        done
+    done
+    # A peer that cannot be had is no failure.
+    run 0 --vs mpi --json --dtype f16 "${small[@]}"
+    expect_match err 'no figures of the mpi peer: it has no f16'
+    expect_match out '"peer": "mpi", "peer_p50_us": null, "ratio_peer": null'
+}
+
+"case_$case"

@@ -1,0 +1,3 @@
+// SPDX-License-Identifier: MIT
+// The same program must be C++, too.
+#include "main.c"

@@ -1,0 +1,74 @@
+/* SPDX-License-Identifier: MIT */
+/* What epx-bench is asked to do. */
+#ifndef EPX_BENCH_OPTIONS_H
+#define EPX_BENCH_OPTIONS_H
+
+#include "bench_error.h"
+
+#include <epx/epx.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+enum bench_mode {
+    BENCH_HT,
+    BENCH_LL,
+};
+
+enum bench_routing_kind {
+    BENCH_UNIFORM,
+    BENCH_ZIPF,
+    BENCH_GROUP,
+    BENCH_CSV,
+};
+
+struct bench_options {
+    bool procs; /* ranks are processes, not threads */
+    int32_t ranks;
+    enum bench_mode mode;
+    epx_layout_t layout;
+    int64_t tokens; /* per rank; 0: the routing file's, split evenly */
+    int64_t hidden;
+    int32_t topk; /* 0: the routing file's */
+    int32_t experts;
+    epx_dtype_t dtype;
+    epx_quantize_t quantize;
+    enum bench_routing_kind routing;
+    const char *routing_text; /* as it was given; the path with BENCH_CSV */
+    double zipf_exponent;
+    int32_t groups;
+    int32_t groups_per_token;
+    int32_t workers;
+    int32_t iters;
+    int32_t warmup;
+    uint64_t seed;
+    bool check;
+    bool vs_memcpy;
+    bool vs_mpi;
+    bool json;
+    bool send_only;
+    bool bind;
+    bool buffers_outside;
+    int32_t cores; /* that this process may use */
+};
+
+enum bench_parsed {
+    BENCH_PARSED_RUN,
+    BENCH_PARSED_HELP,
+    BENCH_PARSED_VERSION,
+    BENCH_PARSED_ERROR, /* the sentence is in *error */
+};
+
+/* Prints nothing.  Strings in *options point into argv. */
+enum bench_parsed bench_options_parse(int argc, char **argv, int32_t cores,
+                                      struct bench_options *options,
+                                      struct bench_error *error);
+
+extern const char bench_options_help[];
+
+/* The words that the options use. */
+const char *bench_mode_name(enum bench_mode mode);
+const char *bench_layout_name(epx_layout_t layout);
+const char *bench_dtype_name(epx_dtype_t dtype);
+const char *bench_quantize_name(epx_quantize_t quantize); /* NULL for none */
+
+#endif

@@ -1,0 +1,160 @@
+/* SPDX-License-Identifier: MIT */
+#include "bench_shape.h"
+
+#include <stdlib.h>
+
+/* All heaps are mapped by every process; this leaves most of a 47-bit address
+ * space to the rest. */
+#define MAX_MAPPED_BYTES 0x1p45
+/* For the library's own tables, and what the sizes below round away. */
+#define SPARE_BYTES           ((uint64_t)64 << 20)
+#define SPARE_BYTES_PER_ENTRY 64u
+
+const char *
+bench_op_name(enum bench_op op)
+{
+    static const char *const names[BENCH_NUM_OPS] = {
+        [BENCH_PLAN] = "plan",
+        [BENCH_DISPATCH] = "dispatch",
+        [BENCH_DISPATCH_SEND] = "dispatch-send",
+        [BENCH_DISPATCH_HOOK] = "dispatch-hook",
+        [BENCH_COMBINE] = "combine",
+        [BENCH_COMBINE_SEND] = "combine-send",
+        [BENCH_COMBINE_HOOK] = "combine-hook",
+    };
+    return names[op];
+}
+
+bool
+bench_op_active(enum bench_op op, const struct bench_options *options)
+{
+    if (op == BENCH_PLAN) {
+        return true;
+    }
+    return options->send_only == (op != BENCH_DISPATCH && op != BENCH_COMBINE);
+}
+
+static void
+set_formats(struct bench_shape *shape, const struct bench_options *o)
+{
+    int32_t blocks =
+        (int32_t)((o->hidden + EPX_SCALE_BLOCK - 1) / EPX_SCALE_BLOCK);
+    bool narrow = o->dtype == EPX_F8E4M3 || o->quantize;
+    shape->sent_dtype = narrow ? EPX_F8E4M3 : o->dtype;
+    shape->combine_dtype = narrow ? EPX_BF16 : o->dtype;
+    shape->given_scales = o->dtype == EPX_F8E4M3 ? blocks : 0;
+    shape->sent_scales = o->quantize == EPX_QUANTIZE_F8E4M3_UE8M0
+                             ? (blocks + 3) / 4
+                         : narrow ? blocks
+                                  : 0;
+    shape->x_bytes = (size_t)o->hidden * epx_dtype_size(o->dtype);
+    shape->sent_bytes = (size_t)o->hidden * epx_dtype_size(shape->sent_dtype);
+    shape->combine_bytes =
+        (size_t)o->hidden * epx_dtype_size(shape->combine_dtype);
+}
+
+/* Rows that suffice whatever the routing is: memory is taken as it is touched,
+ * so room that stays unused costs nothing. */
+static int64_t
+most_rows(const struct bench_routing *routing)
+{
+    const struct bench_options *o = routing->options;
+    int64_t tokens = o->ranks * routing->max_tokens;
+    int64_t local = (o->experts + o->ranks - 1) / o->ranks;
+    if (o->layout == EPX_LAYOUT_RANK_MAJOR) {
+        return tokens;
+    }
+    if (o->layout == EPX_LAYOUT_EXPERT_MAJOR && local > routing->topk) {
+        return tokens * routing->topk;
+    }
+    return tokens * local;
+}
+
+bool
+bench_shape_make(struct bench_shape *shape, const struct bench_routing *routing,
+                 struct bench_error *error)
+{
+    const struct bench_options *o = routing->options;
+    double ranks = o->ranks;
+    *shape = (struct bench_shape){ 0 };
+    set_formats(shape, o);
+    shape->recv_rows = most_rows(routing);
+    /* idx and weights of a received row, in the largest case. */
+    double meta = (double)routing->topk * (sizeof(int64_t) + sizeof(float));
+    double scales = 4.0 * shape->sent_scales;
+    double bytes =
+        (double)shape->recv_rows * ((double)shape->sent_bytes + scales + meta +
+                                    (double)shape->combine_bytes) +
+        (double)routing->max_tokens *
+            ((double)(shape->x_bytes + shape->combine_bytes) + scales + meta);
+    if (o->send_only) {
+        bytes += 2 * ranks * (double)routing->max_tokens *
+                 ((double)shape->sent_bytes + scales + meta);
+    }
+    bytes += SPARE_BYTES_PER_ENTRY *
+             (ranks * o->experts +
+              (double)routing->max_tokens * (routing->topk + ranks));
+    if (bytes * ranks > MAX_MAPPED_BYTES) {
+        return bench_fail(error,
+                          "the buffers of %d ranks would take up to %.1f TB "
+                          "of addresses; allowed: %.1f TB",
+                          o->ranks, bytes * ranks / 1e12,
+                          MAX_MAPPED_BYTES / 1e12);
+    }
+    shape->heap_bytes = (uint64_t)bytes + SPARE_BYTES;
+    return true;
+}
+
+static void
+add_bytes(const struct bench_shape *shape, const struct bench_routing *routing,
+          const struct bench_traffic *n, uint64_t bytes[BENCH_NUM_OPS])
+{
+    bool by_rank = routing->options->layout == EPX_LAYOUT_RANK_MAJOR;
+    uint64_t topk = (uint64_t)routing->topk;
+    uint64_t rows = (uint64_t)(by_rank ? n->rank_pairs : n->expert_pairs);
+    uint64_t tokens = (uint64_t)n->tokens;
+    uint64_t sent_row = shape->sent_bytes + 4u * (uint64_t)shape->sent_scales;
+    uint64_t meta = by_rank ? topk * (sizeof(int64_t) + sizeof(float))
+                            : topk * sizeof(float);
+    uint64_t row_meta = by_rank ? meta : sizeof(float);
+    uint64_t read = (uint64_t)n->tokens_sent *
+                        (shape->x_bytes + 4u * (uint64_t)shape->given_scales) +
+                    tokens * meta;
+    uint64_t write = rows * (sent_row + row_meta);
+    /* A split dispatch crosses once per destination rank, then is placed. */
+    uint64_t crossing = (uint64_t)n->rank_pairs * (sent_row + meta);
+    uint64_t combine = (rows + tokens) * shape->combine_bytes;
+    if (!by_rank) {
+        combine += tokens * topk * sizeof(float);
+    }
+    bytes[BENCH_DISPATCH] += read + write;
+    bytes[BENCH_DISPATCH_SEND] += read + crossing;
+    bytes[BENCH_DISPATCH_HOOK] += crossing + write;
+    bytes[BENCH_COMBINE] += combine;
+    bytes[BENCH_COMBINE_HOOK] += combine;
+}
+
+bool
+bench_shape_bytes(const struct bench_shape *shape,
+                  const struct bench_routing *routing,
+                  uint64_t bytes[BENCH_NUM_OPS])
+{
+    size_t cells = (size_t)routing->max_tokens * (size_t)routing->topk;
+    int64_t *idx = malloc(cells * sizeof *idx);
+    float *weights = malloc(cells * sizeof *weights);
+    bool good = idx && weights;
+    for (int op = 0; op < BENCH_NUM_OPS; op++) {
+        bytes[op] = 0;
+    }
+    for (int32_t r = 0; good && r < routing->options->ranks; r++) {
+        int64_t tokens = bench_routing_tokens(routing, r);
+        good = bench_routing_fill(routing, r, 0, idx, weights);
+        if (good) {
+            struct bench_traffic n = bench_routing_count(routing, tokens, idx);
+            add_bytes(shape, routing, &n, bytes);
+        }
+    }
+    free(idx);
+    free(weights);
+    return good;
+}

@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: MIT */
+/* Sizes that follow from the options and the routing. */
+#ifndef EPX_BENCH_SHAPE_H
+#define EPX_BENCH_SHAPE_H
+
+#include "bench_routing.h"
+
+/* What is timed. */
+enum bench_op {
+    BENCH_PLAN,
+    BENCH_DISPATCH,
+    BENCH_DISPATCH_SEND,
+    BENCH_DISPATCH_HOOK,
+    BENCH_COMBINE,
+    BENCH_COMBINE_SEND,
+    BENCH_COMBINE_HOOK,
+    BENCH_NUM_OPS,
+};
+
+const char *bench_op_name(enum bench_op op);
+
+/* Whether these options time the operation. */
+bool bench_op_active(enum bench_op op, const struct bench_options *options);
+
+struct bench_shape {
+    epx_dtype_t sent_dtype;    /* of received rows */
+    epx_dtype_t combine_dtype; /* fp8 rows come back as bf16 */
+    int32_t given_scales;      /* per row, an input of dispatch */
+    int32_t sent_scales;       /* per row, received */
+    size_t x_bytes;            /* one row of each */
+    size_t sent_bytes;
+    size_t combine_bytes;
+    int64_t recv_rows; /* that a rank's receive buffers hold */
+    uint64_t heap_bytes;
+};
+
+bool bench_shape_make(struct bench_shape *shape,
+                      const struct bench_routing *routing,
+                      struct bench_error *error);
+
+/* Bytes that one operation must read and write over all ranks, 0 for those
+ * that move no rows.  False when memory has run out. */
+bool bench_shape_bytes(const struct bench_shape *shape,
+                       const struct bench_routing *routing,
+                       uint64_t bytes[BENCH_NUM_OPS]);
+
+#endif
