@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 # A thin wrapper around CMake's presets (CMakePresets.json) and scripts/.
+MAKEFLAGS += --no-print-directory
 PREFIX ?= /usr/local
 FUZZ_SECONDS ?= 60
 

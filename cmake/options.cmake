@@ -38,4 +38,9 @@ if(EPX_SANITIZE)
   add_compile_options(-fsanitize=${EPX_SANITIZE} -fno-omit-frame-pointer
                       -fno-sanitize-recover=all)
   add_link_options(-fsanitize=${EPX_SANITIZE})
+  # clang leaves the sanitizers' runtime to the program: libepx.so, which else
+  # must find all it needs, may want it.
+  if(CMAKE_C_COMPILER_ID MATCHES "Clang")
+    link_libraries(-Wl,-z,undefs)
+  endif()
 endif()

@@ -33,20 +33,26 @@
  * Experts are placed in contiguous blocks: with q = E / R and m = E mod R,
  * the first m ranks hold q + 1 experts each and the others q.
  *
- * Collective calls must be made by every rank of the group, in the same order.
- * Those that take a stream run in stream order: with a CPU group a stream is an
- * epx_queue_t of that group, or NULL to run inside the call.
+ * Collective calls must be made by every rank of the group, and must run in the
+ * same order on all of them.  Those that take a stream run in stream order:
+ * with a CPU group a stream is an epx_queue_t of that group, or NULL to run
+ * inside the call.  One queue keeps the order by itself; a caller who uses
+ * several, or a queue and NULL, synchronizes between calls that could overtake
+ * each other.
  *
  * Errors.  Every function returns an epx_status_t (or a plain value when it
  * cannot fail).  On failure epx_last_error() is one sentence, for this thread,
  * that names the value and what is allowed.  A call that fails in its own
- * arguments changes nothing and may be made again, corrected.  No call blocks
- * past the group's timeout.  EPX never aborts, exits, installs a signal handler
- * or writes to the environment, and prints only when EPX_LOG asks for it.
+ * arguments changes nothing and may be made again, corrected.  No wait for a
+ * peer lasts longer than the group's timeout; calls that wait for a queue also
+ * wait for what the caller has put there.  A group that has failed can only be
+ * destroyed, and until then its peers may still write to the buffers of its
+ * open operations.  EPX never aborts, exits, installs a signal handler or
+ * writes to the environment, and prints only when EPX_LOG (error, warn, info)
+ * asks for it.
  *
- * Threads.  A group may be used from several threads, but its collective calls
- * must still be issued in one order; calls on one plan must not overlap.
- * Different groups are independent.
+ * Threads.  A group may be used from several threads, in the order above; calls
+ * on one plan must not overlap.  Different groups are independent.
  *
  * Structs that are passed in start with a `size` field; set it with the
  * matching _INIT macro.  Fields are only ever added at the end, and zero always
@@ -182,7 +188,9 @@ typedef struct epx_bootstrap {
  * Rank 0 listens on EPX_PORT at MASTER_ADDR; the default port is MASTER_PORT +
  * 1, since frameworks use MASTER_PORT themselves.  Where the launcher gives no
  * address and all ranks are on this host, 127.0.0.1 and a port derived from the
- * job's id serve.
+ * job's id serve.  The id is EPX_JOB_ID, else TORCHELASTIC_RUN_ID, else
+ * PMIX_NAMESPACE, else SLURM_JOB_ID with SLURM_STEP_ID; ranks with another id
+ * are turned away.
  *
  * Only holders of the job's secret are admitted (HMAC-SHA256 challenge and
  * response, both ways).  The secret is 64 hexadecimal digits in EPX_SECRET, or
@@ -376,8 +384,10 @@ typedef struct epx_plan_args {
      * EPX_SEND_ONLY will carry; same on every rank.  With it (and T_max) such a
      * send never waits for a peer: the plan keeps 2 * R * T_max receive slots
      * in the heap, which epx_complete unpacks; only making the plan waits for
-     * the peers, in stream order.  0: a send-only dispatch waits until its
-     * peers have entered theirs, and writes rows to their places. */
+     * the peers, in stream order.  Whether recv_rows suffices is then known
+     * only to epx_complete, whose EPX_ERR_TOO_SMALL ends the operation.  0: a
+     * send-only dispatch waits until its peers have entered theirs, and writes
+     * rows to their places. */
     int64_t send_only_row_bytes;
 } epx_plan_args_t;
 
@@ -452,19 +462,29 @@ EPX_API epx_status_t epx_plan_destroy(epx_plan_t *plan);
 /* Dispatch                                                                  */
 /* ------------------------------------------------------------------------- */
 
-/* Quantise on send: x is BF16, rows arrive as F8E4M3 with one scale for each
+/*
+ * Quantise on send: x is BF16, rows arrive as F8E4M3 with one scale for each
  * block of 128 channels (the last block may be short).  With
- *     amax = max(1e-4, max |x| over the block), in float32
+ *
+ *     amax = max(1e-4, max |x| over the block; NaNs count as 0), in float32
+ *
  * the scale and the value sent are, all in IEEE single precision,
- *     F32     scale = amax * (1/448)            q = e4m3(x * (448 / amax))
- *     POW2    scale = 2^ceil(log2(amax * (1/448)))    q = e4m3(x * (1 / scale))
+ *
+ *     F32     scale = amax * (1 / 448)
+ *             q = e4m3(x * (448 / amax))
+ *
+ *     POW2    scale = 2 ^ ceil(log2(amax * (1 / 448)))
+ *             q = e4m3(x * (1 / scale))
+ *
  *     UE8M0   as POW2; only the scale's biased 8-bit exponent is sent
- * where e4m3 rounds to nearest even and saturates at +-448.  x is q * scale.
- * F32 and POW2 send float32 scales, S = ceil(H / 128).  UE8M0 packs four
- * exponents in an int32, the lowest byte first: S = ceil(ceil(H / 128) / 4),
- * unused bytes are 0.  A block with a NaN or infinity: NaN counts as 0 in amax
- * and is sent as NaN; infinity gives an infinite amax, whose block is sent as
- * F32 NaN scale rules of IEEE arithmetic make it.  See docs/formats.md. */
+ *
+ * where e4m3 rounds to nearest even, saturates at 448 and keeps NaN.  F32 and
+ * POW2 send float32 scales, S = ceil(H / 128).  UE8M0 packs four exponents in
+ * an int32, the lowest byte first, S = ceil(ceil(H / 128) / 4); unused bytes
+ * are 0.  A block with an infinity has an infinite scale (exponent 255): its
+ * numbers are sent as 0, its infinities as NaN.  The format's source and an
+ * example are in docs/formats.md.
+ */
 typedef enum epx_quantize {
     EPX_QUANTIZE_NONE = 0,
     EPX_QUANTIZE_F8E4M3_F32,
@@ -476,10 +496,11 @@ typedef enum epx_quantize {
 #define EPX_SEND_ONLY 1u
 
 /*
- * Every array may lie in EPX memory or anywhere else.  What peers write
- * (recv_*) goes through a staging block of the heap when it lies elsewhere,
- * which costs one more copy.  Which of the optional arrays are given must be
- * the same on every rank.
+ * Every array may lie in EPX memory or anywhere else, aligned to its element.
+ * What peers write (recv_*) goes through a staging block of the heap when it
+ * lies elsewhere, which costs one more copy.  Whether topk_weights and scales
+ * are given must be the same on every rank; the other optional arrays are each
+ * rank's own choice.  A pointer to no elements may be NULL.
  *
  * Arrays named recv_* have one row for each received row, in the plan's layout.
  * Rows beyond the received ones are not written, except that padding rows of
@@ -492,11 +513,12 @@ typedef struct epx_dispatch_args {
                           before and after quantisation */
     epx_dtype_t dtype; /* of x; not an index type */
     epx_quantize_t quantize;
-    /* Scales of rows that are already quantised, 4 bytes each (float32, or four
-     * packed UE8M0): element (t, j) is scales[t * scale_token_stride + j *
-     * scale_stride].  Strides of 0 mean [T, S].  NULL: none. */
+    /* Scales of rows that are already quantised, num_scales of 4 bytes each
+     * (float32, or four packed UE8M0): element (t, j) is
+     * scales[t * scale_token_stride + j * scale_stride].  A stride of 0 means
+     * S, or 1: together [T, S]. */
     const void *scales;
-    int32_t num_scales; /* S; ignored with quantize, which gives it */
+    int32_t num_scales; /* S, 0 for none; quantize gives it by itself */
     int64_t scale_token_stride;
     int64_t scale_stride;
     const float *topk_weights; /* [T, K], optional */
@@ -504,10 +526,12 @@ typedef struct epx_dispatch_args {
     void *recv_x;      /* [recv_rows, H] */
     int64_t recv_rows; /* rows that the recv_* buffers hold; at least
                           the plan's num_rows */
-    /* Element (row, j) is recv_scales[row * recv_scale_row_stride + j *
-     * recv_scale_stride]; in EXPERT_SLOTS row counts from the expert's start,
-     * which is recv_scale_expert_stride elements after the one before.  Strides
-     * of 0 mean [recv_rows, S].  Required when scales are sent. */
+    /* Element (row, j) is
+     * recv_scales[row * recv_scale_row_stride + j * recv_scale_stride]; in
+     * EXPERT_SLOTS row counts from the expert's start, which is
+     * recv_scale_expert_stride elements after the one before.  A stride of 0
+     * means S for rows, 1 for scales, and for experts the larger of R * T_max
+     * row strides and S scale strides.  Required when scales are sent. */
     void *recv_scales;
     int64_t recv_scale_row_stride;
     int64_t recv_scale_stride;
@@ -631,9 +655,11 @@ EPX_API epx_status_t epx_combine(epx_plan_t *plan,
 
 /*
  * The receive hook: finishes the plan's send-only dispatch or combine.  A plan
- * has at most one such operation open, a group at most 8.  Collective, stream
- * order; may be called from another thread, and on another stream, than the
- * send, provided that the send has run by then.
+ * has at most one such operation open, and the group may have started at most 7
+ * further collective operations since (plans created or updated, dispatches,
+ * combines); an 8th fails with EPX_ERR_STATE.  Collective, stream order; may be
+ * called from another thread, and on another stream, than the send, provided
+ * that the send has run by then.
  */
 EPX_API epx_status_t epx_complete(epx_plan_t *plan, epx_stream_t stream);
 

@@ -1,10 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 #include "api/api_args.h"
 
-#include "core/group.h"
-#include "core/queue.h"
+#include "core/status.h"
 
-#include <stdbool.h>
 #include <string.h>
 
 /* No struct will ever be this large: a size beyond is not a size. */
@@ -64,17 +62,4 @@ epx__args_return(void *to, const void *from, size_t bytes, size_t first_bytes,
                (given < bytes ? given : bytes) - sizeof(given));
     }
     return status;
-}
-
-epx_status_t
-epx__args_stream(const epx_group_t *group, epx_stream_t stream)
-{
-    if (stream != NULL && epx__queue_group(stream) != group) {
-        return epx__fail(EPX_ERR_WRONG_GROUP,
-                         "the stream %p is a queue of group %p, the plan is of "
-                         "group %p",
-                         stream, (void *)epx__queue_group(stream),
-                         (const void *)group);
-    }
-    return EPX_OK;
 }

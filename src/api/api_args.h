@@ -6,6 +6,10 @@
 #include <epx/epx.h>
 #include <stddef.h>
 
+/* The size that a struct had when `last` was its last field. */
+#define EPX__BYTES_THROUGH(type, last) \
+    (offsetof(type, last) + sizeof(((type *)0)->last))
+
 /*
  * Copy a caller's struct into one of the present size.  `first_bytes` is the
  * size that the first release had: a smaller one is refused, what an older
@@ -18,8 +22,5 @@ epx_status_t epx__args_copy(void *to, size_t bytes, const void *from,
  * caller's size. */
 epx_status_t epx__args_return(void *to, const void *from, size_t bytes,
                               size_t first_bytes, const char *name);
-
-/* NULL, or a queue of the group. */
-epx_status_t epx__args_stream(const epx_group_t *group, epx_stream_t stream);
 
 #endif

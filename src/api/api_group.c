@@ -123,7 +123,9 @@ complete_config(epx_group_config_t *config)
 {
     epx_status_t status;
 
-    if (config->device != EPX_DEVICE_CPU || config->device_ordinal != 0) {
+    if (epx__engine_find(config->device) == NULL ||
+        config->device_ordinal < 0 ||
+        (config->device == EPX_DEVICE_CPU && config->device_ordinal > 0)) {
         return epx__fail(EPX_ERR_UNSUPPORTED,
                          "config->device is %d, ordinal %d; this build has "
                          "EPX_DEVICE_CPU (%d), ordinal 0",
@@ -162,11 +164,13 @@ complete_config(epx_group_config_t *config)
 static epx_status_t
 check_bootstrap(const epx_bootstrap_t *bootstrap)
 {
-    if (bootstrap->size < sizeof(*bootstrap)) {
+    size_t least = EPX__BYTES_THROUGH(epx_bootstrap_t, context);
+
+    if (bootstrap->size < least) {
         return epx__fail(EPX_ERR_INVALID,
                          "bootstrap->size is %zu; it must be at least %zu "
                          "(start from EPX_BOOTSTRAP_INIT)",
-                         bootstrap->size, sizeof(*bootstrap));
+                         bootstrap->size, least);
     }
     if (bootstrap->allgather == NULL) {
         return epx__fail(EPX_ERR_NULL, "bootstrap->allgather is null");
@@ -261,10 +265,11 @@ choose_workers(const birth_t *birth, const hello_t *hellos)
     epx_group_t *group = birth->group;
     const epx__cores_t *own = &hellos[group->rank].cores;
     int32_t wanted = birth->config.num_workers;
-    int32_t sharers = 0, share;
+    int32_t sharers = 1, share; /* this rank, and those that overlap */
 
     for (int32_t rank = 0; rank < group->num_ranks; rank++) {
-        sharers += epx__cores_overlap(own, &hellos[rank].cores);
+        sharers +=
+            rank != group->rank && epx__cores_overlap(own, &hellos[rank].cores);
     }
     share = own->count / sharers;
     group->num_workers = wanted > 0 ? wanted : share > 1 ? share : 1;
@@ -308,7 +313,8 @@ meet(birth_t *birth, epx_status_t own_status)
     for (int32_t rank = 0; rank < bootstrap->num_ranks; rank++) {
         places[rank] = hellos[rank].place;
     }
-    if (status == EPX_OK) {
+    /* Without a group no gather succeeds, which not every reader can see. */
+    if (status == EPX_OK && birth->group != NULL) {
         memcpy(birth->group->job_id, hellos[0].nonce, sizeof(hello.nonce));
         choose_workers(birth, hellos);
         status = epx__fabric_choose(places, bootstrap->num_ranks,
@@ -395,7 +401,7 @@ group_join(birth_t *birth, epx_status_t config_status)
     }
     status = meet(birth, config_status);
     if (status == EPX_OK) {
-        birth->group->engine = &epx__engine_cpu;
+        birth->group->engine = epx__engine_find(birth->config.device);
         status = join_segments(birth);
     }
     return status;
@@ -411,11 +417,15 @@ epx_group_create(const epx_group_config_t *config, epx_group_t **group_p)
         return epx__fail(EPX_ERR_NULL, "group_p is null");
     }
     status = epx__args_copy(&birth.config, sizeof(birth.config), config,
-                            sizeof(birth.config), "config");
+                            EPX__BYTES_THROUGH(epx_group_config_t, timeout_ns),
+                            "config");
     if (status != EPX_OK) {
         return status;
     }
-    config_status = complete_config(&birth.config);
+    config_status = epx__log_check();
+    if (config_status == EPX_OK) {
+        config_status = complete_config(&birth.config);
+    }
     if (config_status != EPX_OK) {
         birth.config.timeout_ns = DEFAULT_TIMEOUT_NS; /* to tell the others */
     }
@@ -434,6 +444,13 @@ epx_group_create(const epx_group_config_t *config, epx_group_t **group_p)
         group_free(birth.group);
         return status;
     }
+    epx__log(EPX__LOG_INFO,
+             "rank %d of %d: engine %s (%s), fabric %s, %d workers, heap of "
+             "%" PRIu64 " bytes",
+             birth.group->rank, birth.group->num_ranks,
+             birth.group->engine->name, birth.group->engine->isa(),
+             birth.group->fabric->name, birth.group->num_workers,
+             birth.group->heap.end - birth.group->heap.begin);
     *group_p = birth.group;
     return EPX_OK;
 }
@@ -494,5 +511,7 @@ epx_group_query(const epx_group_t *group, epx_group_info_t *info)
     now.heap_bytes = group->heap.end - group->heap.begin;
     epx__heap_usage(&shared->heap, &now.heap_free_bytes,
                     &now.heap_largest_free_bytes);
-    return epx__args_return(info, &now, sizeof(now), sizeof(now), "info");
+    return epx__args_return(
+        info, &now, sizeof(now),
+        EPX__BYTES_THROUGH(epx_group_info_t, heap_largest_free_bytes), "info");
 }

@@ -3,7 +3,6 @@
 #include "core/cores.h"
 #include "core/status.h"
 #include "engine/common/placement.h"
-#include "engine/cpu/cpu_kernels.h"
 #include "engine/engine.h"
 #include "fabric/fabric.h"
 
@@ -24,7 +23,9 @@ static pthread_once_t names_once = PTHREAD_ONCE_INIT;
 static void
 list_names(void)
 {
-    engine_names[0] = epx__engine_cpu.name;
+    for (int i = 0; epx__engines[i] != NULL && i < MAX_LISTED - 1; i++) {
+        engine_names[i] = epx__engines[i]->name;
+    }
     for (int i = 0; epx__fabrics[i] != NULL && i < MAX_LISTED - 1; i++) {
         fabric_names[i] = epx__fabrics[i]->name;
     }
@@ -39,9 +40,11 @@ epx_library_query(epx_library_info_t *info)
     now.version = VERSION;
     now.engines = engine_names;
     now.fabrics = fabric_names;
-    now.cpu_isa = epx__kernels_get()->isa;
+    now.cpu_isa = epx__engine_cpu.isa();
     now.num_cores = epx__cores_get().count;
-    return epx__args_return(info, &now, sizeof(now), sizeof(now), "info");
+    return epx__args_return(info, &now, sizeof(now),
+                            EPX__BYTES_THROUGH(epx_library_info_t, num_cores),
+                            "info");
 }
 
 size_t

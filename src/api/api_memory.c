@@ -4,11 +4,17 @@
 epx_status_t
 epx_mem_alloc(epx_group_t *group, uint64_t bytes, void **ptr_p)
 {
+    epx_status_t status;
+
     if (group == NULL || ptr_p == NULL) {
         return epx__fail(EPX_ERR_NULL, "%s is null",
                          group == NULL ? "group" : "ptr_p");
     }
-    return epx__heap_alloc(&group->heap, bytes, "epx_mem_alloc", ptr_p);
+    /* Peers may still write to what operations of a broken group had. */
+    status = epx__group_check(group);
+    return status == EPX_OK
+               ? epx__heap_alloc(&group->heap, bytes, "epx_mem_alloc", ptr_p)
+               : status;
 }
 
 epx_status_t

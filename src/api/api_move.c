@@ -221,12 +221,14 @@ epx_dispatch(epx_plan_t *plan, const epx_dispatch_args_t *args,
     if (plan == NULL) {
         return epx__fail(EPX_ERR_NULL, "plan is null");
     }
-    status = epx__args_copy(&full, sizeof(full), args, sizeof(full), "args");
+    status = epx__args_copy(
+        &full, sizeof(full), args,
+        EPX__BYTES_THROUGH(epx_dispatch_args_t, num_workers), "args");
     if (status == EPX_OK) {
         status = check_dispatch(plan, &full);
     }
     if (status == EPX_OK) {
-        status = epx__args_stream(plan->group, stream);
+        status = plan->group->engine->check_stream(plan->group, stream);
     }
     return status == EPX_OK ? plan->group->engine->dispatch(plan, &full, stream)
                             : status;
@@ -293,12 +295,14 @@ epx_combine(epx_plan_t *plan, const epx_combine_args_t *args,
     if (plan == NULL) {
         return epx__fail(EPX_ERR_NULL, "plan is null");
     }
-    status = epx__args_copy(&full, sizeof(full), args, sizeof(full), "args");
+    status = epx__args_copy(&full, sizeof(full), args,
+                            EPX__BYTES_THROUGH(epx_combine_args_t, num_workers),
+                            "args");
     if (status == EPX_OK) {
         status = check_combine(plan, &full);
     }
     if (status == EPX_OK) {
-        status = epx__args_stream(plan->group, stream);
+        status = plan->group->engine->check_stream(plan->group, stream);
     }
     return status == EPX_OK ? plan->group->engine->combine(plan, &full, stream)
                             : status;
@@ -312,7 +316,7 @@ epx_complete(epx_plan_t *plan, epx_stream_t stream)
     if (plan == NULL) {
         return epx__fail(EPX_ERR_NULL, "plan is null");
     }
-    status = epx__args_stream(plan->group, stream);
+    status = plan->group->engine->check_stream(plan->group, stream);
     return status == EPX_OK ? plan->group->engine->complete(plan, stream)
                             : status;
 }

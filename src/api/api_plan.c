@@ -91,13 +91,20 @@ check_combination(const epx_plan_args_t *args)
 }
 
 static epx_status_t
-check_routing(int64_t num_tokens, const void *topk_idx)
+check_routing(int64_t num_tokens, const void *topk_idx, epx_dtype_t idx_dtype)
 {
-    return num_tokens == 0 || topk_idx != NULL
-               ? EPX_OK
-               : epx__fail(EPX_ERR_NULL,
-                           "topk_idx is null, but num_tokens is %" PRId64,
-                           num_tokens);
+    if (num_tokens > 0 && topk_idx == NULL) {
+        return epx__fail(EPX_ERR_NULL,
+                         "topk_idx is null, but num_tokens is %" PRId64,
+                         num_tokens);
+    }
+    if ((uintptr_t)topk_idx % epx_dtype_size(idx_dtype) != 0) {
+        return epx__fail(EPX_ERR_INVALID,
+                         "topk_idx is %p; it must be a multiple of its "
+                         "element's %zu bytes",
+                         topk_idx, epx_dtype_size(idx_dtype));
+    }
+    return EPX_OK;
 }
 
 static epx_status_t
@@ -112,7 +119,8 @@ check_plan_args(const epx_group_t *group, const epx_plan_args_t *args)
         status = check_combination(args);
     }
     if (status == EPX_OK) {
-        status = check_routing(args->num_tokens, args->topk_idx);
+        status =
+            check_routing(args->num_tokens, args->topk_idx, args->idx_dtype);
     }
     if (status == EPX_OK && widest * args->topk > MAX_TOKENS) {
         status = epx__fail(EPX_ERR_SHAPE,
@@ -135,7 +143,9 @@ epx_plan_create(epx_group_t *group, const epx_plan_args_t *args,
         return epx__fail(EPX_ERR_NULL, "%s is null",
                          group == NULL ? "group" : "plan_p");
     }
-    status = epx__args_copy(&full, sizeof(full), args, sizeof(full), "args");
+    status = epx__args_copy(
+        &full, sizeof(full), args,
+        EPX__BYTES_THROUGH(epx_plan_args_t, send_only_row_bytes), "args");
     if (status != EPX_OK) {
         return status;
     }
@@ -143,7 +153,7 @@ epx_plan_create(epx_group_t *group, const epx_plan_args_t *args,
         full.expert_alignment == 0 ? 1 : full.expert_alignment;
     status = check_plan_args(group, &full);
     if (status == EPX_OK) {
-        status = epx__args_stream(group, stream);
+        status = group->engine->check_stream(group, stream);
     }
     if (status == EPX_OK) {
         status = group->engine->plan_open(group, &full, &plan);
@@ -188,9 +198,10 @@ epx_plan_update(epx_plan_t *plan, int64_t num_tokens, const void *topk_idx,
                          "; allowed are 0 to max_tokens_per_rank, %" PRId64,
                          num_tokens, limit);
     }
-    status = check_routing(num_tokens, topk_idx);
+    status =
+        check_routing(num_tokens, topk_idx, (epx_dtype_t)plan->key.idx_dtype);
     if (status == EPX_OK) {
-        status = epx__args_stream(plan->group, stream);
+        status = plan->group->engine->check_stream(plan->group, stream);
     }
     return status == EPX_OK ? plan->group->engine->plan_route(plan, num_tokens,
                                                               topk_idx, stream)
@@ -208,9 +219,12 @@ epx_plan_counts(epx_plan_t *plan, epx_plan_counts_t *counts)
                          plan == NULL ? "plan" : "counts");
     }
     status = plan->group->engine->plan_counts(plan, &now);
-    return status == EPX_OK ? epx__args_return(counts, &now, sizeof(now),
-                                               sizeof(now), "counts")
-                            : status;
+    return status == EPX_OK
+               ? epx__args_return(
+                     counts, &now, sizeof(now),
+                     EPX__BYTES_THROUGH(epx_plan_counts_t, expert_offsets),
+                     "counts")
+               : status;
 }
 
 epx_status_t

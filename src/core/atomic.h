@@ -8,7 +8,9 @@
 #ifndef EPX_CORE_ATOMIC_H
 #define EPX_CORE_ATOMIC_H
 
+#include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 static inline uint64_t
 epx__load_acquire_u64(const uint64_t *word)
@@ -38,6 +40,15 @@ static inline uint32_t
 epx__add_u32(uint32_t *word, uint32_t value)
 {
     return __atomic_add_fetch(word, value, __ATOMIC_SEQ_CST);
+}
+
+/* Copy what a peer may be changing to memory of our own, once: the compiler may
+ * not read the original again for later uses. */
+static inline void
+epx__copy_in(void *to, const void *from, size_t bytes)
+{
+    memcpy(to, from, bytes);
+    __asm__ __volatile__("" ::"r"(to) : "memory");
 }
 
 /* Tell the core that this is a spin loop. */

@@ -29,7 +29,7 @@
 #define EPX__MAX_OPEN       8 /* half of the slots: see above */
 #define EPX__LINE           64
 #define EPX__PAGE           4096
-#define EPX__SEGMENT_MAGIC  UINT64_C(0x31302e3058504545) /* "EEPX0.01" */
+#define EPX__SEGMENT_MAGIC  UINT64_C(0x746e656d67657358) /* "Xsegment" */
 #define EPX__LAYOUT_VERSION 1
 
 typedef struct epx__segment_header {
@@ -64,13 +64,13 @@ typedef struct epx__arrival_line {
 
 /* What all ranks must agree on in one operation, compared field by field. */
 typedef struct epx__signature {
-    uint32_t plan_id;
+    uint64_t plan_id;
     uint32_t kind; /* epx__step_kind_t */
     uint32_t dtype;
     uint32_t quantize;
     uint32_t arrays; /* which optional arrays: bits 1 << epx__array_t */
     uint32_t flags;
-    uint64_t num_scales;
+    uint32_t num_scales;
     uint64_t hidden;
 } epx__signature_t;
 
@@ -103,16 +103,17 @@ typedef struct epx__post {
     uint64_t scale_row_stride; /* in elements of 4 bytes */
     uint64_t scale_stride;
     uint64_t scale_expert_stride;
+    uint64_t slot_parity; /* which half of the receive slots was filled */
 } epx__post_t;
 
 /* The parameters of a plan that every rank must share. */
 typedef struct epx__plan_key {
-    uint32_t plan_id;
+    uint64_t plan_id; /* the step of its first exchange of counts */
     uint32_t layout;
     uint32_t num_experts;
     uint32_t topk;
     uint32_t idx_dtype;
-    uint32_t expert_alignment;
+    uint64_t expert_alignment;
     uint64_t max_tokens_per_rank;
     uint64_t recv_capacity;
     uint64_t send_only_row_bytes;
@@ -179,7 +180,7 @@ epx__map_gate(const epx__map_t *map, void *segment, uint64_t step,
               epx__gate_t gate)
 {
     return (epx__gate_line_t *)((char *)segment + map->gates) +
-           epx__slot(step) * EPX__NUM_GATES + gate;
+           (size_t)epx__slot(step) * EPX__NUM_GATES + gate;
 }
 
 static inline uint64_t *

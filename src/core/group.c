@@ -45,6 +45,14 @@ epx__group_is_broken(epx_group_t *group)
 }
 
 void
+epx__group_heap_free(epx_group_t *group, void *block)
+{
+    if (!epx__group_is_broken(group)) {
+        (void)epx__heap_free(&group->heap, block);
+    }
+}
+
+void
 epx__group_count(epx_group_t *group, int32_t *counter, int32_t change)
 {
     (void)pthread_mutex_lock(&group->state_lock);

@@ -50,7 +50,6 @@ struct epx_group {
     pthread_mutex_t op_lock;
     uint64_t last_step;
     epx__open_step_t open_steps[EPX__NUM_SLOTS];
-    uint32_t next_plan_id;
 
     pthread_mutex_t state_lock; /* guards what follows */
     epx__error_t broken;        /* EPX_OK while the group works */
@@ -65,6 +64,10 @@ epx_status_t epx__group_break(epx_group_t *group, epx_status_t status);
 epx_status_t epx__group_check(epx_group_t *group);
 
 bool epx__group_is_broken(epx_group_t *group);
+
+/* Give back a block that peers wrote to; not once the group is broken, when
+ * they may still do so: then it goes with the group. */
+void epx__group_heap_free(epx_group_t *group, void *block);
 
 /* Add to num_plans or num_queues. */
 void epx__group_count(epx_group_t *group, int32_t *counter, int32_t change);

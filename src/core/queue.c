@@ -2,6 +2,7 @@
 #include "core/queue.h"
 
 #include "core/group.h"
+#include "core/thread.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -85,7 +86,7 @@ epx_status_t
 epx__queue_open(epx_group_t *group, epx_queue_t **queue_p)
 {
     epx_queue_t *queue = calloc(1, sizeof(*queue));
-    int error;
+    epx_status_t status;
 
     if (queue == NULL) {
         return epx__fail(EPX_ERR_NO_MEMORY, "no memory for a queue");
@@ -95,11 +96,11 @@ epx__queue_open(epx_group_t *group, epx_queue_t **queue_p)
     (void)pthread_mutex_init(&queue->lock, NULL);
     (void)pthread_cond_init(&queue->pushed, NULL);
     (void)pthread_cond_init(&queue->finished, NULL);
-    error = pthread_create(&queue->thread, NULL, queue_main, queue);
-    if (error != 0) {
+    status = epx__thread_start(&queue->thread, queue_main, queue,
+                               "a queue's thread");
+    if (status != EPX_OK) {
         free(queue);
-        return epx__fail(EPX_ERR_SYSTEM, "cannot start a queue's thread: %s",
-                         strerror(error));
+        return status;
     }
     *queue_p = queue;
     return EPX_OK;

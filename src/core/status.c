@@ -12,10 +12,14 @@
 static _Thread_local char last_error[sizeof(((epx__error_t *)0)->text)];
 
 static epx__log_level_t log_level = EPX__LOG_NONE;
+static char unknown_level[32]; /* what EPX_LOG is when it is no level */
 static pthread_once_t log_once = PTHREAD_ONCE_INIT;
 
 static const char *const level_names[] = {
-    "none", "error", "warn", "info", "debug",
+    "none",
+    "error",
+    "warn",
+    "info",
 };
 
 const char *
@@ -58,7 +62,6 @@ static void
 log_read_environment(void)
 {
     const char *value = secure_getenv("EPX_LOG");
-    char text[128];
 
     if (value == NULL) {
         return;
@@ -69,13 +72,20 @@ log_read_environment(void)
             return;
         }
     }
-    /* A log that cannot be set up must at least say so. */
-    log_level = EPX__LOG_WARN;
-    (void)snprintf(text, sizeof(text),
-                   "EPX_LOG is \"%.40s\"; allowed are none, error, warn, info "
-                   "and debug",
-                   value);
-    log_line(EPX__LOG_WARN, text);
+    (void)snprintf(unknown_level, sizeof(unknown_level), "%s",
+                   value[0] == '\0' ? "empty" : value);
+}
+
+epx_status_t
+epx__log_check(void)
+{
+    (void)pthread_once(&log_once, log_read_environment);
+    return unknown_level[0] == '\0'
+               ? EPX_OK
+               : epx__fail(EPX_ERR_ENVIRONMENT,
+                           "EPX_LOG is \"%s\"; allowed are none, error, warn "
+                           "and info",
+                           unknown_level);
 }
 
 void
@@ -94,8 +104,8 @@ epx__log(epx__log_level_t level, const char *format, ...)
     log_line(level, text);
 }
 
-epx_status_t
-epx__fail(epx_status_t status, const char *format, ...)
+void
+epx__error_set(const char *format, ...)
 {
     int saved_errno = errno;
     va_list args;
@@ -109,7 +119,6 @@ epx__fail(epx_status_t status, const char *format, ...)
         log_line(EPX__LOG_ERROR, last_error);
     }
     errno = saved_errno;
-    return status;
 }
 
 void

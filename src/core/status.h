@@ -10,8 +10,9 @@
  * that the function that decides an error writes `return epx__fail(...)`.
  * Callers pass a status on without calling this again.  %m works.
  */
-epx_status_t epx__fail(epx_status_t status, const char *format, ...)
-    __attribute__((format(printf, 2, 3), cold));
+#define epx__fail(status, ...) (epx__error_set(__VA_ARGS__), (status))
+void epx__error_set(const char *format, ...)
+    __attribute__((format(printf, 1, 2), cold));
 
 /* Carry an error from the thread where it arose to the one that reports it. */
 typedef struct epx__error {
@@ -23,14 +24,16 @@ void epx__error_save(epx__error_t *error, epx_status_t status);
 epx_status_t epx__error_restore(const epx__error_t *error);
 void epx__error_clear(void);
 
-/* The log goes to stderr when EPX_LOG is error, warn, info or debug. */
+/* The log goes to stderr when EPX_LOG is error, warn or info. */
 typedef enum epx__log_level {
     EPX__LOG_NONE = 0,
     EPX__LOG_ERROR,
     EPX__LOG_WARN,
     EPX__LOG_INFO,
-    EPX__LOG_DEBUG,
 } epx__log_level_t;
+
+/* EPX_ERR_ENVIRONMENT when EPX_LOG is something else. */
+epx_status_t epx__log_check(void);
 
 void epx__log(epx__log_level_t level, const char *format, ...)
     __attribute__((format(printf, 2, 3), cold));

@@ -13,6 +13,11 @@
 
 typedef struct epx__engine_ops {
     const char *name;
+    epx_device_t device;
+    /* The kernels in use on this machine, for people. */
+    const char *(*isa)(void);
+    /* Whether a stream is one of the group's; NULL always is. */
+    epx_status_t (*check_stream)(const epx_group_t *group, epx_stream_t stream);
     /* What has to be set up once per group: workers, device. */
     epx_status_t (*open)(epx_group_t *group);
     void (*close)(epx_group_t *group);
@@ -33,6 +38,12 @@ typedef struct epx__engine_ops {
                             epx_stream_t stream);
     epx_status_t (*complete)(epx_plan_t *plan, epx_stream_t stream);
 } epx__engine_ops_t;
+
+/* Those of this build; NULL-terminated. */
+extern const epx__engine_ops_t *const epx__engines[];
+
+/* The engine of a device; NULL when this build has none. */
+const epx__engine_ops_t *epx__engine_find(epx_device_t device);
 
 extern const epx__engine_ops_t epx__engine_cpu;
 

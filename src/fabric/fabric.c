@@ -29,18 +29,12 @@ draw_process_id(void)
     }
 }
 
-/* A child of fork must not pass for its parent. */
-static void
-forget_process_id(void)
-{
-    draw_process_id();
-}
-
 static void
 process_id_init(void)
 {
     draw_process_id();
-    (void)pthread_atfork(NULL, NULL, forget_process_id);
+    /* A child of fork must not pass for its parent. */
+    (void)pthread_atfork(NULL, NULL, draw_process_id);
 }
 
 /* "xxxxxxxx-xxxx-..." as 128 bits. */

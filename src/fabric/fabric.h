@@ -20,16 +20,11 @@ typedef struct epx__fabric_place {
 typedef struct epx__fabric_card {
     uint64_t segment_bytes;
     uint64_t token[4];
-    uint64_t pointer;
     char address[40];
 } epx__fabric_card_t;
 
-/* The fabric maps peers' segments: EPX__FABRIC_MAPS. */
-#define EPX__FABRIC_MAPS 1u
-
 typedef struct epx__fabric_ops {
     const char *name;
-    uint32_t caps;
     /* NULL if the two ranks can be joined; else why not, as the end of the
      * sentence "... cannot be joined: WHY". */
     const char *(*obstacle)(const epx__fabric_place_t *a,

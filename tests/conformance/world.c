@@ -294,8 +294,8 @@ world_run(world_kind_t kind, int32_t num_ranks, bool own_bootstrap,
     sit_down(world, kind, num_ranks, shared);
     if (kind == WORLD_THREAD && !own_bootstrap) {
         if (epx_bootstrap_threads_create(num_ranks, threads) != EPX_OK) {
-            snprintf(text, text_bytes, "  epx_bootstrap_threads_create: %s\n",
-                     epx_last_error());
+            fprintf(stderr, "epx_bootstrap_threads_create: %s\n",
+                    epx_last_error());
             abort();
         }
         for (int32_t r = 0; r < num_ranks; r++) {

@@ -448,6 +448,122 @@ one_config_is_unusable(void **state)
     run_everywhere(bad_config_rank, NULL);
 }
 
+/* Ranks that are in different calls, or on different plans. */
+typedef enum disorder {
+    DISORDER_CALLS,
+    DISORDER_PLANS,
+    DISORDER_UPDATE,
+    NUM_DISORDERS,
+} disorder_t;
+
+static epx_status_t
+disorderly_call(member_t *m, epx_plan_t *second, disorder_t disorder)
+{
+    epx_combine_args_t combine = EPX_COMBINE_ARGS_INIT;
+    epx_plan_counts_t counts = EPX_PLAN_COUNTS_INIT;
+    uint16_t out[API_TOKENS * HIDDEN];
+    epx_status_t status;
+
+    combine.x = m->recv;
+    combine.num_rows = ROWS;
+    combine.hidden = HIDDEN;
+    combine.dtype = EPX_BF16;
+    combine.out = out;
+    if (m->self->rank != 1) {
+        return epx_dispatch(m->plan, &m->dispatch, NULL);
+    }
+    switch (disorder) {
+    case DISORDER_CALLS:
+        return epx_combine(m->plan, &combine, NULL);
+    case DISORDER_PLANS:
+        return epx_dispatch(second, &m->dispatch, NULL);
+    default:
+        status = epx_plan_update(m->plan, API_TOKENS, api_topk_idx, NULL);
+        return status == EPX_OK ? epx_plan_counts(m->plan, &counts) : status;
+    }
+}
+
+/* Mixed-up calls must end, in an error that says so; a rank whose counts
+ * nobody answers may only find out that the group has failed. */
+static void
+disorder_rank(world_rank_t *self, void *context)
+{
+    epx_plan_args_t args = api_plan_args(EPX_LAYOUT_RANK_MAJOR);
+    static _Thread_local member_t member;
+    member_t *m = &member;
+    epx_plan_t *second = NULL;
+    epx_status_t status;
+
+    if (!join(m, self, 20 * short_ns)) {
+        return;
+    }
+    EXPECT(epx_plan_create(m->group, &args, NULL, &m->plan), EPX_OK, "");
+    EXPECT(epx_plan_create(m->group, &args, NULL, &second), EPX_OK, "");
+    EXPECT(epx_dispatch(second, &m->dispatch, NULL), EPX_OK, "");
+    status = disorderly_call(m, second, *(disorder_t *)context);
+    if (status != EPX_ERR_MISMATCH) {
+        world_fail(self, "disorder %d ended with status %d: %s",
+                   *(int *)context, (int)status,
+                   status == EPX_OK ? "" : epx_last_error());
+    }
+    EXPECT(epx_plan_destroy(second), EPX_OK, "");
+    leave(m);
+}
+
+static void
+calls_in_different_orders(void **state)
+{
+    (void)state;
+    for (int disorder = 0; disorder < NUM_DISORDERS; disorder++) {
+        run_everywhere(disorder_rank, &disorder);
+    }
+}
+
+/* ---- receive slots ---- */
+
+/* Through receive slots a buffer that is too small is only seen by the hook;
+ * what follows works all the same. */
+static void
+small_buffer_rank(world_rank_t *self, void *context)
+{
+    epx_plan_args_t args = api_plan_args(EPX_LAYOUT_RANK_MAJOR);
+    static _Thread_local member_t member;
+    member_t *m = &member;
+    epx_status_t status;
+
+    (void)context;
+    if (!join(m, self, plenty_ns)) {
+        return;
+    }
+    args.send_only_row_bytes = HIDDEN * 2;
+    EXPECT(epx_plan_create(m->group, &args, NULL, &m->plan), EPX_OK, "");
+    for (int i = 0; i < 4; i++) {
+        bool is_small = i % 2 == 0 && self->rank == 1;
+
+        memset(m->src, 0x66, sizeof(m->src));
+        m->dispatch.flags = EPX_SEND_ONLY;
+        m->dispatch.recv_rows = is_small ? 5 : ROWS;
+        EXPECT(epx_dispatch(m->plan, &m->dispatch, NULL), EPX_OK, "");
+        status = epx_complete(m->plan, NULL);
+        expect(self, "epx_complete", status,
+               is_small ? EPX_ERR_TOO_SMALL : EPX_OK, "5");
+        /* Every rank holds experts of 2 to 4 tokens of each rank. */
+        if ((m->src[5] == 0x66666666) != is_small) {
+            world_fail(self, "round %d: recv_src_token[5] is %#x", i,
+                       (unsigned)m->src[5]);
+        }
+    }
+    EXPECT(epx_group_status(m->group), EPX_OK, "");
+    leave(m);
+}
+
+static void
+a_small_buffer_behind_receive_slots(void **state)
+{
+    (void)state;
+    run_everywhere(small_buffer_rank, NULL);
+}
+
 /* ---- capacity ---- */
 
 /* All tokens of all ranks go to expert 0: rank 0 would receive 12 rows. */
@@ -605,6 +721,8 @@ main(void)
         cmocka_unit_test(dispatches_that_differ),
         cmocka_unit_test(configs_that_differ),
         cmocka_unit_test(one_config_is_unusable),
+        cmocka_unit_test(calls_in_different_orders),
+        cmocka_unit_test(a_small_buffer_behind_receive_slots),
         cmocka_unit_test(routing_exceeds_the_capacity),
         cmocka_unit_test(a_rank_never_calls),
         cmocka_unit_test(a_rank_never_joins),

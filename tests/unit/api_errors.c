@@ -408,6 +408,9 @@ dispatch_arguments(void **state)
     DISPATCH_WITH(num_workers, -4, EPX_ERR_INVALID, "-4");
     DISPATCH_WITH(num_workers, 3, EPX_ERR_INVALID, "3");
     DISPATCH_WITH(topk_weights, f.weights, EPX_ERR_NULL, "recv_topk_weights");
+    DISPATCH_WITH(x, (char *)f.x + 1, EPX_ERR_INVALID, "2");
+    DISPATCH_WITH(recv_x, (char *)f.out.x + 1, EPX_ERR_INVALID, "2");
+    DISPATCH_WITH(recv_topk_idx, (char *)f.out.idx + 4, EPX_ERR_INVALID, "8");
     fixture_untouched(&f);
     f.dispatch.recv_src_token = f.out.src;
     WORKS(epx_dispatch(f.plan, &f.dispatch, NULL));
@@ -517,6 +520,9 @@ combine_arguments(void **state)
     REFUSED(epx_combine(f.plan, NULL, NULL), EPX_ERR_NULL, "args");
     COMBINE_WITH(x, NULL, EPX_ERR_NULL, "x");
     COMBINE_WITH(out, NULL, EPX_ERR_NULL, "out");
+    COMBINE_WITH(x, (char *)f.x + 1, EPX_ERR_INVALID, "2");
+    COMBINE_WITH(out, (char *)f.out.x + 1, EPX_ERR_INVALID, "2");
+    COMBINE_WITH(bias[1], (char *)f.x + 1, EPX_ERR_INVALID, "bias[1]");
     COMBINE_WITH(num_rows, -2, EPX_ERR_SHAPE, "-2");
     COMBINE_WITH(num_rows, 3, EPX_ERR_TOO_SMALL, "3");
     COMBINE_WITH(hidden, 0, EPX_ERR_SHAPE, "0");

@@ -108,7 +108,9 @@ typedef struct cpu_plan {
     /* Receive slots of send-only dispatches, [2, R, T_max]. */
     char *slots;
     uint64_t slot_bytes;
-    uint64_t *peer_slots; /* [R] where each peer keeps its own */
+    uint64_t *peer_slots; /* [R] where each peer keeps its own; set by the
+                             first exchange of counts that succeeds */
+    bool knows_peer_slots;
     uint64_t num_slot_dispatches;
 
     epx__pending_t pending;
@@ -184,6 +186,8 @@ epx_status_t cpu_plan_resolve(cpu_plan_t *plan);
  * outside the heap. */
 epx_status_t cpu_array_open(epx_group_t *group, const char *name, void *user,
                             uint64_t bytes, cpu_array_t *array);
+/* Whether an array would be staged. */
+bool cpu_array_is_outside(epx_group_t *group, const void *user);
 void cpu_arrays_close(epx_group_t *group, cpu_array_t *arrays);
 /* From the start of the segment; 0 when the array is not given. */
 uint64_t cpu_array_offset(const epx_group_t *group, const cpu_array_t *array);

@@ -6,6 +6,14 @@
 #include <stdlib.h>
 #include <string.h>
 
+bool
+cpu_array_is_outside(epx_group_t *group, const void *user)
+{
+    uint64_t left;
+
+    return user != NULL && !epx__heap_find(&group->heap, user, &left);
+}
+
 epx_status_t
 cpu_array_open(epx_group_t *group, const char *name, void *user, uint64_t bytes,
                cpu_array_t *array)
@@ -40,7 +48,7 @@ cpu_arrays_close(epx_group_t *group, cpu_array_t *arrays)
 {
     for (int i = 0; i < EPX__NUM_ARRAYS; i++) {
         if (arrays[i].staged) {
-            (void)epx__heap_free(&group->heap, arrays[i].heap);
+            epx__group_heap_free(group, arrays[i].heap);
         }
         arrays[i] = (cpu_array_t){ 0 };
     }

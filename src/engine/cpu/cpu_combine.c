@@ -228,11 +228,18 @@ open_input(cpu_plan_t *plan, const char *name, const void *user,
 {
     cpu_array_t *array = &plan->combine.arrays[index];
     uint64_t rows = (uint64_t)plan->rank_rows[plan->base.group->rank];
-    /* The array stays const: nothing writes through array->user. */
-    epx_status_t status =
-        cpu_array_open(plan->base.group, name, (void *)(uintptr_t)user,
-                       rows * row_bytes, array);
+    uint64_t bytes;
+    epx_status_t status;
 
+    if (__builtin_mul_overflow(rows, row_bytes, &bytes)) {
+        return epx__fail(EPX_ERR_SHAPE,
+                         "%s has %" PRIu64 " rows of %" PRIu64
+                         " bytes, more than 2^64 bytes",
+                         name, rows, row_bytes);
+    }
+    /* The array stays const: nothing writes through array->user. */
+    status = cpu_array_open(plan->base.group, name, (void *)(uintptr_t)user,
+                            bytes, array);
     if (status == EPX_OK && array->staged) {
         cpu_copy_runs(plan, array->heap, user, row_bytes);
     }

@@ -38,13 +38,10 @@ cpu_source_row(const cpu_plan_t *plan, void *scratch, int64_t t)
                                 (size_t)args->hidden, quantised, gathered);
         return (cpu_source_row_t){ quantised, gathered };
     }
-    if (args->scale_stride == 0 || args->scale_stride == 1) {
-        int64_t stride = args->scale_token_stride == 0
-                             ? op->num_scales
-                             : args->scale_token_stride;
-
-        return (cpu_source_row_t){ x, scales == NULL ? NULL
-                                                     : scales + t * stride };
+    if (scales == NULL || args->scale_stride == 1) {
+        return (cpu_source_row_t){
+            x, scales == NULL ? NULL : scales + t * args->scale_token_stride
+        };
     }
     for (int64_t j = 0; j < op->num_scales; j++) {
         gathered[j] =
@@ -200,6 +197,43 @@ send_direct(cpu_plan_t *plan, epx__post_t *post)
     return status;
 }
 
+/* Beyond 63 bits no array can reach, which checking its extent then finds. */
+static int64_t
+saturating_product(int64_t a, int64_t b)
+{
+    int64_t product;
+
+    return __builtin_mul_overflow(a, b, &product) ? INT64_MAX : product;
+}
+
+/* Each stride that is 0 gets its default, by what epx_dispatch_args_t says. */
+static void
+complete_strides(const cpu_plan_t *plan, epx_dispatch_args_t *args)
+{
+    int64_t num_scales = plan->dispatch.num_scales;
+    int64_t per_expert = cpu_row_format(plan).rows_per_expert;
+    int64_t by_rows, by_scales;
+
+    if (args->scale_stride == 0) {
+        args->scale_stride = 1;
+    }
+    if (args->scale_token_stride == 0) {
+        args->scale_token_stride = num_scales;
+    }
+    if (args->recv_scale_stride == 0) {
+        args->recv_scale_stride = 1;
+    }
+    if (args->recv_scale_row_stride == 0) {
+        args->recv_scale_row_stride = num_scales;
+    }
+    by_rows = saturating_product(per_expert, args->recv_scale_row_stride);
+    by_scales = saturating_product(num_scales, args->recv_scale_stride);
+    if (args->recv_scale_expert_stride == 0) {
+        args->recv_scale_expert_stride =
+            by_rows > by_scales ? by_rows : by_scales;
+    }
+}
+
 /* Fill in what follows from the arguments alone. */
 static void
 describe(cpu_plan_t *plan, const epx_dispatch_args_t *args)
@@ -214,6 +248,7 @@ describe(cpu_plan_t *plan, const epx_dispatch_args_t *args)
     op->num_scales =
         quantizes ? epx__quantize_num_scales(args->quantize, args->hidden)
                   : args->num_scales;
+    complete_strides(plan, &op->args);
     op->uses_slots = (args->flags & EPX_SEND_ONLY) != 0 &&
                      plan->base.key.send_only_row_bytes > 0;
     op->has_weights =
@@ -224,7 +259,7 @@ describe(cpu_plan_t *plan, const epx_dispatch_args_t *args)
         .dtype = args->dtype,
         .quantize = args->quantize,
         .flags = args->flags,
-        .num_scales = (uint64_t)op->num_scales,
+        .num_scales = (uint32_t)op->num_scales,
         .hidden = (uint64_t)args->hidden,
     };
 }
@@ -290,11 +325,21 @@ weights_bits(const cpu_plan_t *plan)
     return takes_part ? 0 : EPX__ARRAYS_ANY;
 }
 
+/* For a quantised row with its scales; or, in the hook, a row per expert. */
+static epx_status_t
+reserve_scratch(const cpu_plan_t *plan)
+{
+    size_t row = (size_t)plan->dispatch.num_scales * sizeof(uint32_t) +
+                 (size_t)plan->dispatch.args.hidden;
+    size_t rows = (size_t)plan->base.num_local_experts * sizeof(int64_t);
+
+    return cpu_scratch_reserve(plan->base.group, row > rows ? row : rows);
+}
+
 /* Everything that can fail on this rank alone, before anybody is told. */
 static epx_status_t
 prepare(cpu_plan_t *plan, const epx_dispatch_args_t *args, epx__post_t *post)
 {
-    epx_group_t *group = plan->base.group;
     cpu_dispatch_t *op = &plan->dispatch;
     epx_status_t status = cpu_op_check(plan);
 
@@ -304,17 +349,15 @@ prepare(cpu_plan_t *plan, const epx_dispatch_args_t *args, epx__post_t *post)
     describe(plan, args);
     status = check_sent(plan);
     /* Through receive slots, only the hook needs this batch's counts. */
-    if (status == EPX_OK && !op->uses_slots) {
+    if (status == EPX_OK && !(op->uses_slots && plan->knows_peer_slots)) {
         status = cpu_plan_resolve(plan);
-        if (status == EPX_OK) {
-            status = check_received(plan);
-        }
+    }
+    if (status == EPX_OK && !op->uses_slots) {
+        status = check_received(plan);
     }
     if (status == EPX_OK) {
         op->signature.arrays = weights_bits(plan);
-        status = cpu_scratch_reserve(group,
-                                     (size_t)op->num_scales * sizeof(uint32_t) +
-                                         (size_t)args->hidden);
+        status = reserve_scratch(plan);
     }
     return status == EPX_OK ? cpu_receive_open(plan, post) : status;
 }

@@ -280,8 +280,30 @@ engine_plan_close(epx_plan_t *base)
     return status;
 }
 
+static const char *
+cpu_isa(void)
+{
+    return epx__kernels_get()->isa;
+}
+
+static epx_status_t
+cpu_check_stream(const epx_group_t *group, epx_stream_t stream)
+{
+    if (stream != NULL && epx__queue_group(stream) != group) {
+        return epx__fail(EPX_ERR_WRONG_GROUP,
+                         "the stream %p is a queue of group %p, the plan is of "
+                         "group %p",
+                         stream, (void *)epx__queue_group(stream),
+                         (const void *)group);
+    }
+    return EPX_OK;
+}
+
 const epx__engine_ops_t epx__engine_cpu = {
     .name = "cpu",
+    .device = EPX_DEVICE_CPU,
+    .isa = cpu_isa,
+    .check_stream = cpu_check_stream,
     .open = cpu_open,
     .close = cpu_close,
     .plan_open = cpu_plan_open,

@@ -116,7 +116,7 @@ make_key(const epx_plan_args_t *args)
         .num_experts = (uint32_t)args->num_experts,
         .topk = (uint32_t)args->topk,
         .idx_dtype = args->idx_dtype,
-        .expert_alignment = (uint32_t)args->expert_alignment,
+        .expert_alignment = (uint64_t)args->expert_alignment,
         .max_tokens_per_rank = (uint64_t)args->max_tokens_per_rank,
         .recv_capacity = (uint64_t)args->recv_capacity,
         .send_only_row_bytes = (uint64_t)args->send_only_row_bytes,
@@ -154,6 +154,8 @@ cpu_plan_open(epx_group_t *group, const epx_plan_args_t *args,
     carve_arrays(&draft, &place);
     *plan = draft;
     plan->sent_rows = plan->sent_tokens + group->num_ranks;
+    memset(plan->peer_slots, 0,
+           (size_t)group->num_ranks * sizeof(*plan->peer_slots));
     fill_expert_rank(plan);
     status = open_slots(plan);
     if (status != EPX_OK) {
@@ -172,7 +174,7 @@ cpu_plan_free(cpu_plan_t *plan)
     cpu_arrays_close(group, plan->dispatch.arrays);
     cpu_arrays_close(group, plan->combine.arrays);
     if (plan->slots != NULL) {
-        (void)epx__heap_free(&group->heap, plan->slots);
+        epx__group_heap_free(group, plan->slots);
     }
     free(plan);
 }

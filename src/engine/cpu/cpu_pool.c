@@ -4,11 +4,11 @@
 #include "core/atomic.h"
 #include "core/clock.h"
 #include "core/status.h"
+#include "core/thread.h"
 
 #include <pthread.h>
 #include <stdbool.h>
 #include <stdlib.h>
-#include <string.h>
 
 #define FOREVER_NS (INT64_C(3600) * EPX__NS_PER_SEC)
 
@@ -89,15 +89,15 @@ epx__pool_open(int32_t num_workers, int64_t spin_ns, epx__pool_t **pool_p)
     pool->spin_ns = spin_ns;
     for (int32_t i = 0; i < num_workers - 1; i++) {
         thread_t *thread = &pool->threads[i];
-        int error;
+        epx_status_t status;
 
         thread->pool = pool;
         thread->worker = i + 1;
-        error = pthread_create(&thread->id, NULL, thread_main, thread);
-        if (error != 0) {
+        status = epx__thread_start(&thread->id, thread_main, thread,
+                                   "a worker thread");
+        if (status != EPX_OK) {
             epx__pool_close(pool);
-            return epx__fail(EPX_ERR_SYSTEM, "cannot start worker %d of %d: %s",
-                             i + 1, num_workers, strerror(error));
+            return status;
         }
         pool->num_threads++;
     }

@@ -73,21 +73,36 @@ element_bytes(const cpu_plan_t *plan, epx__array_t array)
     }
 }
 
+/* How recv_scales lies: as the caller wants it, or dense in a staging block. */
 static void
 set_scale_strides(const cpu_plan_t *plan, bool staged, epx__post_t *post)
 {
     const epx_dispatch_args_t *args = &plan->dispatch.args;
     uint64_t num_scales = (uint64_t)plan->dispatch.num_scales;
     uint64_t per_expert = (uint64_t)cpu_row_format(plan).rows_per_expert;
-    bool dense = staged || (args->recv_scale_row_stride == 0 &&
-                            args->recv_scale_stride == 0);
 
     post->scale_row_stride =
-        dense ? num_scales : (uint64_t)args->recv_scale_row_stride;
-    post->scale_stride = dense ? 1 : (uint64_t)args->recv_scale_stride;
-    post->scale_expert_stride = staged || args->recv_scale_expert_stride == 0
+        staged ? num_scales : (uint64_t)args->recv_scale_row_stride;
+    post->scale_stride = staged ? 1 : (uint64_t)args->recv_scale_stride;
+    post->scale_expert_stride = staged
                                     ? per_expert * num_scales
                                     : (uint64_t)args->recv_scale_expert_stride;
+}
+
+/* Bytes of an array of that many rows; UINT64_MAX, which nothing holds, when
+ * they pass 64 bits. */
+static uint64_t
+array_bytes(const cpu_plan_t *plan, epx__array_t array, uint64_t rows,
+            const epx__post_t *post)
+{
+    uint64_t bytes;
+
+    if (array == EPX__ARRAY_SCALES) {
+        return scale_extent(plan, plan->base.num_local_experts, rows, post);
+    }
+    return __builtin_mul_overflow(rows, array_row_bytes(plan, array), &bytes)
+               ? UINT64_MAX
+               : bytes;
 }
 
 epx_status_t
@@ -103,35 +118,36 @@ cpu_receive_open(cpu_plan_t *plan, epx__post_t *post)
         op->args.recv_topk_weights,
         op->args.recv_src_token,
     };
-    uint64_t left;
+    epx_status_t status = EPX_OK;
 
     *post = (epx__post_t){ .signature = op->signature, .num_rows = rows };
-    set_scale_strides(
-        plan,
-        user[EPX__ARRAY_SCALES] != NULL && !op->uses_slots &&
-            !epx__heap_find(&group->heap, user[EPX__ARRAY_SCALES], &left),
-        post);
-    for (int i = 0; i < EPX__NUM_ARRAYS; i++) {
-        uint64_t bytes =
-            i == EPX__ARRAY_SCALES
-                ? scale_extent(plan, plan->base.num_local_experts, rows, post)
-                : rows * array_row_bytes(plan, (epx__array_t)i);
-        epx_status_t status = EPX_OK;
+    for (int i = 0; i < EPX__NUM_ARRAYS && status == EPX_OK; i++) {
+        epx__array_t array = (epx__array_t)i;
+        bool staged = !op->uses_slots && cpu_array_is_outside(group, user[i]);
 
+        /* Staging takes the rows that come, not those there is room for. */
+        if (staged) {
+            rows = (uint64_t)plan->rank_rows[group->rank];
+        } else {
+            rows = (uint64_t)op->args.recv_rows;
+        }
+        if (array == EPX__ARRAY_SCALES) {
+            set_scale_strides(plan, staged, post);
+        }
         if (op->uses_slots) {
             /* Only this rank writes them: anywhere will do. */
             op->arrays[i] = (cpu_array_t){ user[i], user[i], false };
         } else {
-            status = cpu_array_open(group, array_names[i], user[i], bytes,
+            status = cpu_array_open(group, array_names[i], user[i],
+                                    array_bytes(plan, array, rows, post),
                                     &op->arrays[i]);
-        }
-        if (status != EPX_OK) {
-            cpu_arrays_close(group, op->arrays);
-            return status;
         }
         post->offset[i] = cpu_array_offset(group, &op->arrays[i]);
     }
-    return EPX_OK;
+    if (status != EPX_OK) {
+        cpu_arrays_close(group, op->arrays);
+    }
+    return status;
 }
 
 cpu_target_t
@@ -179,7 +195,7 @@ cpu_target_open(const cpu_plan_t *plan, int32_t rank, const epx__post_t *post,
     }
     for (int i = 0; i < EPX__NUM_ARRAYS; i++) {
         bool is_scales = i == EPX__ARRAY_SCALES;
-        epx_status_t status = EPX_OK;
+        epx_status_t status;
 
         /* What nobody sends is not looked at. */
         if (post->offset[i] != 0 &&
@@ -190,10 +206,10 @@ cpu_target_open(const cpu_plan_t *plan, int32_t rank, const epx__post_t *post,
                 is_scales ? scale_extent(plan, num_local, rows, post)
                           : array_row_bytes(plan, (epx__array_t)i),
                 element_bytes(plan, (epx__array_t)i));
+            if (status != EPX_OK) {
+                return status;
+            }
             at[i] = group->peers[rank].base + post->offset[i];
-        }
-        if (status != EPX_OK) {
-            return status;
         }
     }
     *target = (cpu_target_t){

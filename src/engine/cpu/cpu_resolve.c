@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* The second half of a plan: with everybody's counts, where every row goes. */
+#include "core/atomic.h"
 #include "engine/common/placement.h"
 #include "engine/cpu/cpu.h"
 
@@ -77,7 +78,7 @@ read_count_row(cpu_plan_t *plan, int32_t peer)
     epx__count_row_t *shared =
         epx__map_counts(&group->map, epx__group_segment(group),
                         plan->counts_step, (uint32_t)peer);
-    epx__count_row_t head = *shared;
+    epx__count_row_t head;
     uint64_t limit = plan->base.key.max_tokens_per_rank == 0
                          ? INT32_MAX
                          : plan->base.key.max_tokens_per_rank;
@@ -90,6 +91,7 @@ read_count_row(cpu_plan_t *plan, int32_t peer)
         plan->peer_slots[peer] = cpu_slots_offset(plan);
         return EPX_OK;
     }
+    epx__copy_in(&head, shared, sizeof(head));
     if (head.step != plan->counts_step) {
         return epx__fail(EPX_ERR_MISMATCH,
                          "rank %d is in another operation while rank %d makes "
@@ -101,8 +103,8 @@ read_count_row(cpu_plan_t *plan, int32_t peer)
     if (status != EPX_OK) {
         return status;
     }
-    memcpy(plan->count_row, epx__count_row_tokens(shared),
-           num_counts * sizeof(uint32_t));
+    epx__copy_in(plan->count_row, epx__count_row_tokens(shared),
+                 num_counts * sizeof(uint32_t));
     if (head.num_tokens > limit ||
         !counts_are_possible(plan, plan->count_row, head.num_tokens)) {
         return epx__group_break(
@@ -151,7 +153,7 @@ add_source(cpu_plan_t *plan, int32_t source)
 static int64_t
 expert_stride(const cpu_plan_t *plan, int32_t expert)
 {
-    int64_t alignment = plan->base.key.expert_alignment;
+    int64_t alignment = (int64_t)plan->base.key.expert_alignment;
 
     if (plan->base.key.layout == EPX_LAYOUT_EXPERT_SLOTS) {
         return (int64_t)plan->base.key.max_tokens_per_rank *
@@ -245,6 +247,7 @@ read_and_place(cpu_plan_t *plan)
             add_source(plan, r);
         }
     }
+    plan->knows_peer_slots = plan->knows_peer_slots || status == EPX_OK;
     return status == EPX_OK ? place_rows(plan) : status;
 }
 

@@ -199,7 +199,7 @@ cpu_plan_route(cpu_plan_t *plan, int64_t num_tokens, const void *topk_idx)
         return status;
     }
     if (is_first) {
-        plan->base.key.plan_id = ++group->next_plan_id;
+        plan->base.key.plan_id = plan->counts_step;
     }
     plan->num_tokens = num_tokens;
     memset(plan->sent_tokens, 0, num_counts * sizeof(uint32_t));
@@ -213,5 +213,7 @@ cpu_plan_route(cpu_plan_t *plan, int64_t num_tokens, const void *topk_idx)
     post_counts(plan);
     /* With the counts come the places of the peers' receive slots, which
      * later sends must know without waiting. */
-    return is_first && plan->slots != NULL ? cpu_plan_resolve(plan) : EPX_OK;
+    return plan->slots != NULL && !plan->knows_peer_slots
+               ? cpu_plan_resolve(plan)
+               : EPX_OK;
 }

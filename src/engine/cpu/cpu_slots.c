@@ -9,10 +9,12 @@
  *     one slot            slot_head_t, i32 experts[K], f32 weights[K],
  *                         then, from the next line on, u32 scales[S], payload
  *
- * The first dimension alternates: a source writes the third such dispatch of a
- * plan where the first one was; it has completed the second, for which the
- * receiver signalled, which it did after packing the first.
+ * The first dimension alternates, for each source, which posts the half that it
+ * has filled: it writes the third such dispatch of a plan where the first one
+ * was; it has completed the second, for which the receiver signalled, which it
+ * did after unpacking the first.
  */
+#include "core/atomic.h"
 #include "engine/common/placement.h"
 #include "engine/cpu/cpu.h"
 #include "engine/cpu/cpu_rows.h"
@@ -55,12 +57,12 @@ typedef struct job {
     bool bad_peer;      /* some slot held an impossible value */
 } job_t;
 
-/* The slot that `source` fills with its ordinal'th token for this rank. */
+/* The slot for a source's ordinal'th token. */
 static slot_t
-slot_at(const job_t *job, char *slots, int32_t source, int64_t ordinal)
+slot_at(const job_t *job, char *slots, uint64_t parity, int32_t source,
+        int64_t ordinal)
 {
     const cpu_plan_t *plan = job->plan;
-    uint64_t parity = plan->num_slot_dispatches % 2;
     uint64_t ranks = (uint64_t)plan->base.group->num_ranks;
     uint64_t index = (parity * ranks + (uint64_t)source) *
                          plan->base.key.max_tokens_per_rank +
@@ -88,7 +90,7 @@ fill_slot(const job_t *job, int64_t t, cpu_route_t route,
                                       group->num_ranks, route.rank);
     slot_t slot = slot_at(
         job, group->peers[route.rank].base + plan->peer_slots[route.rank],
-        group->rank, route.ordinal);
+        plan->num_slot_dispatches % 2, group->rank, route.ordinal);
 
     slot.head->src_token = (int32_t)t;
     for (int32_t k = 0; k < topk; k++) {
@@ -151,6 +153,7 @@ cpu_slots_send(cpu_plan_t *plan, epx__post_t *post)
     /* The rows are in place: this one signal says that and announces the
      * operation's signature. */
     post->step = plan->dispatch.step;
+    post->slot_parity = plan->num_slot_dispatches % 2;
     cpu_post_all(group, plan->dispatch.step, post);
     return EPX_OK;
 }
@@ -166,16 +169,32 @@ unpack_common(const job_t *job, const cpu_target_t *own, int64_t row,
     }
 }
 
+/* Copy a slot's experts out of shared memory; false if one is impossible. */
+static bool
+read_experts(const job_t *job, const slot_t *slot, int32_t *experts)
+{
+    int32_t num_local = job->plan->base.num_local_experts;
+
+    epx__copy_in(experts, slot->experts,
+                 (size_t)job->format.topk * sizeof(*experts));
+    for (int32_t k = 0; k < job->format.topk; k++) {
+        if (experts[k] < -1 || experts[k] >= num_local) {
+            return false;
+        }
+    }
+    return true;
+}
+
 static void
 unpack_rank_major(const job_t *job, const cpu_target_t *own, int64_t row,
-                  const slot_t *slot)
+                  const slot_t *slot, const int32_t *experts)
 {
     int32_t topk = job->format.topk;
 
     unpack_common(job, own, row, slot);
     for (int32_t k = 0; k < topk; k++) {
         if (own->topk_idx != NULL) {
-            cpu_put_idx(&job->format, own, row, k, slot->experts[k]);
+            cpu_put_idx(&job->format, own, row, k, experts[k]);
         }
         if (own->topk_weights != NULL) {
             own->topk_weights[row * topk + k] = slot->weights[k];
@@ -183,29 +202,48 @@ unpack_rank_major(const job_t *job, const cpu_target_t *own, int64_t row,
     }
 }
 
-/* next_row is [L]: where the next row for each local expert goes. */
-static bool
-unpack_experts(const job_t *job, const cpu_target_t *own, int64_t *next_row,
-               const slot_t *slot)
+/* The first row for an expert of the source after this one. */
+static int64_t
+end_of_source(const cpu_plan_t *plan, int32_t source, int32_t expert)
 {
-    const cpu_plan_t *plan = job->plan;
+    int64_t num_local = plan->base.num_local_experts;
 
+    return source + 1 < plan->base.group->num_ranks
+               ? plan->source_rows[(source + 1) * num_local + expert]
+               : plan->expert_offsets[expert] + plan->expert_rows[expert];
+}
+
+/* next_row is [L]: where the source's next row for each local expert goes. */
+static bool
+unpack_experts(const job_t *job, const cpu_target_t *own, int32_t source,
+               int64_t *next_row, const slot_t *slot, const int32_t *experts)
+{
     for (int32_t k = 0; k < job->format.topk; k++) {
-        int32_t expert = slot->experts[k]; /* copied once, then checked */
+        int32_t expert = experts[k];
         int64_t row;
 
         if (expert == -1) {
             continue;
         }
-        if (expert < 0 || expert >= plan->base.num_local_experts ||
-            next_row[expert] >=
-                plan->expert_offsets[expert] + plan->expert_rows[expert]) {
+        row = next_row[expert]++;
+        if (row >= end_of_source(job->plan, source, expert)) {
             return false;
         }
-        row = next_row[expert]++;
         unpack_common(job, own, row, slot);
         if (own->topk_weights != NULL) {
             own->topk_weights[row] = slot->weights[k];
+        }
+    }
+    return true;
+}
+
+/* Whether the source has filled just the rows that it counted. */
+static bool
+is_complete(const cpu_plan_t *plan, int32_t source, const int64_t *next_row)
+{
+    for (int32_t e = 0; e < plan->base.num_local_experts; e++) {
+        if (next_row[e] != end_of_source(plan, source, e)) {
+            return false;
         }
     }
     return true;
@@ -217,19 +255,29 @@ unpack_source(const job_t *job, const cpu_target_t *own, int32_t source,
 {
     const cpu_plan_t *plan = job->plan;
     size_t num_local = (size_t)plan->base.num_local_experts;
+    uint64_t parity = cpu_engine(plan->base.group)->posts[source].slot_parity;
+    int32_t experts[EPX_MAX_TOPK];
 
+    if (parity > 1) {
+        return false;
+    }
     memcpy(next_row, plan->source_rows + (size_t)source * num_local,
            num_local * sizeof(*next_row));
     for (int64_t i = 0; i < plan->recv_tokens[source]; i++) {
-        slot_t slot = slot_at(job, plan->slots, source, i);
+        slot_t slot = slot_at(job, plan->slots, parity, source, i);
 
+        if (!read_experts(job, &slot, experts)) {
+            return false;
+        }
         if (cpu_is_rank_major(plan)) {
-            unpack_rank_major(job, own, plan->recv_base[source] + i, &slot);
-        } else if (!unpack_experts(job, own, next_row, &slot)) {
+            unpack_rank_major(job, own, plan->recv_base[source] + i, &slot,
+                              experts);
+        } else if (!unpack_experts(job, own, source, next_row, &slot,
+                                   experts)) {
             return false;
         }
     }
-    return true;
+    return cpu_is_rank_major(plan) || is_complete(plan, source, next_row);
 }
 
 static void
@@ -254,12 +302,7 @@ cpu_slots_receive(cpu_plan_t *plan)
     epx_group_t *group = plan->base.group;
     int32_t num_workers = cpu_workers(group, plan->dispatch.args.num_workers);
     job_t job = { .plan = plan, .format = cpu_row_format(plan) };
-    epx_status_t status = cpu_scratch_reserve(
-        group, (size_t)plan->base.num_local_experts * sizeof(int64_t));
 
-    if (status != EPX_OK) {
-        return status;
-    }
     job.share.num_items = group->num_ranks;
     job.share.grain = 1;
     epx__pool_run(cpu_engine(group)->pool, num_workers, receive_work, &job);

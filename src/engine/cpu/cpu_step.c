@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* The window of open steps, and the exchange of posts. */
+#include "core/atomic.h"
 #include "engine/cpu/cpu.h"
 
 #include <inttypes.h>
@@ -90,42 +91,63 @@ cpu_post_all(epx_group_t *group, uint64_t step, const epx__post_t *post)
 }
 
 static epx_status_t
-mismatch(const epx_group_t *group, int32_t peer, const char *what,
-         const char *field, uint64_t theirs, uint64_t ours)
+mismatch(const char *what, const char *field, int32_t first, uint64_t firsts,
+         int32_t other, uint64_t others)
 {
     return epx__fail(EPX_ERR_MISMATCH,
                      "the ranks disagree in %s: %s is %" PRIu64
                      " on rank %d and %" PRIu64 " on rank %d",
-                     what, field, theirs, peer, ours, group->rank);
+                     what, field, firsts, first, others, other);
 }
 
+/* Whether two ranks' signatures agree. */
 static epx_status_t
-compare_signatures(const epx_group_t *group, int32_t peer, const char *what,
-                   const epx__signature_t *theirs, const epx__signature_t *ours)
+compare_signatures(const char *what, int32_t first, const epx__signature_t *a,
+                   int32_t other, const epx__signature_t *b)
 {
-    bool comparable = ((theirs->arrays | ours->arrays) & EPX__ARRAYS_ANY) == 0;
+    bool comparable = ((a->arrays | b->arrays) & EPX__ARRAYS_ANY) == 0;
     const struct {
         const char *name;
-        uint64_t theirs, ours;
+        uint64_t a, b;
     } fields[] = {
-        { "the plan's number", theirs->plan_id, ours->plan_id },
-        { "the operation (2 dispatch, 3 combine)", theirs->kind, ours->kind },
-        { "hidden", theirs->hidden, ours->hidden },
-        { "dtype", theirs->dtype, ours->dtype },
-        { "quantize", theirs->quantize, ours->quantize },
-        { "num_scales", theirs->num_scales, ours->num_scales },
+        { "the plan's number", a->plan_id, b->plan_id },
+        { "the operation (2 dispatch, 3 combine)", a->kind, b->kind },
+        { "hidden", a->hidden, b->hidden },
+        { "dtype", a->dtype, b->dtype },
+        { "quantize", a->quantize, b->quantize },
+        { "num_scales", a->num_scales, b->num_scales },
         { "the set of optional arrays (8 with topk_weights)",
-          comparable ? theirs->arrays : 0, comparable ? ours->arrays : 0 },
-        { "flags", theirs->flags, ours->flags },
+          comparable ? a->arrays : 0, comparable ? b->arrays : 0 },
+        { "flags", a->flags, b->flags },
     };
 
     for (size_t i = 0; i < sizeof(fields) / sizeof(*fields); i++) {
-        if (fields[i].theirs != fields[i].ours) {
-            return mismatch(group, peer, what, fields[i].name, fields[i].theirs,
-                            fields[i].ours);
+        if (fields[i].a != fields[i].b) {
+            return mismatch(what, fields[i].name, first, fields[i].a, other,
+                            fields[i].b);
         }
     }
     return EPX_OK;
+}
+
+/* All with the first that can tell which arrays it has: every rank holds all
+ * posts and so comes to the same verdict. */
+static epx_status_t
+compare_posts(const epx_group_t *group, const char *what,
+              const epx__post_t *posts)
+{
+    epx_status_t status = EPX_OK;
+    int32_t first = 0;
+
+    while (first < group->num_ranks - 1 &&
+           (posts[first].signature.arrays & EPX__ARRAYS_ANY) != 0) {
+        first++;
+    }
+    for (int32_t r = 0; r < group->num_ranks && status == EPX_OK; r++) {
+        status = compare_signatures(what, first, &posts[first].signature, r,
+                                    &posts[r].signature);
+    }
+    return status;
 }
 
 epx_status_t
@@ -134,11 +156,14 @@ cpu_posts_wait(epx_group_t *group, uint64_t step, const char *what,
 {
     epx_status_t status = epx__wait_all(group, step, EPX__GATE_READY, what);
 
-    for (int32_t peer = 0; peer < group->num_ranks && status == EPX_OK;
-         peer++) {
-        /* Copied once; the copy is what is checked and used. */
-        posts[peer] = *epx__map_post(&group->map, epx__group_segment(group),
-                                     step, (uint32_t)peer);
+    if (status != EPX_OK) {
+        return status;
+    }
+    for (int32_t peer = 0; peer < group->num_ranks; peer++) {
+        epx__copy_in(&posts[peer],
+                     epx__map_post(&group->map, epx__group_segment(group), step,
+                                   (uint32_t)peer),
+                     sizeof(*posts));
         if (posts[peer].step != step) {
             return epx__fail(EPX_ERR_MISMATCH,
                              "rank %d is in another operation while rank %d is "
@@ -146,10 +171,10 @@ cpu_posts_wait(epx_group_t *group, uint64_t step, const char *what,
                              "order on every rank",
                              peer, group->rank, what);
         }
-        status =
-            compare_signatures(group, peer, what, &posts[peer].signature, ours);
     }
-    return status;
+    /* Ours as we made it, whatever has become of it in shared memory. */
+    posts[group->rank].signature = *ours;
+    return compare_posts(group, what, posts);
 }
 
 epx_status_t

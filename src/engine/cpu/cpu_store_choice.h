@@ -17,8 +17,9 @@
 #include <time.h>
 
 #define CPU_STORE_CLASSES 48
-#define CPU_STORE_TRIAL   4   /* operations of one trial; the last one counts */
-#define CPU_STORE_PERIOD  256 /* operations from one trial to the next */
+#define CPU_STORE_TRIAL \
+    UINT64_C(4)              /* operations of one trial; the last one counts */
+#define CPU_STORE_PERIOD 256 /* operations from one trial to the next */
 
 typedef struct cpu_store_class {
     double cost[2]; /* ns per byte, smoothed; by kind: cached, streaming */

@@ -167,6 +167,49 @@ shm_open_segment(epx_group_t *group, uint64_t bytes, epx__fabric_card_t *card)
     return status;
 }
 
+/* Whether the process at the other end is of our user, as the kernel tells. */
+static bool
+is_same_user(int connection)
+{
+    struct ucred peer;
+    socklen_t length = sizeof(peer);
+
+    return getsockopt(connection, SOL_SOCKET, SO_PEERCRED, &peer, &length) ==
+               0 &&
+           peer.uid == geteuid();
+}
+
+/* *connected_p stays false, without an error, while the peer's queue is full:
+ * strangers may have filled it, and the peer will drain it. */
+static epx_status_t
+connect_to_peer(int fd, const epx__fabric_card_t *peer, int32_t peer_rank,
+                bool *connected_p)
+{
+    struct sockaddr_un name = { .sun_family = AF_UNIX };
+    size_t length = strnlen(peer->address, sizeof(peer->address) - 1);
+    size_t bytes = offsetof(struct sockaddr_un, sun_path) + 1 + length;
+
+    *connected_p = false;
+    memcpy(name.sun_path + 1, peer->address, length);
+    if (fd < 0 ||
+        connect(fd, (struct sockaddr *)&name, (socklen_t)bytes) != 0) {
+        return fd >= 0 && errno == EAGAIN
+                   ? EPX_OK
+                   : epx__fail(EPX_ERR_PEER_LOST,
+                               "cannot reach the socket of rank %d: %m",
+                               peer_rank);
+    }
+    /* The name may have passed to a stranger since the peer's death. */
+    if (!is_same_user(fd)) {
+        return epx__fail(EPX_ERR_AUTH,
+                         "the socket of rank %d belongs to another user; only "
+                         "uid %u is given the heap",
+                         peer_rank, (unsigned)geteuid());
+    }
+    *connected_p = true;
+    return EPX_OK;
+}
+
 /* Send our descriptor to one peer.  Connecting and sending do not wait for the
  * peer to accept: the kernel queues both.  *pushed_p stays false when strangers
  * have filled the peer's queue, which it will drain. */
@@ -181,8 +224,6 @@ push_segment(const epx_group_t *group, const epx__fabric_card_t *own,
                         own->token[3] },
                       (uint32_t)group->rank,
                       0 };
-    struct sockaddr_un name = { .sun_family = AF_UNIX };
-    size_t length = strnlen(peer->address, sizeof(peer->address) - 1);
     struct iovec data = { &hello, sizeof(hello) };
     _Alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof(int))] = { 0 };
     struct msghdr message = { .msg_iov = &data,
@@ -191,26 +232,20 @@ push_segment(const epx_group_t *group, const epx__fabric_card_t *own,
                               .msg_controllen = sizeof(control) };
     struct cmsghdr *cmsg = CMSG_FIRSTHDR(&message);
     int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    bool connected, queue_is_full;
+    epx_status_t status = EPX_OK;
 
     cmsg->cmsg_level = SOL_SOCKET;
     cmsg->cmsg_type = SCM_RIGHTS;
     cmsg->cmsg_len = CMSG_LEN(sizeof(int));
     memcpy(CMSG_DATA(cmsg), &state->segment_fd, sizeof(int));
-    memcpy(name.sun_path + 1, peer->address, length);
-    connected =
-        fd >= 0 && connect(fd, (struct sockaddr *)&name,
-                           (socklen_t)(offsetof(struct sockaddr_un, sun_path) +
-                                       1 + length)) == 0;
-    queue_is_full = fd >= 0 && !connected && errno == EAGAIN;
-    *pushed_p = connected &&
-                sendmsg(fd, &message, MSG_NOSIGNAL) == (ssize_t)sizeof(hello);
-    if (!*pushed_p && !queue_is_full) {
-        (void)epx__fail(EPX_ERR_PEER_LOST,
-                        "cannot hand the heap to rank %d: %m", peer_rank);
+    status = connect_to_peer(fd, peer, peer_rank, pushed_p);
+    if (*pushed_p &&
+        sendmsg(fd, &message, MSG_NOSIGNAL) != (ssize_t)sizeof(hello)) {
+        status = epx__fail(EPX_ERR_PEER_LOST,
+                           "cannot hand the heap to rank %d: %m", peer_rank);
     }
     close_fd(&fd);
-    return *pushed_p || queue_is_full ? EPX_OK : EPX_ERR_PEER_LOST;
+    return status;
 }
 
 /* The descriptor that came with the message, or -1; others are closed. */
@@ -241,18 +276,6 @@ static bool
 tokens_equal(const uint64_t *a, const uint64_t *b)
 {
     return ((a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3])) == 0;
-}
-
-/* Whether the process at the other end is of our user, as the kernel tells. */
-static bool
-is_same_user(int connection)
-{
-    struct ucred peer;
-    socklen_t length = sizeof(peer);
-
-    return getsockopt(connection, SOL_SOCKET, SO_PEERCRED, &peer, &length) ==
-               0 &&
-           peer.uid == geteuid();
 }
 
 /* Read one greeting; returns the descriptor and its rank, or -1 for a stranger,
@@ -421,7 +444,6 @@ shm_connect(epx_group_t *group, const epx__fabric_card_t *cards,
 
 const epx__fabric_ops_t epx__fabric_shm = {
     .name = "shm",
-    .caps = EPX__FABRIC_MAPS,
     .obstacle = shm_obstacle,
     .open = shm_open_segment,
     .connect = shm_connect,

@@ -11,10 +11,59 @@
 #include <sys/mman.h>
 
 typedef struct segment {
+    struct segment *next;
+    uint64_t job_id[2];
+    int32_t rank;
     char *base;
     uint64_t bytes;
     int references;
 } segment_t;
+
+/* The segments whose owners are still there, so that peers can find them. */
+static segment_t *segments;
+static pthread_mutex_t segments_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static void
+publish(segment_t *segment)
+{
+    (void)pthread_mutex_lock(&segments_lock);
+    segment->next = segments;
+    segments = segment;
+    (void)pthread_mutex_unlock(&segments_lock);
+}
+
+static void
+withdraw(const segment_t *segment)
+{
+    segment_t **link = &segments;
+
+    (void)pthread_mutex_lock(&segments_lock);
+    while (*link != segment) {
+        link = &(*link)->next;
+    }
+    *link = segment->next;
+    (void)pthread_mutex_unlock(&segments_lock);
+}
+
+/* A reference to a rank's segment; NULL once its owner has let go of it. */
+static segment_t *
+find(const epx_group_t *group, int32_t rank)
+{
+    segment_t *segment;
+
+    (void)pthread_mutex_lock(&segments_lock);
+    segment = segments;
+    while (segment != NULL &&
+           (segment->rank != rank || memcmp(segment->job_id, group->job_id,
+                                            sizeof(group->job_id)) != 0)) {
+        segment = segment->next;
+    }
+    if (segment != NULL) {
+        (void)__atomic_add_fetch(&segment->references, 1, __ATOMIC_RELAXED);
+    }
+    (void)pthread_mutex_unlock(&segments_lock);
+    return segment;
+}
 
 static const char *
 thread_obstacle(const epx__fabric_place_t *a, const epx__fabric_place_t *b)
@@ -53,12 +102,14 @@ thread_open(epx_group_t *group, uint64_t bytes, epx__fabric_card_t *card)
     }
     /* Fewer page faults and TLB misses; only a hint. */
     (void)madvise(base, bytes, MADV_HUGEPAGE);
-    *own = (segment_t){ base, bytes, 1 };
+    *own = (segment_t){ NULL,        { group->job_id[0], group->job_id[1] },
+                        group->rank, base,
+                        bytes,       1 };
+    publish(own);
     held[group->rank] = own;
     group->fabric_state = held;
     group->peers[group->rank] = (epx__peer_t){ base, bytes };
     card->segment_bytes = bytes;
-    card->pointer = (uint64_t)(uintptr_t)own;
     return EPX_OK;
 
 fail:
@@ -75,13 +126,20 @@ thread_connect(epx_group_t *group, const epx__fabric_card_t *cards,
 
     (void)deadline_ns;
     for (int32_t rank = 0; rank < group->num_ranks; rank++) {
-        /* A pointer of this very process: thread_obstacle saw to that. */
-        segment_t *segment = (segment_t *)(uintptr_t)cards[rank].pointer;
+        segment_t *segment;
 
         if (rank == group->rank) {
             continue;
         }
-        (void)__atomic_add_fetch(&segment->references, 1, __ATOMIC_RELAXED);
+        segment = find(group, rank);
+        if (segment == NULL || segment->bytes != cards[rank].segment_bytes) {
+            if (segment != NULL) {
+                segment_release(segment);
+            }
+            return epx__fail(EPX_ERR_PEER_LOST,
+                             "rank %d has left while rank %d was joining it",
+                             rank, group->rank);
+        }
         held[rank] = segment;
         group->peers[rank] = (epx__peer_t){ segment->base, segment->bytes };
     }
@@ -96,6 +154,7 @@ thread_close(epx_group_t *group)
     if (held == NULL) {
         return;
     }
+    withdraw(held[group->rank]);
     for (int32_t rank = 0; rank < group->num_ranks; rank++) {
         if (held[rank] != NULL) {
             segment_release(held[rank]);
@@ -107,7 +166,6 @@ thread_close(epx_group_t *group)
 
 const epx__fabric_ops_t epx__fabric_thread = {
     .name = "thread",
-    .caps = EPX__FABRIC_MAPS,
     .obstacle = thread_obstacle,
     .open = thread_open,
     .connect = thread_connect,

@@ -1,0 +1,433 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The kernels of each instruction set that this machine runs: the oracle's
+ * bits, and nothing read or written beside the arrays.  Arrays end at a page
+ * that cannot be touched.
+ */
+#include "engine/cpu/cpu_kernels.h"
+#include "api_common.h"
+#include "conformance/rng.h"
+#include "oracle/oracle.h"
+
+#include <math.h>
+#include <sys/mman.h>
+
+enum { ROOM = 8192, MOST_ROWS = 9, MOST_COUNT = 1500, GUARD = 64 };
+
+/* ---- the tables ---- */
+
+static const epx__kernels_t *tables[4];
+
+static int
+find_tables(void **state)
+{
+    int count = 0;
+
+    (void)state;
+    tables[count++] = &epx__kernels_base;
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+        tables[count++] = &epx__kernels_avx2;
+    }
+    if (__builtin_cpu_supports("avx512f") &&
+        __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl")) {
+        tables[count++] = &epx__kernels_avx512;
+    }
+#endif
+    for (int i = 0; i < count; i++) {
+        print_message("instruction set: %s\n", tables[i]->isa);
+    }
+    return 0;
+}
+
+static void
+the_best_table_is_taken(void **state)
+{
+    const epx__kernels_t *best = tables[0];
+
+    (void)state;
+    for (int i = 0; tables[i] != NULL; i++) {
+        best = tables[i];
+    }
+    assert_string_equal(epx__kernels_get()->isa, best->isa);
+}
+
+/* ---- arrays ---- */
+
+/* ROOM bytes up to a page that cannot be touched. */
+typedef struct room {
+    uint8_t *end;
+} room_t;
+
+static room_t
+room_open(void)
+{
+    uint8_t *base = mmap(NULL, ROOM + 4096, PROT_READ | PROT_WRITE,
+                         MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+    assert_ptr_not_equal(base, MAP_FAILED);
+    assert_int_equal(mprotect(base + ROOM, 4096, PROT_NONE), 0);
+    return (room_t){ base + ROOM };
+}
+
+static void
+room_close(room_t room)
+{
+    assert_int_equal(munmap(room.end - ROOM, ROOM + 4096), 0);
+}
+
+/* The last `bytes` bytes, after a guard. */
+static void *
+output(room_t room, size_t bytes)
+{
+    memset(room.end - bytes - GUARD, 0xa5, bytes + GUARD);
+    return room.end - bytes;
+}
+
+static void
+check_guard(room_t room, size_t bytes)
+{
+    for (int i = 1; i <= GUARD; i++) {
+        assert_int_equal(room.end[-(ptrdiff_t)bytes - i], 0xa5);
+    }
+}
+
+static void
+check_same(const char *isa, epx_dtype_t dtype, const void *want,
+           const void *got, int64_t count)
+{
+    int64_t i = oracle_difference(dtype, want, got, count);
+    size_t size = epx_dtype_size(dtype);
+    uint32_t w = 0, g = 0;
+
+    if (i >= 0) {
+        memcpy(&w, (const uint8_t *)want + (size_t)i * size, size);
+        memcpy(&g, (const uint8_t *)got + (size_t)i * size, size);
+        fail_msg("%s: element %d of %d: expected %#x, got %#x", isa, (int)i,
+                 (int)count, w, g);
+    }
+}
+
+/* ---- quantize ---- */
+
+static void
+check_quantize(epx_quantize_t kind, const uint16_t *x, size_t count,
+               room_t q_room, room_t scale_room)
+{
+    size_t blocks = (count + EPX_SCALE_BLOCK - 1) / EPX_SCALE_BLOCK;
+    size_t num_scales =
+        kind == EPX_QUANTIZE_F8E4M3_UE8M0 ? (blocks + 3) / 4 : blocks;
+    uint8_t q[MOST_COUNT], first[MOST_COUNT];
+    uint32_t scales[MOST_COUNT / EPX_SCALE_BLOCK + 1];
+
+    oracle_quantize(kind, x, (int64_t)count, q, scales);
+    for (int i = 0; tables[i] != NULL; i++) {
+        size_t scale_bytes = num_scales * sizeof(uint32_t);
+        uint8_t *got = output(q_room, count);
+        uint32_t *got_scales = output(scale_room, scale_bytes);
+
+        tables[i]->quantize(kind, x, count, got, got_scales);
+        check_same(tables[i]->isa, EPX_F8E4M3, q, got, (int64_t)count);
+        check_same(tables[i]->isa, EPX_I32, scales, got_scales,
+                   (int64_t)num_scales);
+        check_guard(q_room, count);
+        check_guard(scale_room, scale_bytes);
+        if (i == 0) {
+            memcpy(first, got, count);
+        }
+        assert_memory_equal(got, first, count); /* NaNs too */
+    }
+}
+
+static void
+quantizes_rows_of_any_length(void **state)
+{
+    room_t x_room = room_open(), q_room = room_open(), s_room = room_open();
+    rng_t rng = rng_of(1, 2, 3);
+
+    (void)state;
+    for (size_t count = 1; count <= 700; count++) {
+        uint16_t *x = output(x_room, count * sizeof(*x));
+
+        rng_fill(&rng, EPX_BF16, x, (int64_t)count, count % 2 == 0);
+        for (int kind = EPX_QUANTIZE_F8E4M3_F32;
+             kind <= EPX_QUANTIZE_F8E4M3_UE8M0; kind++) {
+            check_quantize((epx_quantize_t)kind, x, count, q_room, s_room);
+        }
+    }
+    room_close(x_room);
+    room_close(q_room);
+    room_close(s_room);
+}
+
+/* ---- reduce ---- */
+
+/* The arrays of one sum; rows and biases in rooms of their own. */
+typedef struct sum {
+    epx_dtype_t dtype;
+    size_t count;
+    int num_rows;
+    int num_bias;
+    bool has_weights;
+    room_t rows[MOST_ROWS];
+    room_t bias[EPX_MAX_BIAS];
+    room_t weights;
+    room_t out;
+} sum_t;
+
+static sum_t sum;
+
+static int
+open_sum(void **state)
+{
+    (void)state;
+    for (int i = 0; i < MOST_ROWS; i++) {
+        sum.rows[i] = room_open();
+    }
+    for (int i = 0; i < EPX_MAX_BIAS; i++) {
+        sum.bias[i] = room_open();
+    }
+    sum.weights = room_open();
+    sum.out = room_open();
+    return 0;
+}
+
+static int
+close_sum(void **state)
+{
+    (void)state;
+    for (int i = 0; i < MOST_ROWS; i++) {
+        room_close(sum.rows[i]);
+    }
+    for (int i = 0; i < EPX_MAX_BIAS; i++) {
+        room_close(sum.bias[i]);
+    }
+    room_close(sum.weights);
+    room_close(sum.out);
+    return 0;
+}
+
+static float
+element(const void *row, size_t i)
+{
+    switch (sum.dtype) {
+    case EPX_F16:
+        return oracle_from_f16(((const uint16_t *)row)[i]);
+    case EPX_BF16:
+        return oracle_from_bf16(((const uint16_t *)row)[i]);
+    default:
+        return ((const float *)row)[i];
+    }
+}
+
+/* What epx_combine_args_t says, word for word. */
+static void
+add_up(const epx__reduce_t *reduce, void *out)
+{
+    for (size_t i = 0; i < sum.count; i++) {
+        float total = 0.0f;
+
+        for (int b = 0; b < sum.num_bias; b++) {
+            total += element(reduce->bias[b], i);
+        }
+        for (int r = 0; r < sum.num_rows; r++) {
+            float x = element(reduce->rows[r], i);
+
+            total = sum.has_weights ? fmaf(reduce->weights[r], x, total)
+                                    : total + x;
+        }
+        if (sum.dtype == EPX_F32) {
+            ((float *)out)[i] = total;
+        } else {
+            ((uint16_t *)out)[i] = sum.dtype == EPX_F16 ? oracle_to_f16(total)
+                                                        : oracle_to_bf16(total);
+        }
+    }
+}
+
+static void
+run_reduce(const epx__kernels_t *kernels, const epx__reduce_t *reduce)
+{
+    switch (sum.dtype) {
+    case EPX_F16:
+        kernels->reduce_f16(reduce);
+        break;
+    case EPX_BF16:
+        kernels->reduce_bf16(reduce);
+        break;
+    default:
+        kernels->reduce_f32(reduce);
+    }
+}
+
+static void
+check_reduce(epx__reduce_t *reduce)
+{
+    static float want[MOST_COUNT], first[MOST_COUNT];
+    size_t bytes = sum.count * epx_dtype_size(sum.dtype);
+
+    add_up(reduce, want);
+    for (int i = 0; tables[i] != NULL; i++) {
+        reduce->out = output(sum.out, bytes);
+        run_reduce(tables[i], reduce);
+        check_same(tables[i]->isa, sum.dtype, want, reduce->out,
+                   (int64_t)sum.count);
+        check_guard(sum.out, bytes);
+        if (i == 0) {
+            memcpy(first, reduce->out, bytes);
+        }
+        if (sum.dtype != EPX_F32) { /* there a NaN's payload may differ */
+            assert_memory_equal(reduce->out, first, bytes);
+        }
+    }
+}
+
+/* One sum of random numbers, by the fields of `sum`. */
+static void
+check_sum(rng_t *rng)
+{
+    const void *rows[MOST_ROWS];
+    bool special = rng_one_in(rng, 3);
+    size_t bytes = sum.count * epx_dtype_size(sum.dtype);
+    float *weights =
+        output(sum.weights, (size_t)sum.num_rows * sizeof(*weights));
+    epx__reduce_t reduce = { .rows = rows,
+                             .weights = sum.has_weights ? weights : NULL,
+                             .num_rows = sum.num_rows,
+                             .count = sum.count };
+
+    rng_fill(rng, EPX_F32, weights, sum.num_rows, special);
+    for (int r = 0; r < sum.num_rows; r++) {
+        void *row = output(sum.rows[r], bytes);
+
+        rng_fill(rng, sum.dtype, row, (int64_t)sum.count, special);
+        rows[r] = row;
+    }
+    for (int b = 0; b < sum.num_bias; b++) {
+        void *bias = output(sum.bias[b], bytes);
+
+        rng_fill(rng, sum.dtype, bias, (int64_t)sum.count, special);
+        reduce.bias[b] = bias;
+    }
+    check_reduce(&reduce);
+}
+
+static const epx_dtype_t dtypes[] = { EPX_F32, EPX_F16, EPX_BF16 };
+
+/* Every number of rows and biases, with and without weights. */
+static void
+reduces_every_combination(void **state)
+{
+    static const size_t counts[] = { 1, 7, 64, 511, 512, 513, 1030 };
+    rng_t rng = rng_of(4, 5, 6);
+
+    (void)state;
+    for (int i = 0; i < 3 * (MOST_ROWS + 1) * 3 * 2; i++) {
+        sum.dtype = dtypes[i % 3];
+        sum.num_rows = i / 3 % (MOST_ROWS + 1);
+        sum.num_bias = i / (3 * (MOST_ROWS + 1)) % 3;
+        sum.has_weights = i / (3 * (MOST_ROWS + 1) * 3) == 1;
+        for (size_t c = 0; c < sizeof(counts) / sizeof(*counts); c++) {
+            sum.count = counts[c];
+            check_sum(&rng);
+        }
+    }
+}
+
+static void
+reduces_rows_of_any_length(void **state)
+{
+    rng_t rng = rng_of(7, 8, 9);
+
+    (void)state;
+    for (sum.count = 1; sum.count <= MOST_COUNT; sum.count++) {
+        for (int d = 0; d < 3; d++) {
+            sum.dtype = dtypes[d];
+            sum.num_rows = (int)rng_int(&rng, 0, MOST_ROWS);
+            sum.num_bias = (int)rng_int(&rng, 0, EPX_MAX_BIAS);
+            sum.has_weights = rng_one_in(&rng, 2);
+            check_sum(&rng);
+        }
+    }
+}
+
+/* Only the second bias is given. */
+static void
+biases_are_found_by_their_place(void **state)
+{
+    epx__reduce_t reduce = { .count = 8 };
+
+    (void)state;
+    sum.dtype = EPX_F32;
+    for (int i = 0; tables[i] != NULL; i++) {
+        float *bias = output(sum.bias[1], 8 * sizeof(*bias));
+        float *out = output(sum.out, 8 * sizeof(*out));
+
+        for (int j = 0; j < 8; j++) {
+            bias[j] = (float)j;
+        }
+        reduce.bias[1] = bias;
+        reduce.out = out;
+        tables[i]->reduce_f32(&reduce);
+        assert_memory_equal(out, bias, 8 * sizeof(*bias));
+    }
+}
+
+/* ---- copy ---- */
+
+static void
+check_copy(const epx__kernels_t *kernels, uint8_t *to, const uint8_t *from,
+           size_t bytes)
+{
+    memset(to - GUARD, 0xa5, bytes + 2 * GUARD);
+    kernels->copy_stream(to, from, bytes);
+    epx__kernels_fence();
+    assert_memory_equal(to, from, bytes);
+    for (int i = 0; i < GUARD; i++) {
+        assert_int_equal(to[-1 - i], 0xa5);
+        assert_int_equal(to[bytes + (size_t)i], 0xa5);
+    }
+}
+
+/* From anywhere to every multiple of 16. */
+static void
+copies_to_every_alignment(void **state)
+{
+    _Alignas(64) static uint8_t to[4 * GUARD + 2048];
+    room_t room = room_open();
+    rng_t rng = rng_of(1, 1, 1);
+
+    (void)state;
+    for (size_t bytes = 0; bytes <= 1024; bytes += EPX_ROW_ALIGN) {
+        for (size_t align = 0; align < 64; align += EPX_ROW_ALIGN) {
+            uint8_t *from =
+                (uint8_t *)output(room, bytes + 64) + rng_int(&rng, 0, 64);
+
+            rng_fill(&rng, EPX_BYTES, from, (int64_t)bytes, false);
+            for (int i = 0; tables[i] != NULL; i++) {
+                check_copy(tables[i], to + GUARD + align, from, bytes);
+            }
+        }
+    }
+    room_close(room);
+}
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(the_best_table_is_taken),
+        cmocka_unit_test(quantizes_rows_of_any_length),
+        cmocka_unit_test_setup_teardown(reduces_every_combination, open_sum,
+                                        close_sum),
+        cmocka_unit_test_setup_teardown(reduces_rows_of_any_length, open_sum,
+                                        close_sum),
+        cmocka_unit_test_setup_teardown(biases_are_found_by_their_place,
+                                        open_sum, close_sum),
+        cmocka_unit_test(copies_to_every_alignment),
+    };
+
+    return cmocka_run_group_tests(tests, find_tables, NULL);
+}
