@@ -36,19 +36,6 @@ single_allgather(void *context, const void *send, void *recv, size_t bytes,
 }
 
 static epx_status_t
-star_allgather(void *context, const void *send, void *recv, size_t bytes,
-               int64_t deadline_ns)
-{
-    return epx__star_allgather(context, send, recv, bytes, deadline_ns);
-}
-
-static void
-star_destroy(void *context)
-{
-    epx__star_destroy(context);
-}
-
-static epx_status_t
 meet(const epx__launch_t *launch, int64_t deadline_ns, epx__star_t **star_p)
 {
     epx__identity_t identity = { .rank = launch->rank,
@@ -92,8 +79,8 @@ epx_bootstrap_env_create(uint64_t timeout_ns, epx_bootstrap_t **bootstrap_p)
     }
     bootstrap.rank = launch.rank;
     bootstrap.num_ranks = launch.num_ranks;
-    bootstrap.allgather = star == NULL ? single_allgather : star_allgather;
-    bootstrap.destroy = star == NULL ? NULL : star_destroy;
+    bootstrap.allgather = star == NULL ? single_allgather : epx__star_allgather;
+    bootstrap.destroy = star == NULL ? NULL : epx__star_destroy;
     bootstrap.context = star;
     status = epx__bootstrap_new(&bootstrap, bootstrap_p);
     if (status != EPX_OK && star != NULL) {

@@ -4,18 +4,19 @@
 #include <sodium.h>
 #include <string.h>
 
-#define LABEL_BYTES 16
-
 _Static_assert(EPX__CHALLENGE_BYTES + EPX__VERDICT_BYTES <= EPX__OUTBOX_BYTES &&
                    EPX__HELLO_BYTES + EPX__PROOF_MSG_BYTES <= EPX__OUTBOX_BYTES,
                "all that one end says fits the outbox, were none of it sent");
 _Static_assert(crypto_auth_hmacsha256_BYTES == EPX__PROOF_BYTES &&
+                   crypto_auth_hmacsha256_BYTES == EPX__KEY_BYTES &&
                    crypto_auth_hmacsha256_KEYBYTES == EPX__SECRET_BYTES,
                "HMAC-SHA256");
 
-static const unsigned char challenge_label[LABEL_BYTES] = "epx challenge 1";
-static const unsigned char proof_label[LABEL_BYTES] = "epx proof     1";
-static const unsigned char verdict_label[LABEL_BYTES] = "epx verdict   1";
+static const unsigned char challenge_label[EPX__LABEL_BYTES] =
+    "epx challenge 2";
+static const unsigned char proof_label[EPX__LABEL_BYTES] = "epx proof     2";
+static const unsigned char verdict_label[EPX__LABEL_BYTES] = "epx verdict   2";
+static const unsigned char session_label[EPX__LABEL_BYTES] = "epx session   2";
 
 /* HMAC of label | HELLO | rank 0's nonce | extra. */
 static void
@@ -27,7 +28,7 @@ make_proof(const epx__handshake_t *shake, const unsigned char *label,
 
     crypto_auth_hmacsha256_init(&hmac, shake->identity->secret,
                                 EPX__SECRET_BYTES);
-    crypto_auth_hmacsha256_update(&hmac, label, LABEL_BYTES);
+    crypto_auth_hmacsha256_update(&hmac, label, EPX__LABEL_BYTES);
     crypto_auth_hmacsha256_update(&hmac, shake->hello, EPX__HELLO_BYTES);
     crypto_auth_hmacsha256_update(&hmac, shake->nonce, EPX__NONCE_BYTES);
     if (extra_bytes > 0) {
@@ -266,6 +267,13 @@ epx__handshake_judge(epx__handshake_t *shake,
     make_proof(shake, verdict_label, message + EPX__VERDICT_CODE, 8,
                message + EPX__VERDICT_PROOF);
     return verdict;
+}
+
+void
+epx__handshake_key(const epx__handshake_t *shake,
+                   unsigned char key[EPX__KEY_BYTES])
+{
+    make_proof(shake, session_label, NULL, 0, key);
 }
 
 uint32_t

@@ -76,6 +76,11 @@ epx__verdict_t epx__handshake_judge(epx__handshake_t *shake,
                                                   int32_t rank),
                                     const void *context, epx__outbox_t *out);
 
+/* In PROVEN or JUDGED: the connection's key, which both ends alone know.  Both
+ * nonces and the rank are part of what it is made from. */
+void epx__handshake_key(const epx__handshake_t *shake,
+                        unsigned char key[EPX__KEY_BYTES]);
+
 /* The rank and size in the HELLO, whatever they are. */
 uint32_t epx__handshake_rank(const epx__handshake_t *shake);
 uint32_t epx__handshake_num_ranks(const epx__handshake_t *shake);

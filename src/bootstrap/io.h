@@ -17,7 +17,7 @@ typedef enum epx__io {
 /* Reads until `want` bytes lie at `to`, of which *have_p are there already. */
 epx__io_t epx__io_read(int fd, void *to, size_t want, size_t *have_p);
 
-#define EPX__OUTBOX_BYTES 192
+#define EPX__OUTBOX_BYTES 256
 
 /* What is to be sent: small messages, kept here, then at most one block of the
  * caller's. */

@@ -135,6 +135,7 @@ judge(door_t *door, visitor_t *visitor)
     switch (epx__handshake_judge(&visitor->shake, is_here, door,
                                  &visitor->link.out)) {
     case EPX__VERDICT_WELCOME:
+        epx__handshake_key(&visitor->shake, visitor->link.key);
         visitor->rank = (int32_t)rank;
         door->slots[rank] = (int32_t)(visitor - door->visitors);
         door->num_strangers--;
@@ -446,6 +447,10 @@ door_close(door_t *door)
     }
     if (door->listen_fd >= 0) {
         (void)close(door->listen_fd);
+    }
+    if (door->visitors != NULL) {
+        sodium_memzero(door->visitors,
+                       (size_t)door->num_slots * sizeof(*door->visitors));
     }
     free(door->slots);
     free(door->polled);

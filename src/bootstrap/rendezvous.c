@@ -5,6 +5,7 @@
 #include "core/clock.h"
 #include "core/status.h"
 
+#include <sodium.h>
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -45,6 +46,7 @@ close_links:
         (void)close(links[i].fd);
     }
 free_links:
+    sodium_memzero(links, (size_t)num_links * sizeof(*links));
     free(links);
     return status;
 }

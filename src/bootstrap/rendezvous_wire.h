@@ -2,7 +2,7 @@
 /*
  * What the rendezvous puts on the wire.  Every integer is unsigned and little-
  * endian, every message has one fixed size, and only an allgather's data is
- * longer than 152 bytes: its length is known to both ends beforehand and merely
+ * longer than 184 bytes: its length is known to both ends beforehand and merely
  * compared with the one that arrives.
  *
  * A rank connects to rank 0, and they prove to each other that they hold the
@@ -34,13 +34,24 @@
  * proves nothing.  Rank 0 says nothing but its proof to a stranger; to another
  * version it says its own header, and that alone.
  *
- * The connection then carries frames.  A frame is a header of 24 bytes,
+ * Both ends then have a key of their own for this connection, an HMAC of the
+ * same with yet another label, and the connection carries frames.  A frame is a
+ * header of 56 bytes,
  *
- *     0       4      6      8          16      24
- *     | magic | kind | rank | sequence | bytes |
+ *     0       4      6      8          16      24        56
+ *     | magic | kind | rank | sequence | bytes | MAC[32] |
  *
  * and `bytes` bytes.  `rank` is the sender's.  Sequence 0 is the join itself;
- * allgathers count from 1.
+ * allgathers count from 1.  The MAC is HMAC-SHA256, keyed with the connection's
+ * key, of
+ *
+ *     label of the direction[16] | number[8] | the header's first 24 bytes |
+ *     SHA-256 of the `bytes` bytes [32]
+ *
+ * where `number` counts the frames in this direction from 0 and does not
+ * travel: a frame that is changed, sent back, sent again, left out, or taken
+ * from another connection has a wrong MAC.  The receiver knows what the header
+ * may say and looks at that first, so it reads no more than it waits for.
  *
  *     DATA     to rank 0: the sender's block; from rank 0: all blocks, in rank
  *              order.  In sequence 0: nothing, from rank 0: all have joined.
@@ -58,7 +69,7 @@
 
 #include <stdint.h>
 
-#define EPX__WIRE_VERSION    1u
+#define EPX__WIRE_VERSION    2u
 #define EPX__HANDSHAKE_MAGIC UINT32_C(0x52585045) /* "EPXR" */
 #define EPX__FRAME_MAGIC     UINT32_C(0x46585045) /* "EPXF" */
 
@@ -66,6 +77,9 @@
 #define EPX__PROOF_BYTES  32
 #define EPX__JOB_BYTES    32
 #define EPX__SECRET_BYTES 32
+#define EPX__KEY_BYTES    32
+#define EPX__MAC_BYTES    32
+#define EPX__LABEL_BYTES  16
 
 #define EPX__PREFIX_BYTES    8 /* magic, version, type */
 #define EPX__HELLO_BYTES     80
@@ -84,11 +98,12 @@
 #define EPX__VERDICT_VALUE   12
 #define EPX__VERDICT_PROOF   16
 
-#define EPX__FRAME_BYTES  24
+#define EPX__FRAME_MAC    24
+#define EPX__FRAME_BYTES  (EPX__FRAME_MAC + EPX__MAC_BYTES)
 #define EPX__REPORT_BYTES (EPX__FRAME_BYTES + EPX__RANK_SET_BYTES)
 
 _Static_assert(EPX_MAX_RANKS <= UINT16_MAX, "a rank fits a frame's header");
-_Static_assert(EPX__REPORT_BYTES == 152, "as drawn above");
+_Static_assert(EPX__REPORT_BYTES == 184, "as drawn above");
 
 typedef enum epx__message_type {
     EPX__NO_MESSAGE = 0,
@@ -149,6 +164,7 @@ epx__prefix_encode(unsigned char *at, epx__message_type_t type)
     epx__put_le(at + 6, (uint64_t)type, 2);
 }
 
+/* All but the MAC. */
 static inline void
 epx__frame_encode(unsigned char *at, const epx__frame_t *frame)
 {
@@ -159,7 +175,7 @@ epx__frame_encode(unsigned char *at, const epx__frame_t *frame)
     epx__put_le(at + 16, frame->bytes, 8);
 }
 
-/* False when these 24 bytes are no frame's header. */
+/* False when this is no frame's header, whatever its MAC. */
 static inline bool
 epx__frame_decode(const unsigned char *at, epx__frame_t *frame)
 {

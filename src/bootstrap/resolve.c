@@ -1,12 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 #include "bootstrap/net.h"
 #include "core/clock.h"
+#include "core/thread.h"
 
-#include <errno.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -92,26 +91,6 @@ lookup_new(const char *host, const char *service)
     return lookup;
 }
 
-/* Detached, and deaf to the program's signals. */
-static int
-start_thread(void *(*main_function)(void *), void *arg)
-{
-    pthread_attr_t attributes;
-    pthread_t thread;
-    sigset_t all;
-    sigset_t before;
-    int error;
-
-    (void)pthread_attr_init(&attributes);
-    (void)pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-    (void)sigfillset(&all);
-    (void)pthread_sigmask(SIG_SETMASK, &all, &before);
-    error = pthread_create(&thread, &attributes, main_function, arg);
-    (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
-    (void)pthread_attr_destroy(&attributes);
-    return error;
-}
-
 /* Takes the results, or returns an error of getaddrinfo; EAI_AGAIN also when
  * the deadline came first. */
 static int
@@ -120,16 +99,19 @@ look_up_name(const char *host, const char *service, int64_t deadline_ns,
 {
     struct timespec until = { 0 };
     lookup_t *lookup = lookup_new(host, service);
+    pthread_t thread;
     int error = 0;
 
     if (lookup == NULL) {
         return EAI_MEMORY;
     }
-    if (start_thread(lookup_main, lookup) != 0) {
+    if (epx__thread_start(&thread, lookup_main, lookup,
+                          "the thread that looks up a host") != EPX_OK) {
         lookup->num_refs = 1;
         lookup_release(lookup);
         return EAI_MEMORY;
     }
+    (void)pthread_detach(thread);
     if (deadline_ns > 0) {
         until.tv_sec = deadline_ns / EPX__NS_PER_SEC;
         until.tv_nsec = deadline_ns % EPX__NS_PER_SEC;

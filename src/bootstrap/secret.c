@@ -15,7 +15,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define HEX_BYTES (2 * EPX__SECRET_BYTES)
+#define HEX_BYTES 64
+
+_Static_assert(HEX_BYTES == 2 * EPX__SECRET_BYTES, "two digits a byte");
 
 typedef struct path {
     char text[PATH_MAX];

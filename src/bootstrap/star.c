@@ -3,8 +3,8 @@
 #include "bootstrap/star_internal.h"
 
 #include <inttypes.h>
+#include <sodium.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -39,39 +39,23 @@ epx__star_create(int32_t rank, int32_t num_ranks, const epx__link_t *links,
 }
 
 void
-epx__star_destroy(epx__star_t *star)
+epx__star_destroy(void *context)
 {
+    epx__star_t *star = context;
+
     for (int32_t i = 0; i < star->num_peers; i++) {
         if (star->peers[i].link.fd >= 0) {
             (void)close(star->peers[i].link.fd);
         }
+        sodium_memzero(star->peers[i].link.key, EPX__KEY_BYTES);
     }
     free(star->polls);
     free(star);
 }
 
 void
-epx__link_report(epx__link_t *link, int32_t rank, epx__frame_kind_t kind,
-                 uint64_t sequence, const epx__rank_set_t *ranks)
-{
-    if (epx__outbox_empty(&link->out)) {
-        unsigned char *message = epx__outbox_add(&link->out, EPX__REPORT_BYTES);
-        const epx__frame_t frame = {
-            .kind = kind,
-            .rank = rank,
-            .sequence = sequence,
-            .bytes = EPX__RANK_SET_BYTES,
-        };
-
-        epx__frame_encode(message, &frame);
-        memcpy(message + EPX__FRAME_BYTES, ranks->bits, EPX__RANK_SET_BYTES);
-    }
-    (void)epx__outbox_flush(&link->out, link->fd);
-}
-
-void
-epx__star_add_data(const epx__star_t *star, epx__outbox_t *out,
-                   const void *block, size_t bytes)
+epx__star_add_data(const epx__star_t *star, epx__link_t *link,
+                   const void *block, size_t bytes, const epx__digest_t *digest)
 {
     const epx__frame_t frame = {
         .kind = EPX__FRAME_DATA,
@@ -80,9 +64,16 @@ epx__star_add_data(const epx__star_t *star, epx__outbox_t *out,
         .bytes = bytes,
     };
 
-    epx__frame_encode(epx__outbox_add(out, EPX__FRAME_BYTES), &frame);
-    out->block = block;
-    out->block_bytes = bytes;
+    epx__link_add(link, &frame, block, digest);
+}
+
+epx_status_t
+epx__star_fail_auth(const epx__star_t *star, int32_t rank)
+{
+    return epx__fail(EPX_ERR_AUTH,
+                     "what came as rank %d's part of allgather %" PRIu64
+                     " is not what that rank sent; its MAC is wrong",
+                     rank, star->sequence);
 }
 
 epx_status_t
@@ -144,9 +135,10 @@ epx__star_start(epx__star_t *star, int64_t deadline_ns)
 }
 
 epx_status_t
-epx__star_allgather(epx__star_t *star, const void *send, void *recv,
-                    size_t bytes, int64_t deadline_ns)
+epx__star_allgather(void *context, const void *send, void *recv, size_t bytes,
+                    int64_t deadline_ns)
 {
+    epx__star_t *star = context;
     epx__gather_t gather = {
         .send = send,
         .recv = recv,

@@ -40,9 +40,13 @@ typedef struct epx__gather {
 epx_status_t epx__star_gather_root(epx__star_t *star, epx__gather_t *gather);
 epx_status_t epx__star_gather_leaf(epx__star_t *star, epx__gather_t *gather);
 
-/* Adds a block to an outbox: its header, then, in place, the block. */
-void epx__star_add_data(const epx__star_t *star, epx__outbox_t *out,
-                        const void *block, size_t bytes);
+/* Adds a block, which stays in place, to what a link sends. */
+void epx__star_add_data(const epx__star_t *star, epx__link_t *link,
+                        const void *block, size_t bytes,
+                        const epx__digest_t *digest);
+
+/* The frame of `rank` that has just come is not the one that it sent. */
+epx_status_t epx__star_fail_auth(const epx__star_t *star, int32_t rank);
 
 /* The error that a report stands for, on rank 0 and on those it told. */
 epx_status_t epx__star_fail(const epx__star_t *star, epx__frame_kind_t kind,

@@ -50,17 +50,17 @@ read_frame(epx__star_t *star, epx__gather_t *gather, bool *done_p)
 {
     epx__star_peer_t *root = &star->peers[0];
     epx__frame_t frame = { 0 };
+    unsigned char *body = NULL;
     epx__io_t io = epx__io_read(root->link.fd, root->head, EPX__FRAME_BYTES,
                                 &root->head_bytes);
 
     if (io == EPX__IO_DONE) {
         epx_status_t status = check_head(star, gather, &frame);
-        void *body = frame.kind == EPX__FRAME_DATA ? (void *)gather->recv
-                                                   : root->report.bits;
 
         if (status != EPX_OK) {
             return status;
         }
+        body = frame.kind == EPX__FRAME_DATA ? gather->recv : root->report.bits;
         io = epx__io_read(root->link.fd, body, (size_t)frame.bytes,
                           &root->body_bytes);
     }
@@ -69,6 +69,9 @@ read_frame(epx__star_t *star, epx__gather_t *gather, bool *done_p)
     }
     root->head_bytes = 0;
     root->body_bytes = 0;
+    if (!epx__link_verify(&root->link, root->head, body, (size_t)frame.bytes)) {
+        return epx__star_fail_auth(star, 0);
+    }
     if (frame.kind == EPX__FRAME_WAITING) {
         gather->awaited = root->report;
         return EPX_OK;
@@ -96,7 +99,10 @@ epx__star_gather_leaf(epx__star_t *star, epx__gather_t *gather)
     /* Until rank 0 says more, it is rank 0 that is waited for. */
     epx__rank_set_add(&gather->awaited, 0);
     if (star->sequence > 0) {
-        epx__star_add_data(star, &root->link.out, gather->send, gather->bytes);
+        const epx__digest_t digest = epx__digest(gather->send, gather->bytes);
+
+        epx__star_add_data(star, &root->link, gather->send, gather->bytes,
+                           &digest);
     }
     while (!done) {
         struct pollfd poll_fd = { .fd = root->link.fd, .events = POLLIN };

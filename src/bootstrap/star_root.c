@@ -9,6 +9,9 @@
 
 _Static_assert(EPX__REPORT_BYTES + EPX__FRAME_BYTES <= EPX__OUTBOX_BYTES,
                "a result's header fits behind a report");
+_Static_assert(EPX__CHALLENGE_BYTES + EPX__VERDICT_BYTES + EPX__FRAME_BYTES <=
+                   EPX__OUTBOX_BYTES,
+               "or behind all that the handshake said");
 
 /* Rank 0 tells the others why the operation fails; those whose connection does
  * not take it at once find out by themselves. */
@@ -39,14 +42,27 @@ fail_one(epx__star_t *star, epx__frame_kind_t kind, int32_t rank)
     return fail_with(star, kind, &ranks);
 }
 
-static epx_status_t
-fail_data(epx__star_t *star, int32_t rank)
+/* To the others it comes to the same as if the rank had gone. */
+static void
+tell_all_lost(epx__star_t *star, int32_t rank)
 {
     epx__rank_set_t ranks = { { 0 } };
 
-    /* To the others it comes to the same as if the rank had gone. */
     epx__rank_set_add(&ranks, rank);
     tell_all(star, EPX__FRAME_LOST, &ranks);
+}
+
+static epx_status_t
+fail_auth(epx__star_t *star, int32_t rank)
+{
+    tell_all_lost(star, rank);
+    return epx__star_fail_auth(star, rank);
+}
+
+static epx_status_t
+fail_data(epx__star_t *star, int32_t rank)
+{
+    tell_all_lost(star, rank);
     return epx__fail(EPX_ERR_PEER_DATA,
                      "rank %d sent what cannot be part of allgather %" PRIu64,
                      rank, star->sequence);
@@ -77,15 +93,15 @@ read_peer(epx__star_t *star, const epx__gather_t *gather, int32_t rank)
 {
     epx__star_peer_t *peer = &star->peers[rank];
     int fd = peer->link.fd;
-    epx__frame_t frame;
+    epx__frame_t frame = { 0 };
+    unsigned char *body = peer->arrived ? peer->report.bits
+                          : gather->bytes == 0
+                              ? NULL
+                              : gather->recv + (size_t)rank * gather->bytes;
     epx__io_t io =
         epx__io_read(fd, peer->head, EPX__FRAME_BYTES, &peer->head_bytes);
 
     if (io == EPX__IO_DONE) {
-        void *body = peer->arrived ? peer->report.bits
-                     : gather->bytes == 0
-                         ? NULL
-                         : gather->recv + (size_t)rank * gather->bytes;
         epx_status_t status = check_head(star, gather, rank, &frame);
 
         if (status != EPX_OK) {
@@ -96,14 +112,18 @@ read_peer(epx__star_t *star, const epx__gather_t *gather, int32_t rank)
     if (io == EPX__IO_CLOSED) {
         return fail_one(star, EPX__FRAME_LOST, rank);
     }
-    if (io == EPX__IO_DONE && peer->arrived) {
+    if (io == EPX__IO_AGAIN) {
+        return EPX_OK;
+    }
+    if (!epx__link_verify(&peer->link, peer->head, body, (size_t)frame.bytes)) {
+        return fail_auth(star, rank);
+    }
+    if (peer->arrived) {
         return fail_with(star, EPX__FRAME_LATE, &peer->report);
     }
-    if (io == EPX__IO_DONE) {
-        peer->arrived = true;
-        peer->head_bytes = 0;
-        peer->body_bytes = 0;
-    }
+    peer->arrived = true;
+    peer->head_bytes = 0;
+    peer->body_bytes = 0;
     return EPX_OK;
 }
 
@@ -116,7 +136,7 @@ poll_peers(epx__star_t *star, short events, int64_t until_ns)
         bool full = !epx__outbox_empty(&link->out);
 
         star->polls[rank].fd = events != 0 || full ? link->fd : -1;
-        star->polls[rank].events = full ? (short)(events | POLLOUT) : events;
+        star->polls[rank].events = (short)(full ? events | POLLOUT : events);
         star->polls[rank].revents = 0;
     }
     if (epx__poll_until(star->polls, (size_t)star->num_ranks, until_ns) < 0) {
@@ -255,6 +275,7 @@ empty_outboxes(epx__star_t *star, epx__gather_t *gather)
 epx_status_t
 epx__star_gather_root(epx__star_t *star, epx__gather_t *gather)
 {
+    epx__digest_t digest;
     epx_status_t status;
 
     for (int32_t rank = 1; rank < star->num_ranks; rank++) {
@@ -271,9 +292,10 @@ epx__star_gather_root(epx__star_t *star, epx__gather_t *gather)
     if (status != EPX_OK) {
         return status;
     }
+    digest = epx__digest(gather->recv, gather->total_bytes);
     for (int32_t rank = 1; rank < star->num_ranks; rank++) {
-        epx__star_add_data(star, &star->peers[rank].link.out, gather->recv,
-                           gather->total_bytes);
+        epx__star_add_data(star, &star->peers[rank].link, gather->recv,
+                           gather->total_bytes, &digest);
     }
     return empty_outboxes(star, gather);
 }

@@ -92,6 +92,8 @@ fuzz_holder(size_t step, const uint8_t *data, size_t size)
     epx__handshake_t leaf;
     epx__verdict_t verdict;
     uint32_t rank;
+    unsigned char root_key[EPX__KEY_BYTES];
+    unsigned char leaf_key[EPX__KEY_BYTES];
     bool right;
 
     if (size < 9) {
@@ -112,6 +114,9 @@ fuzz_holder(size_t step, const uint8_t *data, size_t size)
     feed(&leaf, &from_leaf, step, from_root.small + EPX__CHALLENGE_BYTES,
          EPX__VERDICT_BYTES);
     require(leaf.state == EPX__HANDSHAKE_JUDGED && leaf.verdict == verdict);
+    epx__handshake_key(&root, root_key);
+    epx__handshake_key(&leaf, leaf_key);
+    require(memcmp(root_key, leaf_key, sizeof(root_key)) == 0);
     right = leaf_identity.job[31] == 0 &&
             leaf_identity.num_ranks == NUM_RANKS && rank < NUM_RANKS &&
             rank % 2 == 1;

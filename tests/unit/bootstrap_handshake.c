@@ -125,6 +125,37 @@ test_every_changed_byte_is_noticed(void **state)
     }
 }
 
+/* The key is the same at both ends, and another for another rank, nonce or
+ * secret. */
+static void
+test_keys(void **state)
+{
+    unsigned char keys[4][EPX__KEY_BYTES];
+    unsigned char key[EPX__KEY_BYTES];
+
+    (void)state;
+    for (int i = 0; i < 4; i++) {
+        unsigned char nonce[EPX__NONCE_BYTES] = { i == 1 };
+        pair_t pair;
+
+        pair_make(&pair);
+        pair.leaf_identity.rank = i == 2 ? 6 : 5;
+        pair.leaf_identity.secret[0] ^= i == 3;
+        pair.root_identity.secret[0] ^= i == 3;
+        pair.from_leaf = (epx__outbox_t){ 0 };
+        epx__handshake_connect(&pair.leaf, &pair.leaf_identity, nonce,
+                               &pair.from_leaf);
+        (void)converse(&pair, 1000, -1);
+        assert_int_equal(pair.leaf.state, EPX__HANDSHAKE_JUDGED);
+        epx__handshake_key(&pair.root, keys[i]);
+        epx__handshake_key(&pair.leaf, key);
+        assert_memory_equal(keys[i], key, sizeof(key));
+        for (int j = 0; j < i; j++) {
+            assert_memory_not_equal(keys[i], keys[j], sizeof(key));
+        }
+    }
+}
+
 static void
 test_wrong_secret(void **state)
 {
@@ -246,6 +277,7 @@ main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_holders_of_the_secret_meet),
         cmocka_unit_test(test_every_changed_byte_is_noticed),
+        cmocka_unit_test(test_keys),
         cmocka_unit_test(test_wrong_secret),
         cmocka_unit_test(test_reflection),
         cmocka_unit_test(test_verdicts),

@@ -367,46 +367,113 @@ test_port_in_use(void **state)
     (void)close(guard);
 }
 
-/* Whatever answers at the port, but is no rank 0. */
+/* Takes one connection, hears its hello, answers and hangs up. */
+static void
+answer(int server, const char *text, size_t bytes)
+{
+    unsigned char hello[EPX__HELLO_BYTES];
+    struct pollfd poll_fd = { .fd = server, .events = POLLIN };
+    int client;
+
+    assert_int_equal(poll(&poll_fd, 1, 60000), 1);
+    client = accept(server, NULL, NULL);
+    assert_true(client >= 0);
+    if (recv(client, hello, sizeof(hello), MSG_WAITALL) ==
+        (ssize_t)sizeof(hello)) {
+        (void)send(client, text, bytes, MSG_NOSIGNAL);
+    }
+    (void)close(client);
+}
+
+/* Whatever answers at the port, time after time, but is no rank 0.  Only what
+ * proves that rank 0 is another's, or another version's, ends the join early.
+ */
 static void
 test_strange_server(void **state)
 {
     static const struct {
-        const char *answer;
+        const char *text;
         size_t bytes;
+        int64_t timeout_ms;
         epx_status_t status;
         const char *part;
     } cases[] = {
-        { "HTTP/1.1 400 Bad Request\r\n\r\n", 28, EPX_ERR_PEER_DATA,
+        { "HTTP/1.1 400 Bad Request\r\n\r\n", 28, 1500, EPX_ERR_TIMEOUT,
           "is not rank 0 of an EPX job" },
-        { "EPXR\2\0\2\0", 8, EPX_ERR_MISMATCH, "speaks version 2" },
-        { "EPXR\1\0\2\0 and then it hangs up", 28, EPX_ERR_TIMEOUT,
+        { "EPXR\x9\0\2\0", 8, 600000, EPX_ERR_MISMATCH, "speaks version 9" },
+        { "EPXR\2\0\2\0 sixty-four bytes, half of them a nonce, half no proof"
+          " at all...",
+          72, 600000, EPX_ERR_AUTH, "does not hold the secret of rank 1" },
+        { "EPXR\2\0\2\0 and then it hangs up", 28, 1500, EPX_ERR_TIMEOUT,
           "rank 1 did not reach rank 0 in time" },
     };
 
     (void)state;
     for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
         processes_t processes = { 0 };
+        struct pollfd polls[2];
         plan_t plan;
         uint16_t port;
         int server = port_reserve("127.0.0.1", &port);
-        struct pollfd poll_fd = { .fd = server, .events = POLLIN };
-        int client;
 
-        assert_int_equal(listen(server, 1), 0);
+        assert_int_equal(listen(server, 16), 0);
         plan = plan_make_odd(port, 2, 0);
         plan.odd_identity = identity_make(1, 2);
-        plan.odd_timeout_ms = 1000;
+        plan.odd_timeout_ms = cases[i].timeout_ms;
         process_start(&processes, join_and_gather, &plan);
-        assert_int_equal(poll(&poll_fd, 1, 60000), 1);
-        client = accept(server, NULL, NULL);
-        assert_true(client >= 0);
-        assert_int_equal(write(client, cases[i].answer, cases[i].bytes),
-                         cases[i].bytes);
-        (void)close(client);
-        (void)close(server);
+        for (;;) {
+            polls[0] = (struct pollfd){ .fd = server, .events = POLLIN };
+            polls[1] =
+                (struct pollfd){ .fd = processes.pipes[0], .events = POLLIN };
+            assert_true(poll(polls, 2, 60000) > 0);
+            if (polls[1].revents != 0) {
+                break;
+            }
+            answer(server, cases[i].text, cases[i].bytes);
+        }
         outcome_check(process_wait(&processes, 0), cases[i].status,
                       cases[i].part);
+        (void)close(server);
+    }
+}
+
+/* The port is somebody else's at first.  If rank 0 does not come either, that
+ * is part of the sentence. */
+static void
+test_port_is_released(void **state)
+{
+    epx__address_t address;
+
+    (void)state;
+    for (int comes = 0; comes < 2; comes++) {
+        processes_t processes = { 0 };
+        plan_t plan;
+        uint16_t port;
+        int guard = port_reserve("127.0.0.1", &port);
+        int server;
+
+        plan = plan_make_odd(port, 2, 0);
+        plan.odd_identity = identity_make(1, 2);
+        plan.odd_timeout_ms = comes ? 60000 : 1500;
+        process_start(&processes, join_and_gather, &plan);
+        /* Only now: the process is to have no copy of this. */
+        assert_int_equal(
+            epx__net_listen("127.0.0.1", port, in_ms(5000), &server, &address),
+            EPX_OK);
+        answer(server, "SSH-2.0-server\r\n", 16);
+        (void)close(server);
+        if (comes) {
+            plan.odd = 1;
+            plan.odd_identity = identity_make(0, 2);
+            process_start(&processes, join_and_gather, &plan);
+            outcome_check(process_wait(&processes, 0), EPX_OK, "");
+            outcome_check(process_wait(&processes, 1), EPX_OK, "");
+        } else {
+            outcome_check(process_wait(&processes, 0), EPX_ERR_TIMEOUT,
+                          "; before, what listens at");
+        }
+        processes_wait(&processes);
+        (void)close(guard);
     }
 }
 
@@ -572,6 +639,7 @@ main(void)
         cmocka_unit_test(test_unusable_addresses),
         cmocka_unit_test(test_port_in_use),
         cmocka_unit_test(test_strange_server),
+        cmocka_unit_test(test_port_is_released),
         cmocka_unit_test(test_late_rank_is_named),
         cmocka_unit_test(test_lost_rank_is_named),
         cmocka_unit_test(test_other_length),

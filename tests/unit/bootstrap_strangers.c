@@ -143,10 +143,10 @@ test_garbage(void **state)
     static const char *const openings[] = {
         "",
         "GET / HTTP/1.1\r\nHost: x\r\n\r\n",
-        "EPXR\1\0\1\0",
-        "EPXR\1\0\3\0",
-        "EPXF\1\0\1\0",
         "EPXR\2\0\1\0",
+        "EPXR\2\0\3\0",
+        "EPXF\1\0\1\0",
+        "EPXR\3\0\1\0",
     };
     static const size_t lengths[] = { 0, 27, 8, 8, 8, 8 };
     unsigned char bytes[4096];
