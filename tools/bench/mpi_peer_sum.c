@@ -7,7 +7,8 @@
 #define BLOCK 1024
 
 /* As a user who compiles for the machine at hand would get it. */
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#if defined(__x86_64__) && defined(__GNUC__) && __GNUC__ >= 12 && \
+    !defined(__clang__)
 #define FOR_EACH_CPU \
     __attribute__((  \
         target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))

@@ -4,7 +4,6 @@
 
 #include <inttypes.h>
 #include <stdlib.h>
-#include <string.h>
 
 /* Carves arrays out of one allocation: run once to measure, once to place. */
 typedef struct carve {
@@ -143,7 +142,7 @@ cpu_plan_open(epx_group_t *group, const epx_plan_args_t *args,
                                ? args->max_tokens_per_rank
                                : args->num_tokens;
     carve_arrays(&draft, &measure);
-    plan = measure.overflow ? NULL : malloc(measure.used);
+    plan = measure.overflow ? NULL : calloc(1, measure.used);
     if (plan == NULL) {
         return epx__fail(EPX_ERR_NO_MEMORY,
                          "no memory for a plan of %" PRId64
@@ -154,8 +153,6 @@ cpu_plan_open(epx_group_t *group, const epx_plan_args_t *args,
     carve_arrays(&draft, &place);
     *plan = draft;
     plan->sent_rows = plan->sent_tokens + group->num_ranks;
-    memset(plan->peer_slots, 0,
-           (size_t)group->num_ranks * sizeof(*plan->peer_slots));
     fill_expert_rank(plan);
     status = open_slots(plan);
     if (status != EPX_OK) {
