@@ -110,7 +110,6 @@ cpu_receive_open(cpu_plan_t *plan, epx__post_t *post)
 {
     epx_group_t *group = plan->base.group;
     cpu_dispatch_t *op = &plan->dispatch;
-    uint64_t rows = (uint64_t)op->args.recv_rows;
     void *user[EPX__NUM_ARRAYS] = {
         op->args.recv_x,
         op->num_scales > 0 ? op->args.recv_scales : NULL,
@@ -120,17 +119,15 @@ cpu_receive_open(cpu_plan_t *plan, epx__post_t *post)
     };
     epx_status_t status = EPX_OK;
 
-    *post = (epx__post_t){ .signature = op->signature, .num_rows = rows };
+    *post = (epx__post_t){ .signature = op->signature,
+                           .num_rows = (uint64_t)op->args.recv_rows };
     for (int i = 0; i < EPX__NUM_ARRAYS && status == EPX_OK; i++) {
         epx__array_t array = (epx__array_t)i;
         bool staged = !op->uses_slots && cpu_array_is_outside(group, user[i]);
-
         /* Staging takes the rows that come, not those there is room for. */
-        if (staged) {
-            rows = (uint64_t)plan->rank_rows[group->rank];
-        } else {
-            rows = (uint64_t)op->args.recv_rows;
-        }
+        uint64_t rows = staged ? (uint64_t)plan->rank_rows[group->rank]
+                               : (uint64_t)op->args.recv_rows;
+
         if (array == EPX__ARRAY_SCALES) {
             set_scale_strides(plan, staged, post);
         }
@@ -141,8 +138,8 @@ cpu_receive_open(cpu_plan_t *plan, epx__post_t *post)
             status = cpu_array_open(group, array_names[i], user[i],
                                     array_bytes(plan, array, rows, post),
                                     &op->arrays[i]);
+            post->offset[i] = cpu_array_offset(group, &op->arrays[i]);
         }
-        post->offset[i] = cpu_array_offset(group, &op->arrays[i]);
     }
     if (status != EPX_OK) {
         cpu_arrays_close(group, op->arrays);
