@@ -110,9 +110,8 @@ convert_block_finite(const uint16_t *restrict x, size_t count, float factor,
 
 static ALWAYS_INLINE epx__block_scale_t
 quantize_block(epx_quantize_t kind, const uint16_t *x, size_t count,
-               uint8_t *out)
+               uint16_t max, uint8_t *out)
 {
-    uint16_t max = block_max(x, count);
     bool is_finite = max < BF16_INFINITY;
     float amax =
         epx__f32_from_bf16(is_finite ? max : block_max_number(x, count));
@@ -127,26 +126,58 @@ quantize_block(epx_quantize_t kind, const uint16_t *x, size_t count,
     return scale;
 }
 
+/* Blocks whose maxima are found before the first of them is converted, so that
+ * the way from a maximum to its scale does not hold up the conversions. */
+#define QUANTIZE_BATCH 64
+
+/* Up to QUANTIZE_BATCH blocks; a constant length spares whole blocks the
+ * handling of ends. */
+static void
+quantize_batch(epx_quantize_t kind, const uint16_t *x, size_t count,
+               uint8_t *out, float *scales)
+{
+    size_t num_whole = count / EPX_SCALE_BLOCK;
+    size_t rest = count % EPX_SCALE_BLOCK;
+    size_t end = num_whole * EPX_SCALE_BLOCK;
+    uint16_t max[QUANTIZE_BATCH];
+
+    for (size_t b = 0; b < num_whole; b++) {
+        max[b] = block_max(x + b * EPX_SCALE_BLOCK, EPX_SCALE_BLOCK);
+    }
+    for (size_t b = 0; b < num_whole; b++) {
+        scales[b] =
+            quantize_block(kind, x + b * EPX_SCALE_BLOCK, EPX_SCALE_BLOCK,
+                           max[b], out + b * EPX_SCALE_BLOCK)
+                .scale;
+    }
+    if (rest > 0) {
+        scales[num_whole] = quantize_block(kind, x + end, rest,
+                                           block_max(x + end, rest), out + end)
+                                .scale;
+    }
+}
+
 static void
 quantize(epx_quantize_t kind, const uint16_t *x, size_t count, uint8_t *out,
          uint32_t *scales)
 {
     size_t num_blocks = (count + EPX_SCALE_BLOCK - 1) / EPX_SCALE_BLOCK;
+    float batch[QUANTIZE_BATCH];
 
     if (kind == EPX_QUANTIZE_F8E4M3_UE8M0) {
         memset(scales, 0, (num_blocks + 3) / 4 * sizeof(*scales));
     }
     for (size_t block = 0; block < num_blocks; block++) {
         size_t begin = block * EPX_SCALE_BLOCK;
-        size_t left = count - begin;
-        size_t length = left < EPX_SCALE_BLOCK ? left : EPX_SCALE_BLOCK;
-        /* A constant length spares whole blocks the handling of ends. */
-        epx__block_scale_t scale =
-            length == EPX_SCALE_BLOCK
-                ? quantize_block(kind, x + begin, EPX_SCALE_BLOCK, out + begin)
-                : quantize_block(kind, x + begin, length, out + begin);
-        uint32_t bits = epx__bits_from_f32(scale.scale);
+        size_t most = (size_t)QUANTIZE_BATCH * EPX_SCALE_BLOCK;
+        uint32_t bits;
 
+        if (block % QUANTIZE_BATCH == 0) {
+            quantize_batch(kind, x + begin,
+                           count - begin < most ? count - begin : most,
+                           out + begin, batch);
+        }
+        bits = epx__bits_from_f32(batch[block % QUANTIZE_BATCH]);
         if (kind == EPX_QUANTIZE_F8E4M3_UE8M0) {
             scales[block / 4] |= bits >> 23 << block % 4 * 8;
         } else {
