@@ -162,7 +162,7 @@ quantize(epx_quantize_t kind, const uint16_t *x, size_t count, uint8_t *out,
          uint32_t *scales)
 {
     size_t num_blocks = (count + EPX_SCALE_BLOCK - 1) / EPX_SCALE_BLOCK;
-    float batch[QUANTIZE_BATCH];
+    float batch[QUANTIZE_BATCH] = { 0 };
 
     if (kind == EPX_QUANTIZE_F8E4M3_UE8M0) {
         memset(scales, 0, (num_blocks + 3) / 4 * sizeof(*scales));
