@@ -33,14 +33,3 @@ epx__parse_uint(const char *name, const char *text, uint64_t min, uint64_t max,
     *value_p = value;
     return EPX_OK;
 }
-
-epx_status_t
-epx__env_uint(const char *name, uint64_t min, uint64_t max, uint64_t *value_p,
-              bool *found_p)
-{
-    const char *text = epx__env_string(name);
-
-    *found_p = text != NULL;
-    return text == NULL ? EPX_OK
-                        : epx__parse_uint(name, text, min, max, value_p);
-}

@@ -5,16 +5,10 @@
 #define EPX_CORE_ENV_H
 
 #include <epx/epx.h>
-#include <stdbool.h>
 #include <stdint.h>
 
-/* Decimal digits only.  An unset variable gives *found_p = false and leaves
- * *value_p alone. */
-epx_status_t epx__env_uint(const char *name, uint64_t min, uint64_t max,
-                           uint64_t *value_p, bool *found_p);
-
-/* The same for text that did not come from the environment; `name` is what the
- * sentence calls it. */
+/* Decimal digits only.  `name` is what the sentence calls the text: a variable,
+ * or what else it came from.  *value_p changes only on success. */
 epx_status_t epx__parse_uint(const char *name, const char *text, uint64_t min,
                              uint64_t max, uint64_t *value_p);
 
