@@ -22,6 +22,8 @@
 #ifndef EPX_CORE_CONTROL_H
 #define EPX_CORE_CONTROL_H
 
+#include "core/host_device.h"
+
 #include <stddef.h>
 #include <stdint.h>
 
@@ -126,6 +128,10 @@ typedef struct epx__count_row {
     epx__plan_key_t key;
     uint64_t num_tokens;
     uint64_t slots_offset; /* receive slots of send-only dispatches, or 0 */
+    /* Routing that is found to be bad only when the peers are waiting: 1 + the
+     * first such entry of topk_idx, and what it holds.  0: none. */
+    uint64_t bad_entry;
+    int64_t bad_expert;
 } epx__count_row_t;
 
 /* Offsets of one group's control regions; alike on every rank. */
@@ -140,13 +146,13 @@ typedef struct epx__map {
     size_t heap; /* end of the control region */
 } epx__map_t;
 
-static inline size_t
+EPX__INLINE size_t
 epx__round_up(size_t value, size_t to)
 {
     return (value + to - 1) / to * to;
 }
 
-static inline epx__map_t
+EPX__INLINE epx__map_t
 epx__map_make(uint32_t num_ranks, uint32_t max_experts)
 {
     epx__map_t map;
@@ -169,13 +175,13 @@ epx__map_make(uint32_t num_ranks, uint32_t max_experts)
     return map;
 }
 
-static inline uint32_t
+EPX__INLINE uint32_t
 epx__slot(uint64_t step)
 {
     return (uint32_t)(step % EPX__NUM_SLOTS);
 }
 
-static inline epx__gate_line_t *
+EPX__INLINE epx__gate_line_t *
 epx__map_gate(const epx__map_t *map, void *segment, uint64_t step,
               epx__gate_t gate)
 {
@@ -183,7 +189,7 @@ epx__map_gate(const epx__map_t *map, void *segment, uint64_t step,
            (size_t)epx__slot(step) * EPX__NUM_GATES + gate;
 }
 
-static inline uint64_t *
+EPX__INLINE uint64_t *
 epx__map_arrival(const epx__map_t *map, void *segment, uint64_t step,
                  epx__gate_t gate, uint32_t source)
 {
@@ -196,7 +202,7 @@ epx__map_arrival(const epx__map_t *map, void *segment, uint64_t step,
                 .step;
 }
 
-static inline epx__post_t *
+EPX__INLINE epx__post_t *
 epx__map_post(const epx__map_t *map, void *segment, uint64_t step,
               uint32_t source)
 {
@@ -204,7 +210,7 @@ epx__map_post(const epx__map_t *map, void *segment, uint64_t step,
            (size_t)epx__slot(step) * map->num_ranks + source;
 }
 
-static inline epx__count_row_t *
+EPX__INLINE epx__count_row_t *
 epx__map_counts(const epx__map_t *map, void *segment, uint64_t step,
                 uint32_t source)
 {
@@ -214,13 +220,13 @@ epx__map_counts(const epx__map_t *map, void *segment, uint64_t step,
                                 row * map->count_row_bytes);
 }
 
-static inline uint32_t *
+EPX__INLINE uint32_t *
 epx__count_row_tokens(epx__count_row_t *row)
 {
     return (uint32_t *)(row + 1);
 }
 
-static inline uint32_t *
+EPX__INLINE uint32_t *
 epx__count_row_experts(epx__count_row_t *row, uint32_t num_ranks)
 {
     return (uint32_t *)(row + 1) + num_ranks;

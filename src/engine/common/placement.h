@@ -4,14 +4,10 @@
 #ifndef EPX_ENGINE_COMMON_PLACEMENT_H
 #define EPX_ENGINE_COMMON_PLACEMENT_H
 
+#include "core/host_device.h"
+
 #include <epx/epx.h>
 #include <stdint.h>
-
-#ifdef __CUDACC__
-#define EPX__INLINE static __host__ __device__ __forceinline__
-#else
-#define EPX__INLINE static inline
-#endif
 
 /* The first expert of a rank: contiguous blocks, the first E mod R ranks hold
  * one more.  With rank == num_ranks, E. */

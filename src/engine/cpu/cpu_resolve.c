@@ -1,44 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 /* The second half of a plan: with everybody's counts, where every row goes. */
+#include "core/agree.h"
 #include "core/atomic.h"
 #include "engine/common/placement.h"
 #include "engine/cpu/cpu.h"
 
 #include <inttypes.h>
 #include <string.h>
-
-static epx_status_t
-compare_keys(const cpu_plan_t *plan, int32_t peer, const epx__plan_key_t *key)
-{
-    const epx__plan_key_t *own = &plan->base.key;
-    const struct {
-        const char *name;
-        uint64_t theirs, ours;
-    } fields[] = {
-        { "the plan's number", key->plan_id, own->plan_id },
-        { "layout", key->layout, own->layout },
-        { "num_experts", key->num_experts, own->num_experts },
-        { "topk", key->topk, own->topk },
-        { "idx_dtype", key->idx_dtype, own->idx_dtype },
-        { "expert_alignment", key->expert_alignment, own->expert_alignment },
-        { "max_tokens_per_rank", key->max_tokens_per_rank,
-          own->max_tokens_per_rank },
-        { "recv_capacity", key->recv_capacity, own->recv_capacity },
-        { "send_only_row_bytes", key->send_only_row_bytes,
-          own->send_only_row_bytes },
-    };
-
-    for (size_t i = 0; i < sizeof(fields) / sizeof(*fields); i++) {
-        if (fields[i].theirs != fields[i].ours) {
-            return epx__fail(EPX_ERR_MISMATCH,
-                             "the ranks disagree on a plan: %s is %" PRIu64
-                             " on rank %d and %" PRIu64 " on rank %d",
-                             fields[i].name, fields[i].theirs, peer,
-                             fields[i].ours, plan->base.group->rank);
-        }
-    }
-    return EPX_OK;
-}
 
 /* Whether counts can be those of tokens: each goes to a rank once, and there to
  * 1 to K experts, to each of them once. */
@@ -93,13 +61,10 @@ read_count_row(cpu_plan_t *plan, int32_t peer)
     }
     epx__copy_in(&head, shared, sizeof(head));
     if (head.step != plan->counts_step) {
-        return epx__fail(EPX_ERR_MISMATCH,
-                         "rank %d is in another operation while rank %d makes "
-                         "or updates a plan: collective calls must be made in "
-                         "the same order on every rank",
-                         peer, group->rank);
+        return epx__agree_not(peer, group->rank,
+                              "the exchange of a plan's counts");
     }
-    status = compare_keys(plan, peer, &head.key);
+    status = epx__agree_keys(group->rank, &plan->base.key, peer, &head.key);
     if (status != EPX_OK) {
         return status;
     }

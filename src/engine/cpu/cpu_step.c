@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* The window of open steps, and the exchange of posts. */
+#include "core/agree.h"
 #include "core/atomic.h"
 #include "engine/cpu/cpu.h"
 
@@ -90,46 +91,6 @@ cpu_post_all(epx_group_t *group, uint64_t step, const epx__post_t *post)
     }
 }
 
-static epx_status_t
-mismatch(const char *what, const char *field, int32_t first, uint64_t firsts,
-         int32_t other, uint64_t others)
-{
-    return epx__fail(EPX_ERR_MISMATCH,
-                     "the ranks disagree in %s: %s is %" PRIu64
-                     " on rank %d and %" PRIu64 " on rank %d",
-                     what, field, firsts, first, others, other);
-}
-
-/* Whether two ranks' signatures agree. */
-static epx_status_t
-compare_signatures(const char *what, int32_t first, const epx__signature_t *a,
-                   int32_t other, const epx__signature_t *b)
-{
-    bool comparable = ((a->arrays | b->arrays) & EPX__ARRAYS_ANY) == 0;
-    const struct {
-        const char *name;
-        uint64_t a, b;
-    } fields[] = {
-        { "the plan's number", a->plan_id, b->plan_id },
-        { "the operation (2 dispatch, 3 combine)", a->kind, b->kind },
-        { "hidden", a->hidden, b->hidden },
-        { "dtype", a->dtype, b->dtype },
-        { "quantize", a->quantize, b->quantize },
-        { "num_scales", a->num_scales, b->num_scales },
-        { "the set of optional arrays (8 with topk_weights)",
-          comparable ? a->arrays : 0, comparable ? b->arrays : 0 },
-        { "flags", a->flags, b->flags },
-    };
-
-    for (size_t i = 0; i < sizeof(fields) / sizeof(*fields); i++) {
-        if (fields[i].a != fields[i].b) {
-            return mismatch(what, fields[i].name, first, fields[i].a, other,
-                            fields[i].b);
-        }
-    }
-    return EPX_OK;
-}
-
 /* All with the first that can tell which arrays it has: every rank holds all
  * posts and so comes to the same verdict. */
 static epx_status_t
@@ -144,8 +105,8 @@ compare_posts(const epx_group_t *group, const char *what,
         first++;
     }
     for (int32_t r = 0; r < group->num_ranks && status == EPX_OK; r++) {
-        status = compare_signatures(what, first, &posts[first].signature, r,
-                                    &posts[r].signature);
+        status = epx__agree_signatures(what, first, &posts[first].signature, r,
+                                       &posts[r].signature);
     }
     return status;
 }
@@ -165,11 +126,7 @@ cpu_posts_wait(epx_group_t *group, uint64_t step, const char *what,
                                    (uint32_t)peer),
                      sizeof(*posts));
         if (posts[peer].step != step) {
-            return epx__fail(EPX_ERR_MISMATCH,
-                             "rank %d is in another operation while rank %d is "
-                             "in %s: collective calls must be made in the same "
-                             "order on every rank",
-                             peer, group->rank, what);
+            return epx__agree_not(peer, group->rank, what);
         }
     }
     /* Ours as we made it, whatever has become of it in shared memory. */
