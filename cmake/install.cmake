@@ -10,6 +10,10 @@ add_library(epx::epx_static ALIAS epx_static)
 set(epx_cmake_dir ${CMAKE_INSTALL_LIBDIR}/cmake/epx)
 install(TARGETS epx EXPORT epx-targets
         LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
+if(TARGET epx_cuda)
+  install(TARGETS epx_cuda
+          LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR} NAMELINK_SKIP)
+endif()
 install(TARGETS epx_static EXPORT epx-static-targets
         ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
 install(EXPORT epx-targets NAMESPACE epx:: DESTINATION ${epx_cmake_dir})

@@ -16,6 +16,7 @@ add_library(epx_bench_parts STATIC
   bench/bench_help.c
   bench/bench_launch.c
   bench/bench_measure.c
+  bench/bench_op.c
   bench/bench_options.c
   bench/bench_peer.c
   bench/bench_rank.c
@@ -23,11 +24,19 @@ add_library(epx_bench_parts STATIC
   bench/bench_routing.c
   bench/bench_run.c
   bench/bench_shape.c
+  bench/bench_time_card.c
   bench/bench_times.c
   bench/routing_csv.c)
 target_include_directories(epx_bench_parts
                            PUBLIC ${CMAKE_CURRENT_SOURCE_DIR}/bench)
 target_link_libraries(epx_bench_parts PUBLIC epx epx_oracle Threads::Threads m)
+if(TARGET epx_cuda) # CUDA's runtime becomes part of the program
+  find_package(CUDAToolkit REQUIRED QUIET)
+  target_sources(epx_bench_parts PRIVATE bench/bench_cuda.c)
+  target_link_libraries(epx_bench_parts PRIVATE CUDA::cudart_static)
+else()
+  target_sources(epx_bench_parts PRIVATE bench/bench_cuda_none.c)
+endif()
 
 add_executable(epx-bench bench/epx_bench.c)
 target_link_libraries(epx-bench PRIVATE epx_bench_parts)

@@ -89,6 +89,69 @@ report_defaults(void)
     epx_bootstrap_destroy(bootstrap);
 }
 
+/* The bits of a mask, as numbers. */
+static void
+report_devices(const char *key, uint64_t mask)
+{
+    char texts[64][4];
+    const char *list[64];
+    size_t count = 0;
+
+    for (int i = 0; i < 64; i++) {
+        if ((mask >> i & 1) != 0) {
+            (void)snprintf(texts[count], sizeof(texts[count]), "%d", i);
+            list[count] = texts[count];
+            count++;
+        }
+    }
+    epx__report_strings(key, list, count);
+}
+
+static void
+report_card(int32_t ordinal)
+{
+    epx_device_info_t info = EPX_DEVICE_INFO_INIT;
+    epx_status_t status = epx_device_query(EPX_DEVICE_CUDA, ordinal, &info);
+    uint64_t own = UINT64_C(1) << ordinal;
+    char text[24];
+
+    (void)snprintf(text, sizeof(text), "card_%d", (int)ordinal);
+    epx__report_section(text);
+    epx__report_string("error", status == EPX_OK ? NULL : epx_last_error(),
+                       "none");
+    if (status != EPX_OK) {
+        return;
+    }
+    (void)snprintf(text, sizeof(text), "%d.%d", (int)info.compute_major,
+                   (int)info.compute_minor);
+    epx__report_string("name", info.name, "unknown");
+    epx__report_string("pci", info.pci, "unknown");
+    epx__report_string("compute_capability", text, "unknown");
+    epx__report_number("sms", (uint64_t)info.num_workers);
+    epx__report_bytes("memory_bytes", info.memory_bytes);
+    epx__report_strings("fabrics", info.fabrics, count_strings(info.fabrics));
+    report_devices("reaches_cards", info.reachable_devices & ~own);
+    report_devices("reaches_with_atomics", info.fast_devices & ~own);
+}
+
+/* A section with how many there are, or why there is none; then one for each.
+ */
+static void
+report_cards(void)
+{
+    epx_device_info_t info = EPX_DEVICE_INFO_INIT;
+    epx_status_t status = epx_device_query(EPX_DEVICE_CUDA, 0, &info);
+    int32_t count = status == EPX_OK ? info.num_devices : 0;
+
+    epx__report_section("cards");
+    epx__report_string("error", status == EPX_OK ? NULL : epx_last_error(),
+                       "none");
+    epx__report_number("count", (uint64_t)count);
+    for (int32_t i = 0; i < count; i++) {
+        report_card(i);
+    }
+}
+
 /* Those that tell which kernels could be used, in the kernel's spelling. */
 static void
 report_cpu_features(void)
@@ -368,6 +431,7 @@ print_info(bool json)
     report_limits();
     report_defaults();
     report_cpu(&info);
+    report_cards();
     report_memory();
     report_files();
     report_pieces();

@@ -231,14 +231,21 @@ typedef struct epx_group_config {
     size_t size;
     /* NULL: epx_bootstrap_env_create is used for this group alone. */
     const epx_bootstrap_t *bootstrap;
+    /* The same on every rank.  EPX_DEVICE_CUDA needs the shared library
+     * (libepx.so), which loads its module for CUDA, libepx_cuda.so.0, from its
+     * own folder. */
     epx_device_t device;
-    int32_t device_ordinal; /* which card; 0 with EPX_DEVICE_CPU */
-    /* Bytes of this rank's heap; ranks may differ.  Memory is taken from the
-     * system as it is first touched.  0: 1 GiB. */
+    /* Which card, as CUDA counts those that this process sees; 0 with
+     * EPX_DEVICE_CPU.  Several ranks may share a card. */
+    int32_t device_ordinal;
+    /* Bytes of this rank's heap; ranks may differ.  The host's memory is taken
+     * from the system as it is first touched, a card's at once.  0: 1 GiB. */
     uint64_t heap_bytes;
-    /* Threads (CPU) or SMs (CUDA) that one operation uses on this rank, the
-     * caller's among them.  0: this rank's usable cores divided by the ranks
-     * that share them, at least 1. */
+    /* Threads (CPU) or SMs (CUDA) that one operation uses on this rank; on the
+     * CPU the caller's thread is one of them.  0: on the CPU this rank's usable
+     * cores divided by the ranks that share them, at least 1; on a card its SMs
+     * divided by the ranks that share it, at most 24.  Since an operation waits
+     * for its peers, the SMs of all ranks that share a card must fit it. */
     int32_t num_workers;
     /* The largest E of any plan; the same on every rank.  0: 1024. */
     int32_t max_experts;
@@ -254,9 +261,20 @@ typedef struct epx_group_config {
  * own config is unusable tells the others, so that every rank fails at once
  * with a sentence that names it.
  *
- * Ranks that are threads of one process are joined by the "thread" fabric,
- * processes of one host by "shm"; ranks on several hosts are refused with
- * EPX_ERR_UNSUPPORTED.
+ * The first fabric that can joins all ranks; EPX_ERR_UNSUPPORTED tells why none
+ * can, or what of a device is missing.
+ *
+ *     CPU   thread       threads of one process
+ *           shm          processes of one host
+ *     CUDA  cuda_thread  threads of one process
+ *           cuda_vmm     processes of one host, by file descriptors of memory
+ *           cuda_ipc     processes of one host, by CUDA IPC handles
+ *           cuda_fabric  also ranks on several hosts, where NVLink reaches from
+ *                        one to the other and the driver is set up for it
+ *
+ * Cards must reach each other's memory (NVLink or PCIe peer access).
+ * EPX_CUDA_FABRIC=vmm, ipc or fabric allows just that one of CUDA's.  With
+ * cuda_ipc no rank may destroy its group while a peer is still at work in it.
  */
 EPX_API epx_status_t epx_group_create(const epx_group_config_t *config,
                                       epx_group_t **group_p);
@@ -278,8 +296,8 @@ typedef struct epx_group_info {
     int32_t num_ranks;
     int32_t num_workers;
     int32_t max_experts;
-    const char *engine;  /* "cpu" */
-    const char *fabric;  /* "thread", "shm" */
+    const char *engine;  /* "cpu", "cuda" */
+    const char *fabric;  /* "thread", "shm", "cuda_thread", ... */
     uint64_t heap_bytes; /* usable bytes of this rank's heap */
     uint64_t heap_free_bytes;
     uint64_t heap_largest_free_bytes; /* the largest epx_mem_alloc possible */
@@ -670,8 +688,9 @@ EPX_API epx_status_t epx_complete(epx_plan_t *plan, epx_stream_t stream);
 typedef struct epx_library_info {
     size_t size;
     const char *version;        /* "0.1.0" */
-    const char *const *engines; /* NULL-terminated: usable on this machine */
-    const char *const *fabrics; /* NULL-terminated */
+    const char *const *engines; /* NULL-terminated; epx_device_query tells
+                                   whether "cuda" finds a card */
+    const char *const *fabrics; /* NULL-terminated: of these engines */
     const char *cpu_isa;        /* the CPU kernels in use: "avx512", ... */
     int32_t num_cores;          /* that this process may run on */
 } epx_library_info_t;
@@ -679,6 +698,35 @@ typedef struct epx_library_info {
 #define EPX_LIBRARY_INFO_INIT { sizeof(epx_library_info_t), 0, 0, 0, 0, 0 }
 
 EPX_API epx_status_t epx_library_query(epx_library_info_t *info);
+
+/* What a group can work on. */
+typedef struct epx_device_info {
+    size_t size;
+    int32_t num_devices;   /* of this kind that this process sees */
+    int32_t num_workers;   /* usable cores, or SMs */
+    int32_t compute_major; /* CUDA's compute capability; 0 with CPUs */
+    int32_t compute_minor;
+    uint64_t memory_bytes; /* in all */
+    char name[96];         /* "NVIDIA H100 80GB HBM3", "x86_64" */
+    char pci[16];          /* "0000:3b:00.0"; "" with CPUs */
+    /* NULL-terminated: those that can join ranks on this device. */
+    const char *fabrics[8];
+    /* Bit i: the memory of device i can be reached from this one (its own bit
+     * is set), and with atomic operations, as NVLink has them. */
+    uint64_t reachable_devices;
+    uint64_t fast_devices;
+} epx_device_info_t;
+
+#define EPX_DEVICE_INFO_INIT \
+    { sizeof(epx_device_info_t), 0, 0, 0, 0, 0, { 0 }, { 0 }, { 0 }, 0, 0 }
+
+/*
+ * Device `ordinal` of a kind; 0 is the first.  EPX_ERR_UNSUPPORTED tells what
+ * is missing: the module for CUDA, a driver, a card.  Starts CUDA in this
+ * process, which a fork does not survive.
+ */
+EPX_API epx_status_t epx_device_query(epx_device_t device, int32_t ordinal,
+                                      epx_device_info_t *info);
 
 /* The experts of `rank`: first_p and count_p, by the rule at the top of this
  * page. */

@@ -9,7 +9,6 @@
  */
 #include "api/api_args.h"
 #include "core/clock.h"
-#include "core/cores.h"
 #include "engine/engine.h"
 #include "fabric/fabric.h"
 
@@ -28,10 +27,6 @@
 #define DEFAULT_TIMEOUT_NS  (30 * (uint64_t)EPX__NS_PER_SEC)
 #define MIN_TIMEOUT_NS      ((uint64_t)EPX__NS_PER_MS)
 
-/* How long a wait spins before it sleeps: longer than a peer's wake-up where
- * every worker has a core, not at all where ranks share cores. */
-#define SPIN_NS 100000
-
 /* What went wrong on a rank, as its peers are told. */
 typedef struct verdict {
     int32_t status;
@@ -46,7 +41,6 @@ typedef struct hello {
     uint32_t num_ranks;
     uint64_t nonce[2]; /* rank 0's names the job */
     epx__fabric_place_t place;
-    epx__cores_t cores;
 } hello_t;
 
 typedef struct card {
@@ -60,6 +54,8 @@ typedef struct birth {
     const epx_bootstrap_t *bootstrap;
     epx_bootstrap_t *owned; /* made here; NULL otherwise */
     int64_t deadline_ns;
+    const epx__engine_ops_t *engine;
+    epx__fabric_place_t *places; /* [R], once all have met */
     epx_group_t *group;
 } birth_t;
 
@@ -123,15 +119,6 @@ complete_config(epx_group_config_t *config)
 {
     epx_status_t status;
 
-    if (epx__engine_find(config->device) == NULL ||
-        config->device_ordinal < 0 ||
-        (config->device == EPX_DEVICE_CPU && config->device_ordinal > 0)) {
-        return epx__fail(EPX_ERR_UNSUPPORTED,
-                         "config->device is %d, ordinal %d; this build has "
-                         "EPX_DEVICE_CPU (%d), ordinal 0",
-                         config->device, config->device_ordinal,
-                         EPX_DEVICE_CPU);
-    }
     config->heap_bytes =
         config->heap_bytes == 0 ? DEFAULT_HEAP_BYTES : config->heap_bytes;
     config->max_experts =
@@ -204,6 +191,9 @@ group_new(const birth_t *birth)
     group->rank = birth->bootstrap->rank;
     group->num_ranks = birth->bootstrap->num_ranks;
     group->max_experts = birth->config.max_experts;
+    group->device = birth->config.device;
+    group->device_ordinal = birth->config.device_ordinal;
+    group->engine = birth->engine;
     group->timeout_ns = birth->config.timeout_ns;
     (void)pthread_mutex_init(&group->op_lock, NULL);
     (void)pthread_mutex_init(&group->state_lock, NULL);
@@ -258,24 +248,6 @@ compare_hellos(const hello_t *hellos, int32_t num_ranks)
     return EPX_OK;
 }
 
-/* All ranks are on this host: those whose cores overlap share them. */
-static void
-choose_workers(const birth_t *birth, const hello_t *hellos)
-{
-    epx_group_t *group = birth->group;
-    const epx__cores_t *own = &hellos[group->rank].cores;
-    int32_t wanted = birth->config.num_workers;
-    int32_t sharers = 1, share; /* this rank, and those that overlap */
-
-    for (int32_t rank = 0; rank < group->num_ranks; rank++) {
-        sharers +=
-            rank != group->rank && epx__cores_overlap(own, &hellos[rank].cores);
-    }
-    share = own->count / sharers;
-    group->num_workers = wanted > 0 ? wanted : share > 1 ? share : 1;
-    group->spin_ns = group->num_workers * sharers <= own->count ? SPIN_NS : 0;
-}
-
 /* 1: tell and learn who everybody is. */
 static epx_status_t
 meet(birth_t *birth, epx_status_t own_status)
@@ -286,13 +258,13 @@ meet(birth_t *birth, epx_status_t own_status)
         .device = birth->config.device,
         .max_experts = (uint32_t)birth->config.max_experts,
         .num_ranks = (uint32_t)bootstrap->num_ranks,
-        .cores = epx__cores_get(),
     };
     hello_t *hellos = calloc((size_t)bootstrap->num_ranks, sizeof(*hellos));
     epx__fabric_place_t *places =
         calloc((size_t)bootstrap->num_ranks, sizeof(*places));
     epx_status_t status = own_status;
 
+    birth->places = places;
     if (hellos == NULL || places == NULL) {
         status = epx__fail(EPX_ERR_NO_MEMORY, "no memory for %d ranks",
                            bootstrap->num_ranks);
@@ -300,6 +272,9 @@ meet(birth_t *birth, epx_status_t own_status)
     }
     if (status == EPX_OK) {
         status = epx__fabric_place(&hello.place);
+    }
+    if (status == EPX_OK) {
+        status = birth->engine->place(&birth->config, &hello.place);
     }
     if (status == EPX_OK && getrandom(hello.nonce, sizeof(hello.nonce), 0) !=
                                 (ssize_t)sizeof(hello.nonce)) {
@@ -316,17 +291,16 @@ meet(birth_t *birth, epx_status_t own_status)
     /* Without a group no gather succeeds, which not every reader can see. */
     if (status == EPX_OK && birth->group != NULL) {
         memcpy(birth->group->job_id, hellos[0].nonce, sizeof(hello.nonce));
-        choose_workers(birth, hellos);
-        status = epx__fabric_choose(places, bootstrap->num_ranks,
-                                    &birth->group->fabric);
+        status =
+            epx__fabric_choose(birth->engine->fabrics, places,
+                               bootstrap->num_ranks, &birth->group->fabric);
     }
 out:
-    free(places);
     free(hellos);
     return status;
 }
 
-/* Make this rank's segment, with its heap. */
+/* Settle the workers, and make this rank's segment with its heap. */
 static epx_status_t
 open_segment(const birth_t *birth, epx__fabric_card_t *card)
 {
@@ -338,9 +312,11 @@ open_segment(const birth_t *birth, epx__fabric_card_t *card)
     group->map =
         epx__map_make((uint32_t)group->num_ranks, (uint32_t)group->max_experts);
     bytes = group->map.heap + heap;
-    status = group->fabric->open(group, bytes, card);
+    status = group->engine->choose_workers(group, birth->places);
     if (status == EPX_OK) {
-        epx__fabric_stamp_segment(group);
+        status = group->fabric->open(group, bytes, card);
+    }
+    if (status == EPX_OK) {
         status = epx__heap_open(&group->heap, epx__group_segment(group),
                                 group->map.heap, bytes);
     }
@@ -400,11 +376,7 @@ group_join(birth_t *birth, epx_status_t config_status)
         config_status = epx__fail(EPX_ERR_NO_MEMORY, "no memory for a group");
     }
     status = meet(birth, config_status);
-    if (status == EPX_OK) {
-        birth->group->engine = epx__engine_find(birth->config.device);
-        status = join_segments(birth);
-    }
-    return status;
+    return status == EPX_OK ? join_segments(birth) : status;
 }
 
 epx_status_t
@@ -424,6 +396,9 @@ epx_group_create(const epx_group_config_t *config, epx_group_t **group_p)
     }
     config_status = epx__log_check();
     if (config_status == EPX_OK) {
+        config_status = epx__engine_find(birth.config.device, &birth.engine);
+    }
+    if (config_status == EPX_OK) {
         config_status = complete_config(&birth.config);
     }
     if (config_status != EPX_OK) {
@@ -440,6 +415,7 @@ epx_group_create(const epx_group_config_t *config, epx_group_t **group_p)
         status = group_join(&birth, config_status);
     }
     epx_bootstrap_destroy(birth.owned);
+    free(birth.places);
     if (status != EPX_OK) {
         group_free(birth.group);
         return status;
@@ -486,6 +462,9 @@ epx_group_status(const epx_group_t *group)
 
     if (group == NULL) {
         return epx__fail(EPX_ERR_NULL, "group is null");
+    }
+    if (group->engine->check != NULL) {
+        (void)group->engine->check(shared); /* its error breaks the group */
     }
     (void)pthread_mutex_lock(&shared->state_lock);
     broken = shared->broken;

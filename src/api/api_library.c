@@ -14,7 +14,7 @@
     STRING(EPX_VERSION_MAJOR) \
     "." STRING(EPX_VERSION_MINOR) "." STRING(EPX_VERSION_PATCH)
 
-#define MAX_LISTED 8
+#define MAX_LISTED 16
 
 static const char *engine_names[MAX_LISTED];
 static const char *fabric_names[MAX_LISTED];
@@ -23,11 +23,22 @@ static pthread_once_t names_once = PTHREAD_ONCE_INIT;
 static void
 list_names(void)
 {
-    for (int i = 0; epx__engines[i] != NULL && i < MAX_LISTED - 1; i++) {
-        engine_names[i] = epx__engines[i]->name;
-    }
-    for (int i = 0; epx__fabrics[i] != NULL && i < MAX_LISTED - 1; i++) {
-        fabric_names[i] = epx__fabrics[i]->name;
+    static const epx_device_t devices[] = { EPX_DEVICE_CPU, EPX_DEVICE_CUDA };
+    int num_engines = 0, num_fabrics = 0;
+
+    for (size_t i = 0; i < sizeof(devices) / sizeof(*devices); i++) {
+        const char *why;
+        const epx__engine_ops_t *engine = epx__engine_look(devices[i], &why);
+
+        if (engine == NULL) {
+            continue;
+        }
+        engine_names[num_engines++] = engine->name;
+        for (int j = 0; engine->fabrics[j] != NULL; j++) {
+            if (num_fabrics < MAX_LISTED - 1) {
+                fabric_names[num_fabrics++] = engine->fabrics[j]->name;
+            }
+        }
     }
 }
 
@@ -45,6 +56,24 @@ epx_library_query(epx_library_info_t *info)
     return epx__args_return(info, &now, sizeof(now),
                             EPX__BYTES_THROUGH(epx_library_info_t, num_cores),
                             "info");
+}
+
+epx_status_t
+epx_device_query(epx_device_t device, int32_t ordinal, epx_device_info_t *info)
+{
+    epx_device_info_t now = EPX_DEVICE_INFO_INIT;
+    const epx__engine_ops_t *engine;
+    epx_status_t status = epx__engine_find(device, &engine);
+
+    if (status == EPX_OK) {
+        status = engine->device_info(ordinal, &now);
+    }
+    return status == EPX_OK
+               ? epx__args_return(
+                     info, &now, sizeof(now),
+                     EPX__BYTES_THROUGH(epx_device_info_t, fast_devices),
+                     "info")
+               : status;
 }
 
 size_t

@@ -17,7 +17,7 @@ struct epx__fabric_ops;
 
 /* A rank's segment as this rank sees it. */
 typedef struct epx__peer {
-    char *base;
+    char *base; /* in the device's memory: the host need not reach it */
     uint64_t bytes;
 } epx__peer_t;
 
@@ -33,6 +33,8 @@ struct epx_group {
     int32_t num_ranks;
     int32_t num_workers;
     int32_t max_experts;
+    epx_device_t device;
+    int32_t device_ordinal;
     uint64_t timeout_ns;
     int64_t spin_ns; /* how long a wait spins before it sleeps */
     uint64_t job_id[2];

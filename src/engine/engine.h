@@ -7,20 +7,40 @@
 #ifndef EPX_ENGINE_ENGINE_H
 #define EPX_ENGINE_ENGINE_H
 
-#include "core/group.h"
+#include "fabric/fabric.h"
 
 #include <epx/epx.h>
 
+/* What a module was built against: raised with any change to this table, to the
+ * structs behind it or to the functions of src/core and src/fabric. */
+#define EPX__ENGINE_ABI 1
+
 typedef struct epx__engine_ops {
+    uint32_t abi; /* EPX__ENGINE_ABI */
     const char *name;
     epx_device_t device;
+    /* What reaches this engine's memory, in order of preference;
+     * NULL-terminated. */
+    const epx__fabric_ops_t *const *fabrics;
     /* The kernels in use on this machine, for people. */
     const char *(*isa)(void);
+    /* The device for people; all of info but its size. */
+    epx_status_t (*device_info)(int32_t ordinal, epx_device_info_t *info);
+    /* Check the config's device, and fill in place->device. */
+    epx_status_t (*place)(const epx_group_config_t *config,
+                          epx__fabric_place_t *place);
+    /* Set group->num_workers and spin_ns from what all ranks asked for: places
+     * is [R].  Ranks may come to different verdicts. */
+    epx_status_t (*choose_workers)(epx_group_t *group,
+                                   const epx__fabric_place_t *places);
     /* Whether a stream is one of the group's; NULL always is. */
     epx_status_t (*check_stream)(const epx_group_t *group, epx_stream_t stream);
     /* What has to be set up once per group: workers, device. */
     epx_status_t (*open)(epx_group_t *group);
     void (*close)(epx_group_t *group);
+    /* Break the group if the device has found an error since; does not block.
+     * NULL: errors are found by the calls themselves. */
+    epx_status_t (*check)(epx_group_t *group);
 
     /* A plan without routing yet.  args has been checked and completed. */
     epx_status_t (*plan_open)(epx_group_t *group, const epx_plan_args_t *args,
@@ -39,11 +59,17 @@ typedef struct epx__engine_ops {
     epx_status_t (*complete)(epx_plan_t *plan, epx_stream_t stream);
 } epx__engine_ops_t;
 
-/* Those of this build; NULL-terminated. */
-extern const epx__engine_ops_t *const epx__engines[];
+/* The engine of a device; EPX_ERR_UNSUPPORTED tells why there is none. */
+epx_status_t epx__engine_find(epx_device_t device,
+                              const epx__engine_ops_t **engine_p);
 
-/* The engine of a device; NULL when this build has none. */
-const epx__engine_ops_t *epx__engine_find(epx_device_t device);
+/* The same, for those who only look: NULL, and *why_p a sentence. */
+const epx__engine_ops_t *epx__engine_look(epx_device_t device,
+                                          const char **why_p);
+
+/* engine_module.c: the engine of the module for CUDA, which is loaded once and
+ * stays; NULL, and *why_p a sentence. */
+const epx__engine_ops_t *epx__engine_module(const char **why_p);
 
 extern const epx__engine_ops_t epx__engine_cpu;
 

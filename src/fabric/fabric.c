@@ -10,12 +10,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-const epx__fabric_ops_t *const epx__fabrics[] = {
-    &epx__fabric_thread,
-    &epx__fabric_shm,
-    NULL,
-};
-
 static uint64_t process_id[2];
 static int process_error;
 static pthread_once_t process_once = PTHREAD_ONCE_INIT;
@@ -93,76 +87,102 @@ epx__fabric_place(epx__fabric_place_t *place)
     return read_boot_id(place->host);
 }
 
+bool
+epx__fabric_same_host(const epx__fabric_place_t *a,
+                      const epx__fabric_place_t *b)
+{
+    return memcmp(a->host, b->host, sizeof(a->host)) == 0;
+}
+
+bool
+epx__fabric_same_process(const epx__fabric_place_t *a,
+                         const epx__fabric_place_t *b)
+{
+    return epx__fabric_same_host(a, b) && a->net_ns == b->net_ns &&
+           memcmp(a->process, b->process, sizeof(a->process)) == 0;
+}
+
+/* Why a fabric does not join all ranks, and the first two that it does not;
+ * NULL when it does. */
 static const char *
 first_obstacle(const epx__fabric_ops_t *fabric,
                const epx__fabric_place_t *places, int32_t num_ranks,
-               int32_t *rank_p)
+               int32_t *a_p, int32_t *b_p)
 {
-    for (*rank_p = 1; *rank_p < num_ranks; (*rank_p)++) {
-        const char *why = fabric->obstacle(&places[0], &places[*rank_p]);
+    for (int32_t a = 0; a < num_ranks; a++) {
+        for (int32_t b = a + 1; b < num_ranks; b++) {
+            const char *why = fabric->obstacle(&places[a], &places[b]);
 
-        if (why != NULL) {
-            return why;
+            if (why != NULL) {
+                *a_p = a;
+                *b_p = b;
+                return why;
+            }
         }
     }
     return NULL;
 }
 
 epx_status_t
-epx__fabric_choose(const epx__fabric_place_t *places, int32_t num_ranks,
+epx__fabric_choose(const epx__fabric_ops_t *const *fabrics,
+                   const epx__fabric_place_t *places, int32_t num_ranks,
                    const epx__fabric_ops_t **fabric_p)
 {
-    const char *why = NULL;
-    int32_t rank = 0;
+    char reasons[400] = "";
+    size_t length = 0;
 
-    for (int i = 0; epx__fabrics[i] != NULL; i++) {
-        why = first_obstacle(epx__fabrics[i], places, num_ranks, &rank);
+    for (int i = 0; fabrics[i] != NULL; i++) {
+        int32_t a = 0, b = 0;
+        const char *why = first_obstacle(fabrics[i], places, num_ranks, &a, &b);
+
         if (why == NULL) {
-            *fabric_p = epx__fabrics[i];
+            *fabric_p = fabrics[i];
             return EPX_OK;
         }
+        if (length < sizeof(reasons)) {
+            length +=
+                (size_t)snprintf(reasons + length, sizeof(reasons) - length,
+                                 "%s%s: ranks %d and %d %s", i == 0 ? "" : "; ",
+                                 fabrics[i]->name, a, b, why);
+        }
     }
-    return epx__fail(EPX_ERR_UNSUPPORTED, "ranks 0 and %d cannot be joined: %s",
-                     rank, why);
+    return epx__fail(EPX_ERR_UNSUPPORTED, "the ranks cannot be joined; %s",
+                     reasons);
 }
 
-void
-epx__fabric_stamp_segment(epx_group_t *group)
+epx__segment_header_t
+epx__fabric_header(const epx_group_t *group, int32_t rank, uint64_t bytes)
 {
-    const epx__peer_t *own = &group->peers[group->rank];
-
-    *(epx__segment_header_t *)own->base = (epx__segment_header_t){
+    return (epx__segment_header_t){
         .magic = EPX__SEGMENT_MAGIC,
         .layout_version = EPX__LAYOUT_VERSION,
         .job_id = { group->job_id[0], group->job_id[1] },
-        .bytes = own->bytes,
-        .rank = (uint32_t)group->rank,
+        .bytes = bytes,
+        .rank = (uint32_t)rank,
         .num_ranks = (uint32_t)group->num_ranks,
         .max_experts = (uint32_t)group->max_experts,
     };
 }
 
 epx_status_t
-epx__fabric_check_segment(const epx_group_t *group, int32_t rank,
-                          uint64_t bytes)
+epx__fabric_check_header(const epx_group_t *group, int32_t rank, uint64_t bytes,
+                         const epx__segment_header_t *found)
 {
-    epx__segment_header_t header =
-        *(const epx__segment_header_t *)group->peers[rank].base;
+    epx__segment_header_t wanted = epx__fabric_header(group, rank, bytes);
 
-    if (header.magic != EPX__SEGMENT_MAGIC ||
-        header.layout_version != EPX__LAYOUT_VERSION ||
-        header.job_id[0] != group->job_id[0] ||
-        header.job_id[1] != group->job_id[1] || header.bytes != bytes ||
-        header.rank != (uint32_t)rank ||
-        header.num_ranks != (uint32_t)group->num_ranks ||
-        header.max_experts != (uint32_t)group->max_experts) {
+    if (found->magic != wanted.magic ||
+        found->layout_version != wanted.layout_version ||
+        found->job_id[0] != wanted.job_id[0] ||
+        found->job_id[1] != wanted.job_id[1] || found->bytes != bytes ||
+        found->rank != wanted.rank || found->num_ranks != wanted.num_ranks ||
+        found->max_experts != wanted.max_experts) {
         return epx__fail(
             EPX_ERR_PEER_DATA,
             "the segment of rank %d is not of this job: magic %#" PRIx64
             ", layout %" PRIu64 ", %" PRIu64 " bytes, rank %u of %u; expected "
             "magic %#" PRIx64 ", layout %d, %" PRIu64 " bytes, rank %d of %d",
-            rank, header.magic, header.layout_version, header.bytes,
-            header.rank, header.num_ranks, EPX__SEGMENT_MAGIC,
+            rank, found->magic, found->layout_version, found->bytes,
+            found->rank, found->num_ranks, EPX__SEGMENT_MAGIC,
             EPX__LAYOUT_VERSION, bytes, rank, group->num_ranks);
     }
     return EPX_OK;

@@ -1,18 +1,23 @@
 /* SPDX-License-Identifier: MIT */
-/* Every fabric, layout, element type and option against the oracle. */
+/* Every engine, fabric, layout, element type and option against the oracle. */
 #include "conformance/named.h"
 #include "conformance/routing_file.h"
 #include "conformance/run.h"
+#include "conformance/series.h"
 #include <errno.h>
 #include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { EXIT_SKIP = 77 };
+enum { EXIT_SKIP = 77, MAX_FAILURES = 5 };
 
 typedef struct options {
-    world_kind_t kind;
+    epx_device_t device;
+    const char *fabric;
+    world_kind_t kind; /* the fabric's */
+    uint64_t timeout_s;
+    uint64_t max_workers;
     epx_layout_t layout;
     uint64_t first_seed;
     uint64_t num_seeds;
@@ -25,14 +30,18 @@ typedef struct options {
 static const char help[] =
     "conformance - compare EPX with the oracle over random shapes\n"
     "\n"
-    "  --fabric thread|shm   how the ranks are joined (thread)\n"
+    "  --engine cpu|cuda     what the ranks are (cpu); cuda: all on card 0,\n"
+    "                        exits with 77 where there is none\n"
+    "  --fabric thread|shm   how the ranks are joined (thread); with cuda\n"
+    "                        thread or process\n"
     "  --layout rank_major|expert_major|expert_slots   (rank_major)\n"
     "  --seeds FIRST:COUNT   the shapes to run (1:100)\n"
     "  --named NAME|all      the table of ugly shapes, with these seeds\n"
     "  --real-routing DIR    the *.csv files of DIR, with 4, 7 and 8 ranks;\n"
     "                        EPX_TEST_DATA overrides DIR; exits with 77 when\n"
     "                        there are none\n"
-    "  --engine cpu          the engine (cpu)\n"
+    "  --timeout SECONDS     of the groups (40)\n"
+    "  --workers MOST        of a rank's group (4 on the CPU, 8 on a card)\n"
     "  -v                    print every shape\n"
     "  -h, --help            this text\n"
     "\n"
@@ -65,6 +74,26 @@ bad_option(const char *what, const char *value)
     return -1;
 }
 
+static const char *
+engine_name(epx_device_t device)
+{
+    return device == EPX_DEVICE_CUDA ? "cuda" : "cpu";
+}
+
+/* Cards have fabrics of their own; a rank is a thread or a process. */
+static int
+check_fabric(options_t *options)
+{
+    const char *processes =
+        options->device == EPX_DEVICE_CUDA ? "process" : "shm";
+
+    options->kind =
+        strcmp(options->fabric, processes) == 0 ? WORLD_SHM : WORLD_THREAD;
+    return options->kind == WORLD_SHM || strcmp(options->fabric, "thread") == 0
+               ? 0
+               : bad_option("--fabric", options->fabric);
+}
+
 static int
 take_option(int option, const char *value, options_t *options)
 {
@@ -72,10 +101,8 @@ take_option(int option, const char *value, options_t *options)
 
     switch (option) {
     case 'f':
-        options->kind = strcmp(value, "shm") == 0 ? WORLD_SHM : WORLD_THREAD;
-        return strcmp(value, world_name(options->kind)) == 0
-                   ? 0
-                   : bad_option("--fabric", value);
+        options->fabric = value;
+        return 0;
     case 'l':
         for (int layout = EPX_LAYOUT_RANK_MAJOR;
              layout <= EPX_LAYOUT_EXPERT_SLOTS; layout++) {
@@ -98,7 +125,22 @@ take_option(int option, const char *value, options_t *options)
         options->real = options->real ? options->real : value;
         return 0;
     case 'e':
-        return strcmp(value, "cpu") == 0 ? 0 : bad_option("--engine", value);
+        options->device =
+            strcmp(value, "cuda") == 0 ? EPX_DEVICE_CUDA : EPX_DEVICE_CPU;
+        return strcmp(value, engine_name(options->device)) == 0
+                   ? 0
+                   : bad_option("--engine", value);
+    case 't':
+        return parse_number(value, '\0', &options->timeout_s, &rest) &&
+                       options->timeout_s >= 1 && options->timeout_s <= 3600
+                   ? 0
+                   : bad_option("--timeout", value);
+    case 'w':
+        return parse_number(value, '\0', &options->max_workers, &rest) &&
+                       options->max_workers >= 1 &&
+                       options->max_workers <= INT32_MAX
+                   ? 0
+                   : bad_option("--workers", value);
     case 'v':
         options->verbose = true;
         return 0;
@@ -118,6 +160,8 @@ parse_options(int argc, char **argv, options_t *options)
         { "named", required_argument, NULL, 'n' },
         { "real-routing", required_argument, NULL, 'r' },
         { "engine", required_argument, NULL, 'e' },
+        { "timeout", required_argument, NULL, 't' },
+        { "workers", required_argument, NULL, 'w' },
         { "help", no_argument, NULL, 'h' },
         { NULL, 0, NULL, 0 },
     };
@@ -145,44 +189,105 @@ parse_options(int argc, char **argv, options_t *options)
         options->num_seeds =
             most < options->num_seeds ? most : options->num_seeds;
     }
-    return 0;
+    return check_fabric(options);
 }
 
-/* Runs one shape; on failure prints it, the failures, and how to replay it. */
-static bool
-run_shape(const options_t *options, uint64_t seed, const wish_t *wish)
+static void
+draw(const options_t *options, shape_t *shape, uint64_t seed,
+     const wish_t *wish)
 {
-    char text[WORLD_MAX_RANKS * 256];
-    shape_t *shape = malloc(sizeof(*shape));
-    bool ok;
+    shape_draw(shape, seed, options->layout, wish, options->device);
+    shape->timeout_s = options->timeout_s;
+    shape->max_workers = (int32_t)options->max_workers;
+}
 
-    if (!shape) {
-        perror("conformance");
-        abort();
-    }
-    shape_draw(shape, seed, options->layout, wish);
+static void
+tell_shape(const options_t *options, const shape_t *shape)
+{
     if (options->verbose) {
         shape_print(shape, stdout);
         fflush(stdout);
     }
+}
+
+/* The shape, the failures, and how to replay it. */
+static void
+tell_failure(const options_t *options, const shape_t *shape, const char *text)
+{
+    printf("FAILED\n");
+    shape_print(shape, stdout);
+    printf("%s  again: %s --engine %s --fabric %s --layout %s --seeds %llu:1",
+           text, options->program, engine_name(options->device),
+           options->fabric, layout_name(options->layout),
+           (unsigned long long)shape->seed);
+    if (options->real) {
+        printf(" --real-routing %s", options->real);
+    } else if (shape->name) {
+        printf(" --named %s", shape->name);
+    }
+    printf("\n");
+    fflush(stdout);
+}
+
+static void *
+take(size_t count, size_t bytes)
+{
+    void *memory = calloc(count ? count : 1, bytes);
+
+    if (!memory) {
+        perror("conformance");
+        abort();
+    }
+    return memory;
+}
+
+static bool
+run_alone(const options_t *options, uint64_t seed, const wish_t *wish)
+{
+    char text[WORLD_MAX_RANKS * 256];
+    shape_t *shape = take(1, sizeof(*shape));
+    bool ok;
+
+    draw(options, shape, seed, wish);
+    tell_shape(options, shape);
     ok = world_run(options->kind, shape->num_ranks, shape->own_bootstrap, 0,
                    run_rank, shape, NULL, text, sizeof(text));
     if (!ok) {
-        printf("FAILED\n");
-        shape_print(shape, stdout);
-        printf("%s  again: %s --fabric %s --layout %s --seeds %llu:1", text,
-               options->program, world_name(options->kind),
-               layout_name(options->layout), (unsigned long long)seed);
-        if (options->real) {
-            printf(" --real-routing %s", options->real);
-        } else if (wish->name) {
-            printf(" --named %s", wish->name);
-        }
-        printf("\n");
-        fflush(stdout);
+        tell_failure(options, shape, text);
     }
     free(shape);
     return ok;
+}
+
+/* Those seeds whose shapes have so many ranks. */
+static uint64_t
+run_together(const options_t *options, const wish_t *wish, int32_t num_ranks,
+             uint64_t most_failures)
+{
+    char text[WORLD_MAX_RANKS * 256];
+    shape_t *shapes = take(options->num_seeds, sizeof(*shapes));
+    uint64_t failures = 0;
+    uint64_t count = 0;
+
+    for (uint64_t i = 0; i < options->num_seeds; i++) {
+        shape_t *shape = &shapes[count];
+
+        draw(options, shape, options->first_seed + i, wish);
+        if (shape->num_ranks == num_ranks) {
+            tell_shape(options, shape);
+            count++;
+        }
+    }
+    for (uint64_t i = 0; i < count && failures < most_failures; i++) {
+        i += series_run(options->kind, shapes + i, count - i, text,
+                        sizeof(text));
+        if (i < count) {
+            tell_failure(options, &shapes[i], text);
+            failures++;
+        }
+    }
+    free(shapes);
+    return failures;
 }
 
 static uint64_t
@@ -190,8 +295,16 @@ run_seeds(const options_t *options, const wish_t *wish)
 {
     uint64_t failures = 0;
 
-    for (uint64_t i = 0; i < options->num_seeds && failures < 5; i++) {
-        failures += !run_shape(options, options->first_seed + i, wish);
+    /* CUDA takes long to set up in a process. */
+    if (options->device == EPX_DEVICE_CUDA && options->kind == WORLD_SHM) {
+        for (int32_t r = 1; r <= WORLD_MAX_RANKS; r++) {
+            failures += run_together(options, wish, r, MAX_FAILURES - failures);
+        }
+        return failures;
+    }
+    for (uint64_t i = 0; i < options->num_seeds && failures < MAX_FAILURES;
+         i++) {
+        failures += !run_alone(options, options->first_seed + i, wish);
     }
     return failures;
 }
@@ -253,16 +366,26 @@ int
 main(int argc, char **argv)
 {
     static const wish_t no_wish = { 0 };
-    options_t options = { .layout = EPX_LAYOUT_RANK_MAJOR,
+    options_t options = { .fabric = "thread",
+                          .timeout_s = 40,
+                          .max_workers = INT32_MAX,
+                          .layout = EPX_LAYOUT_RANK_MAJOR,
                           .first_seed = 1,
                           .num_seeds = 100,
                           .program = argv[0] };
     int parsed = parse_options(argc, argv, &options);
+    const char *obstacle;
     uint64_t failures;
 
     if (parsed != 0) {
         return parsed < 0 ? EXIT_FAILURE : EXIT_SUCCESS;
     }
+    obstacle = memory_obstacle(options.device);
+    if (obstacle) {
+        printf("SKIPPED: %s\n", obstacle);
+        return EXIT_SKIP;
+    }
+    world_patience_s = 5 * (uint32_t)options.timeout_s;
     if (options.real) {
         return run_real(&options);
     }

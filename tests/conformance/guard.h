@@ -3,14 +3,14 @@
 #ifndef TESTS_CONFORMANCE_GUARD_H
 #define TESTS_CONFORMANCE_GUARD_H
 
-#include <epx/epx.h>
-#include <stdbool.h>
+#include "conformance/memory.h"
 
 typedef struct guarded {
     const char *name;
     bool is_input;
-    epx_group_t *group; /* whose memory it is in; NULL: malloc */
-    uint8_t *block;
+    memory_t *memory;
+    epx_group_t *group; /* whose heap it is in; NULL: memory's own */
+    uint8_t *block;     /* where memory has it */
     uint8_t *twin;
     size_t front; /* guard bytes before the data */
     size_t bytes; /* of data */
@@ -20,13 +20,15 @@ typedef struct guarded {
 /*
  * Makes an array of `bytes` bytes and its twin, both filled with one pattern
  * that depends on the position.  offset displaces the data from an aligned
- * address.  An input outside EPX memory has no guard behind it, so that an
- * address checker sees the first byte read beyond its end.
+ * address.  An input on the host, outside EPX memory, has no guard behind it,
+ * so that an address checker sees the first byte read beyond its end.
  */
-epx_status_t guarded_make(guarded_t *g, const char *name, epx_group_t *group,
-                          size_t bytes, size_t offset, bool is_input);
+epx_status_t guarded_make(guarded_t *g, const char *name, memory_t *memory,
+                          epx_group_t *group, size_t bytes, size_t offset,
+                          bool is_input);
 epx_status_t guarded_free(guarded_t *g);
 
+/* For EPX, not for the test, which may not be able to look there. */
 static inline void *
 guarded_data(const guarded_t *g)
 {
@@ -40,10 +42,13 @@ guarded_expected(const guarded_t *g)
 }
 
 /* Gives the array and its twin these contents. */
-void guarded_fill(guarded_t *g, const void *contents, size_t bytes);
+epx_status_t guarded_fill(guarded_t *g, const void *contents, size_t bytes);
+
+/* Gives the array the contents of its twin. */
+epx_status_t guarded_copy_twin(guarded_t *g);
 
 /* Overwrites an input, which is nobody's any more, and its twin. */
-void guarded_spoil(guarded_t *g);
+epx_status_t guarded_spoil(guarded_t *g);
 
 /* Compares all of it with the twin, data as elements of dtype (see
  * oracle_difference).  False, with the position and both values in text, at the

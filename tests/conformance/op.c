@@ -17,8 +17,9 @@ op_array(op_t *op, const char *name, epx_dtype_t dtype, int64_t count,
     bool inside = style == 0 || (style == 2 && rng_one_in(&op->rng, 2));
     guarded_t *g = &op->arrays[op->num_arrays];
 
-    if (guarded_make(g, name, inside ? op->group : NULL, (size_t)count * size,
-                     offsets[rng_int(&op->rng, 0, 4)], is_input) != EPX_OK) {
+    if (guarded_make(g, name, op->memory, inside ? op->group : NULL,
+                     (size_t)count * size, offsets[rng_int(&op->rng, 0, 4)],
+                     is_input) != EPX_OK) {
         return NULL;
     }
     op->types[op->num_arrays++] = dtype;
@@ -75,7 +76,10 @@ op_spoil_inputs(op_t *op, char *text, size_t text_bytes)
         if (!guarded_check(g, EPX_BYTES, text, text_bytes)) {
             return false;
         }
-        guarded_spoil(g);
+        if (guarded_spoil(g) != EPX_OK) {
+            snprintf(text, text_bytes, "%s cannot be written", g->name);
+            return false;
+        }
     }
     return true;
 }

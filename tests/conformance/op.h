@@ -23,6 +23,7 @@ typedef struct op {
     const batch_t *batch;
     int32_t rank;
     int32_t num_ranks;
+    memory_t *memory;
     epx_group_t *group;
     int32_t num_workers; /* the most that this rank may ask for */
     rng_t rng;           /* for what this rank decides alone */
@@ -43,7 +44,7 @@ epx_status_t op_prepare(op_t *op);
 epx_status_t op_start(op_t *op, epx_plan_t *plan, epx_stream_t stream);
 
 /* Once it is complete: checks that the inputs are as they were, then spoils
- * them, as their owner may. */
+ * them, as their owner may.  False, with the reason in text. */
 bool op_spoil_inputs(op_t *op, char *text, size_t text_bytes);
 
 /* False, with the first difference in text. */

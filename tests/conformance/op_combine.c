@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: MIT */
 #include "conformance/op.h"
-#include <string.h>
 
 /* Rows of expert outputs that rank's part of the plan calls for. */
 static int64_t
@@ -37,8 +36,8 @@ gather_outputs(op_t *op, int32_t rank)
     return args;
 }
 
-/* Random contents in an array of this rank. */
-static const void *
+/* Random contents in an array of this rank; NULL when that fails. */
+static guarded_t *
 own_random(op_t *op, const char *name, epx_dtype_t dtype, int64_t count)
 {
     guarded_t *g = op_array(op, name, dtype, count, true);
@@ -46,9 +45,8 @@ own_random(op_t *op, const char *name, epx_dtype_t dtype, int64_t count)
     if (!g) {
         return NULL;
     }
-    rng_fill(&op->rng, dtype, guarded_data(g), count, op->shape->special);
-    memcpy(guarded_expected(g), guarded_data(g), g->bytes);
-    return guarded_data(g);
+    rng_fill(&op->rng, dtype, guarded_expected(g), count, op->shape->special);
+    return guarded_copy_twin(g) == EPX_OK ? g : NULL;
 }
 
 /* x and recv_topk_weights: as gathered, with rows to spare now and then. */
@@ -65,48 +63,53 @@ own_outputs_of_experts(op_t *op, const epx_combine_args_t *mine)
         args->num_rows += rng_int(&op->rng, 1, 5);
     }
     g = op_array(op, "x", mine->dtype, args->num_rows * mine->hidden, true);
-    if (!g) {
+    if (!g || guarded_fill(g, mine->x,
+                           (size_t)(mine->num_rows * mine->hidden) * size) !=
+                  EPX_OK) {
         return EPX_ERR_NO_MEMORY;
     }
-    guarded_fill(g, mine->x, (size_t)(mine->num_rows * mine->hidden) * size);
     args->x = guarded_data(g);
     if (mine->recv_topk_weights) {
         int64_t per_row = op_row_weights(op);
 
         g = op_array(op, "recv_topk_weights", EPX_I32, args->num_rows * per_row,
                      true);
-        if (!g) {
+        if (!g || guarded_fill(g, mine->recv_topk_weights,
+                               (size_t)(mine->num_rows * per_row) *
+                                   sizeof(float)) != EPX_OK) {
             return EPX_ERR_NO_MEMORY;
         }
-        guarded_fill(g, mine->recv_topk_weights,
-                     (size_t)(mine->num_rows * per_row) * sizeof(float));
         args->recv_topk_weights = guarded_data(g);
     }
     return EPX_OK;
 }
 
-/* What the owner of the tokens decides alone. */
+/* What the owner of the tokens decides alone; the oracle reads the twins. */
 static epx_status_t
-own_terms(op_t *op)
+own_terms(op_t *op, epx_combine_args_t *expected)
 {
     epx_combine_args_t *args = &op->combine;
     const plan_shape_t *plan = op->batch->plan;
     int64_t tokens = op_tokens(op, op->rank);
+    guarded_t *g;
 
     if (plan->layout != EPX_LAYOUT_RANK_MAJOR && rng_one_in(&op->rng, 2)) {
-        args->topk_weights =
-            own_random(op, "topk_weights", EPX_F32, tokens * plan->topk);
-        if (!args->topk_weights) {
+        g = own_random(op, "topk_weights", EPX_F32, tokens * plan->topk);
+        if (!g) {
             return EPX_ERR_NO_MEMORY;
         }
+        args->topk_weights = guarded_data(g);
+        expected->topk_weights = guarded_expected(g);
     }
     for (int32_t b = 0; b < EPX_MAX_BIAS; b++) {
         if (rng_one_in(&op->rng, 3)) {
-            args->bias[b] = own_random(op, b ? "bias[1]" : "bias[0]",
-                                       args->dtype, tokens * args->hidden);
-            if (!args->bias[b]) {
+            g = own_random(op, b ? "bias[1]" : "bias[0]", args->dtype,
+                           tokens * args->hidden);
+            if (!g) {
                 return EPX_ERR_NO_MEMORY;
             }
+            args->bias[b] = guarded_data(g);
+            expected->bias[b] = guarded_expected(g);
         }
     }
     return EPX_OK;
@@ -154,10 +157,10 @@ op_prepare_combine(op_t *op)
     op->combine = all[op->rank];
     op->combine.num_workers = (int32_t)rng_int(&op->rng, 0, op->num_workers);
     status = own_outputs_of_experts(op, &all[op->rank]);
-    if (status == EPX_OK) {
-        status = own_terms(op);
-    }
     expected = op->combine;
+    if (status == EPX_OK) {
+        status = own_terms(op, &expected);
+    }
     if (status == EPX_OK) {
         status = own_sums(op, &expected);
     }

@@ -82,10 +82,10 @@ own_input(op_t *op, const char *name, epx_dtype_t dtype, const void *contents,
 {
     guarded_t *g = op_array(op, name, dtype, count, true);
 
-    if (!g) {
+    if (!g || guarded_fill(g, contents,
+                           (size_t)count * epx_dtype_size(dtype)) != EPX_OK) {
         return NULL;
     }
-    guarded_fill(g, contents, (size_t)count * epx_dtype_size(dtype));
     return guarded_data(g);
 }
 

@@ -13,16 +13,17 @@ typedef struct plan_run {
     epx_plan_t *plan;
     batch_t batches[MAX_BATCHES];
     op_t ops[MAX_BATCHES][MAX_OPS];
-    void *own_idx[MAX_BATCHES]; /* what this rank's calls read */
+    guarded_t own_idx[MAX_BATCHES]; /* what this rank's calls read */
 } plan_run_t;
 
 typedef struct run {
     world_rank_t *self;
     const shape_t *shape;
-    rng_t rng; /* for what this rank decides alone */
+    memory_t *memory;
+    bool destroys_together; /* peers still need the group when one is done */
+    rng_t rng;              /* for what this rank decides alone */
     epx_group_t *group;
     int32_t num_workers;
-    epx_queue_t *queues[2];
     epx_stream_t stream; /* of what was last started */
     plan_run_t plans[MAX_PLANS];
 } run_t;
@@ -32,10 +33,26 @@ typedef struct run {
 static void
 synchronize(run_t *run)
 {
-    if (run->stream) {
-        world_failed(run->self, epx_queue_synchronize(run->stream),
-                     "epx_queue_synchronize");
+    if (run->group) {
+        run->memory->ops->synchronize(run->memory, run->stream);
+        world_failed(run->self, epx_group_status(run->group),
+                     "epx_group_status");
     }
+}
+
+/* Whether what was last started is known to be complete.  Where calls return
+ * before it is, wait for it now and then. */
+static bool
+is_complete(run_t *run)
+{
+    if (!run->memory->is_async) {
+        return !run->stream;
+    }
+    if (!rng_one_in(&run->rng, 4)) {
+        return false;
+    }
+    synchronize(run);
+    return true;
 }
 
 /* Collective calls must come in one order: what runs on one stream is finished
@@ -43,11 +60,11 @@ synchronize(run_t *run)
 static epx_stream_t
 pick_stream(run_t *run)
 {
-    epx_stream_t choices[] = { NULL, run->queues[0], run->queues[1] };
+    const memory_t *memory = run->memory;
     epx_stream_t next = run->stream;
 
     if (rng_one_in(&run->rng, run->shape->async ? 8 : 3)) {
-        next = choices[rng_int(&run->rng, 0, 2)];
+        next = memory->streams[rng_int(&run->rng, 0, memory->num_streams - 1)];
     }
     if (next != run->stream) {
         synchronize(run);
@@ -68,39 +85,56 @@ dawdle(run_t *run)
 
 /* ---- setting up ---- */
 
-static bool
-open_group(run_t *run)
+/* The group is what was asked for. */
+static void
+check_group(run_t *run, const epx_group_config_t *config)
 {
-    epx_group_config_t config = EPX_GROUP_CONFIG_INIT;
     epx_group_info_t info = EPX_GROUP_INFO_INIT;
     world_rank_t *self = run->self;
+    const char *engine = config->device == EPX_DEVICE_CUDA ? "cuda" : "cpu";
 
-    config.bootstrap = self->bootstrap;
-    config.heap_bytes = UINT64_C(128) << 20;
-    config.num_workers = (int32_t)rng_int(&run->rng, 0, 4);
-    config.timeout_ns = UINT64_C(40000000000);
-    if (world_failed(self, epx_group_create(&config, &run->group),
-                     "epx_group_create") ||
-        world_failed(self, epx_group_query(run->group, &info),
-                     "epx_group_query")) {
-        return false;
+    world_failed(self, epx_group_query(run->group, &info), "epx_group_query");
+    run->num_workers = info.num_workers;
+    run->destroys_together = strcmp(info.fabric, "cuda_ipc") == 0;
+    if (strcmp(info.engine, engine) != 0) {
+        world_fail(self, "the group uses engine %s instead of %s", info.engine,
+                   engine);
     }
-    if (self->num_ranks > 1 &&
+    if (self->num_ranks > 1 && config->device == EPX_DEVICE_CPU &&
         strcmp(info.fabric, world_name(self->kind)) != 0) {
         world_fail(self, "the group uses fabric %s instead of %s", info.fabric,
                    world_name(self->kind));
     }
-    if (config.num_workers && info.num_workers != config.num_workers) {
-        world_fail(self, "asked for %d workers, got %d", config.num_workers,
+    if (config->num_workers && info.num_workers != config->num_workers) {
+        world_fail(self, "asked for %d workers, got %d", config->num_workers,
                    info.num_workers);
     }
-    run->num_workers = info.num_workers;
-    for (int i = 0; i < 2; i++) {
-        if (world_failed(self, epx_queue_create(run->group, &run->queues[i]),
-                         "epx_queue_create")) {
-            return false;
-        }
+}
+
+static bool
+open_group(run_t *run)
+{
+    epx_group_config_t config = EPX_GROUP_CONFIG_INIT;
+    memory_t *memory = run->memory;
+
+    config.bootstrap = run->self->bootstrap;
+    config.device = memory->device;
+    config.heap_bytes = UINT64_C(128) << 20;
+    config.num_workers =
+        (int32_t)rng_int(&run->rng, memory->min_workers,
+                         memory->max_workers < run->shape->max_workers
+                             ? memory->max_workers
+                             : run->shape->max_workers);
+    config.timeout_ns = run->shape->timeout_s * UINT64_C(1000000000);
+    if (world_failed(run->self, epx_group_create(&config, &run->group),
+                     "epx_group_create")) {
+        return false;
     }
+    check_group(run, &config);
+    if (!memory->ops->open_streams(memory, run->group)) {
+        return false;
+    }
+    run->stream = memory->streams[0];
     return true;
 }
 
@@ -161,6 +195,24 @@ gather_plan(const run_t *run, plan_run_t *pr)
 
 /* ---- a batch ---- */
 
+/* A copy of this rank's routing for its calls. */
+static bool
+own_routing(run_t *run, plan_run_t *pr, int32_t b)
+{
+    const epx_plan_args_t *args = &pr->batches[b].args[run->self->rank];
+    size_t size = epx_dtype_size(args->idx_dtype);
+    size_t bytes = (size_t)(args->num_tokens * args->topk) * size;
+    guarded_t *g = &pr->own_idx[b];
+    epx_status_t status =
+        guarded_make(g, "topk_idx", run->memory, NULL, bytes,
+                     rng_one_in(&run->rng, 2) ? size : 0, true);
+
+    if (status == EPX_OK) {
+        status = guarded_fill(g, args->topk_idx, bytes);
+    }
+    return !world_failed(run->self, status, "placing topk_idx");
+}
+
 /* The plan's routing for this batch, in memory that is spoilt once the call may
  * no longer look at it. */
 static bool
@@ -168,18 +220,13 @@ route(run_t *run, plan_run_t *pr, int32_t b)
 {
     world_rank_t *self = run->self;
     epx_plan_args_t args = pr->batches[b].args[self->rank];
-    size_t bytes =
-        (size_t)(args.num_tokens * args.topk) * epx_dtype_size(args.idx_dtype);
     epx_stream_t stream = pick_stream(run);
     epx_status_t status;
 
-    pr->own_idx[b] = malloc(bytes + 1);
-    if (!pr->own_idx[b]) {
-        world_fail(self, "no memory for %zu bytes of topk_idx", bytes);
+    if (!own_routing(run, pr, b)) {
         return false;
     }
-    memcpy(pr->own_idx[b], args.topk_idx, bytes);
-    args.topk_idx = args.num_tokens > 0 ? pr->own_idx[b] : NULL;
+    args.topk_idx = args.num_tokens > 0 ? guarded_data(&pr->own_idx[b]) : NULL;
     dawdle(run);
     if (b == 0) {
         status = epx_plan_create(run->group, &args, stream, &pr->plan);
@@ -187,11 +234,13 @@ route(run_t *run, plan_run_t *pr, int32_t b)
         status =
             epx_plan_update(pr->plan, args.num_tokens, args.topk_idx, stream);
     }
-    if (!stream) {
-        memset(pr->own_idx[b], 0x5a, bytes);
+    if (world_failed(self, status,
+                     b == 0 ? "epx_plan_create" : "epx_plan_update")) {
+        return false;
     }
-    return !world_failed(self, status,
-                         b == 0 ? "epx_plan_create" : "epx_plan_update");
+    return !is_complete(run) ||
+           !world_failed(self, guarded_spoil(&pr->own_idx[b]),
+                         "spoiling topk_idx");
 }
 
 static void
@@ -248,6 +297,7 @@ prepare_op(run_t *run, plan_run_t *pr, int32_t b, int32_t i)
     op->batch = &pr->batches[b];
     op->rank = run->self->rank;
     op->num_ranks = run->shape->num_ranks;
+    op->memory = run->memory;
     op->group = run->group;
     op->num_workers = run->num_workers;
     op->rng = rng_of(op->shape->seed, (uint64_t)op->rank, 5);
@@ -255,7 +305,9 @@ prepare_op(run_t *run, plan_run_t *pr, int32_t b, int32_t i)
 }
 
 typedef struct completion {
+    memory_t *memory;
     epx_plan_t *plan;
+    epx_stream_t stream;
     epx_status_t status;
     char text[256];
 } completion_t;
@@ -265,16 +317,23 @@ complete_main(void *arg)
 {
     completion_t *completion = arg;
 
-    completion->status = epx_complete(completion->plan, NULL);
+    completion->status = epx_complete(completion->plan, completion->stream);
     strncat(completion->text, epx_last_error(), sizeof(completion->text) - 1);
+    completion->memory->ops->synchronize(completion->memory,
+                                         completion->stream);
     return NULL;
 }
 
-/* The receive hook from a thread of its own. */
+/* The receive hook from a thread of its own; on a stream that is not the CPU's,
+ * whose threads do that anyway. */
 static bool
 complete_elsewhere(run_t *run, plan_run_t *pr)
 {
-    completion_t completion = { .plan = pr->plan };
+    memory_t *memory = run->memory;
+    int32_t which = memory->is_async ? memory->num_streams - 1 : 0;
+    completion_t completion = { .memory = memory,
+                                .plan = pr->plan,
+                                .stream = memory->streams[which] };
     pthread_t thread;
 
     synchronize(run);
@@ -307,13 +366,14 @@ has_op(const plan_run_t *pr, int32_t b, int32_t i)
     return b < pr->shape->num_batches && i < pr->shape->num_ops[b];
 }
 
-/* An operation that was finished in the call itself is done with its inputs. */
+/* An operation that is complete is done with its inputs. */
 static void
 spoil_inputs(run_t *run, plan_run_t *pr, int32_t b, int32_t i)
 {
     char text[512];
 
-    if (!run->stream && !op_spoil_inputs(&pr->ops[b][i], text, sizeof(text))) {
+    if (is_complete(run) &&
+        !op_spoil_inputs(&pr->ops[b][i], text, sizeof(text))) {
         world_fail(run->self, "batch %d, operation %d changed an input: %s", b,
                    i, text);
     }
@@ -424,7 +484,7 @@ close_plan(run_t *run, plan_run_t *pr)
     world_failed(run->self, epx_plan_destroy(pr->plan), "epx_plan_destroy");
     for (int32_t b = 0; b < pr->shape->num_batches; b++) {
         oracle_destroy(pr->batches[b].oracle);
-        free(pr->own_idx[b]);
+        guarded_free(&pr->own_idx[b]);
         for (int32_t r = 0; r < run->shape->num_ranks; r++) {
             free((void *)(uintptr_t)pr->batches[b].args[r].topk_idx);
         }
@@ -434,18 +494,8 @@ close_plan(run_t *run, plan_run_t *pr)
     }
 }
 
-static void
-close_group(run_t *run)
-{
-    for (int i = 0; i < 2; i++) {
-        world_failed(run->self, epx_queue_destroy(run->queues[i]),
-                     "epx_queue_destroy");
-    }
-    world_failed(run->self, epx_group_destroy(run->group), "epx_group_destroy");
-}
-
 void
-run_rank(world_rank_t *self, void *shape)
+run_shape(world_rank_t *self, const shape_t *shape, memory_t *memory)
 {
     run_t *run = calloc(1, sizeof(*run));
     int32_t most_batches = 0;
@@ -457,10 +507,11 @@ run_rank(world_rank_t *self, void *shape)
     }
     run->self = self;
     run->shape = shape;
-    run->rng = rng_of(run->shape->seed, (uint64_t)self->rank, 6);
+    run->memory = memory;
+    run->rng = rng_of(shape->seed, (uint64_t)self->rank, 6);
     ok = open_group(run);
-    for (int32_t p = 0; p < run->shape->num_plans; p++) {
-        run->plans[p].shape = &run->shape->plans[p];
+    for (int32_t p = 0; p < shape->num_plans; p++) {
+        run->plans[p].shape = &shape->plans[p];
         gather_plan(run, &run->plans[p]);
         if (run->plans[p].shape->num_batches > most_batches) {
             most_batches = run->plans[p].shape->num_batches;
@@ -470,12 +521,32 @@ run_rank(world_rank_t *self, void *shape)
         ok = run_batch(run, b);
     }
     synchronize(run);
-    for (int32_t b = 0; ok && run->shape->async && b < most_batches; b++) {
+    for (int32_t b = 0; ok && shape->async && b < most_batches; b++) {
         check_ops(run, b);
     }
-    for (int32_t p = 0; p < run->shape->num_plans; p++) {
+    for (int32_t p = 0; p < shape->num_plans; p++) {
         close_plan(run, &run->plans[p]);
     }
-    close_group(run);
+    memory->ops->close_streams(memory);
+    if (run->destroys_together) {
+        world_barrier(self);
+    }
+    world_failed(self, epx_group_destroy(run->group), "epx_group_destroy");
     free(run);
+}
+
+void
+run_rank(world_rank_t *self, void *shape)
+{
+    const shape_t *its = shape;
+    bool alone = its->device == EPX_DEVICE_CPU;
+    memory_t *memory = memory_open(self, its->device);
+
+    if (alone ? memory != NULL : world_all_well(self)) {
+        run_shape(self, its, memory);
+    }
+    if (!alone) {
+        world_barrier(self); /* the card is shared: see memory_close */
+    }
+    memory_close(memory);
 }

@@ -282,15 +282,27 @@ draw_plan(plan_shape_t *plan, epx_layout_t layout, int32_t num_ranks,
     draw_ops(plan, num_ranks, wish, rng);
 }
 
+/* What the engine of the device does not do. */
+static void
+restrict_plan(plan_shape_t *plan, epx_device_t device)
+{
+    if (device == EPX_DEVICE_CUDA) {
+        plan->send_only_row_bytes = 0;
+    }
+}
+
 void
 shape_draw(shape_t *shape, uint64_t seed, epx_layout_t layout,
-           const wish_t *wish)
+           const wish_t *wish, epx_device_t device)
 {
     rng_t rng = rng_of(seed, (uint64_t)layout, 1);
 
     memset(shape, 0, sizeof(*shape));
     shape->seed = seed;
     shape->name = wish->name;
+    shape->device = device;
+    shape->timeout_s = 40;
+    shape->max_workers = INT32_MAX;
     shape->num_ranks = wish->ranks ? wish->ranks : draw_ranks(&rng);
     shape->own_bootstrap = rng_one_in(&rng, 2);
     shape->jitter = rng_one_in(&rng, 8);
@@ -304,6 +316,7 @@ shape_draw(shape_t *shape, uint64_t seed, epx_layout_t layout,
                                            EPX_LAYOUT_EXPERT_SLOTS);
 
         draw_plan(&shape->plans[p], its, shape->num_ranks, wish, &rng);
+        restrict_plan(&shape->plans[p], device);
     }
 }
 

@@ -101,6 +101,9 @@ typedef struct plan_shape {
 typedef struct shape {
     uint64_t seed;
     const char *name; /* of the wish, NULL without */
+    epx_device_t device;
+    uint64_t timeout_s;  /* of the group */
+    int32_t max_workers; /* of a rank */
     int32_t num_ranks;
     bool own_bootstrap;
     bool jitter; /* ranks dawdle before some calls */
@@ -110,7 +113,7 @@ typedef struct shape {
 } shape_t;
 
 void shape_draw(shape_t *shape, uint64_t seed, epx_layout_t layout,
-                const wish_t *wish);
+                const wish_t *wish, epx_device_t device);
 void shape_print(const shape_t *shape, FILE *stream);
 
 const char *layout_name(epx_layout_t layout);

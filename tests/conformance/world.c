@@ -5,6 +5,7 @@
 #include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,9 +14,10 @@
 #include <time.h>
 #include <unistd.h>
 
-/* A rank that is silent for this long is taken for hung: well past the 30 s
- * that a group may wait, with room for sanitizers. */
-enum { HUNG_AFTER_S = 200, MEET_BYTES = 1 << 16 };
+enum { MEET_BYTES = 1 << 16 };
+
+/* The tests' groups wait 40 s at most; with room for sanitizers. */
+uint32_t world_patience_s = 200;
 
 /* Where the ranks meet; shared by all. */
 typedef struct meeting {
@@ -67,6 +69,23 @@ world_failed(world_rank_t *self, epx_status_t status, const char *call)
                    epx_status_string(status), epx_last_error());
     }
     return status != EPX_OK;
+}
+
+/* ranks[rank] lies in its world. */
+static world_t *
+world_of(world_rank_t *self)
+{
+    uint8_t *first = (uint8_t *)(self - self->rank);
+
+    return (world_t *)(void *)(first - offsetof(world_t, ranks));
+}
+
+void
+world_progress(world_rank_t *self)
+{
+    if (self->kind == WORLD_SHM) {
+        alarm(world_patience_s);
+    }
 }
 
 /* ---- meeting ---- */
@@ -125,14 +144,25 @@ meeting_allgather(void *context, const void *send, void *recv, size_t bytes,
 void
 world_barrier(world_rank_t *self)
 {
-    /* ranks[rank] lies in its world. */
-    world_rank_t *first = self - self->rank;
-    world_t *world =
-        (world_t *)(void *)((uint8_t *)first - offsetof(world_t, ranks));
+    world_t *world = world_of(self);
 
-    if (!meet(&world->barrier, now_ns() + HUNG_AFTER_S * INT64_C(1000000000))) {
+    if (!meet(&world->barrier,
+              now_ns() + world_patience_s * INT64_C(1000000000))) {
         world_fail(self, "a rank did not come to the test's barrier");
     }
+}
+
+bool
+world_all_well(world_rank_t *self)
+{
+    bool ok = true;
+
+    world_barrier(self);
+    for (int32_t r = 0; r < self->num_ranks; r++) {
+        ok = ok && !world_of(self)->ranks[r].failed;
+    }
+    world_barrier(self); /* nobody fails anew before all have looked */
+    return ok;
 }
 
 /* ---- threads ---- */
@@ -168,7 +198,7 @@ run_threads(world_t *world, int32_t num_ranks, world_fn *fn, void *context)
         }
     }
     clock_gettime(CLOCK_REALTIME, &deadline);
-    deadline.tv_sec += HUNG_AFTER_S;
+    deadline.tv_sec += world_patience_s;
     for (int32_t r = 0; r < num_ranks; r++) {
         if (pthread_timedjoin_np(starts[r].thread, NULL, &deadline)) {
             fprintf(stderr, "rank %d hangs\n", r);
@@ -192,7 +222,7 @@ run_processes(world_t *world, int32_t num_ranks, world_fn *fn, void *context)
             abort();
         }
         if (pids[r] == 0) {
-            alarm(HUNG_AFTER_S);
+            alarm(world_patience_s);
             fn(&world->ranks[r], context);
             exit(0); /* not _exit: leak checkers want to look */
         }

@@ -34,6 +34,13 @@ void world_fail(world_rank_t *self, const char *format, ...)
  */
 bool world_failed(world_rank_t *self, epx_status_t status, const char *call);
 
+/* How long ranks may be silent before they are taken for hung; well past the
+ * timeout of a group.  Set it before world_run. */
+extern uint32_t world_patience_s;
+
+/* Tells that a rank is not silent. */
+void world_progress(world_rank_t *self);
+
 typedef void world_fn(world_rank_t *self, void *context);
 
 /*
@@ -52,5 +59,8 @@ void world_release(void *shared, size_t shared_bytes);
 
 /* A barrier of the ranks that does not involve EPX. */
 void world_barrier(world_rank_t *self);
+
+/* The same; true, on every rank, when none had failed. */
+bool world_all_well(world_rank_t *self);
 
 #endif

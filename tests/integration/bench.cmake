@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 if(TARGET epx-bench)
   set(bench_cases usage json table layouts dtypes routings recorded send_only
-                  outside failure rank_killed launcher_killed mpi)
+                  outside failure rank_killed launcher_killed mpi card)
   # A sanitizer wants to be loaded before anything else.
   if(NOT EPX_SANITIZE)
     add_library(bench_flip MODULE bench_flip.c)
@@ -19,4 +19,6 @@ if(TARGET epx-bench)
     set_tests_properties(bench_run_${case} PROPERTIES
                          TIMEOUT 300 SKIP_RETURN_CODE 77)
   endforeach()
+  set_tests_properties(bench_run_card PROPERTIES
+                       LABELS gpu RUN_SERIAL TRUE TIMEOUT 600)
 endif()

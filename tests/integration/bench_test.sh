@@ -74,6 +74,9 @@ case_usage() {
     expect_match out '^usage: epx-bench'
     quietly --version
     expect_match out '^epx-bench [0-9]+\.[0-9]+\.[0-9]+$'
+    run 2 --graph
+    expect "the complaint" "$(cat "$dir/err")" \
+        "epx-bench: --graph needs --device cuda"
     run 2 --ranks 0
     expect "the complaint" "$(cat "$dir/err")" \
         "epx-bench: --ranks is '0'; allowed: 1 to 1024"
@@ -91,7 +94,8 @@ shape='"mode": "(ht|ll)", "ranks": [0-9]+, "tokens": [0-9]+, "hidden": [0-9]+'
 shape+=', "topk": [0-9]+, "experts": [0-9]+, "dtype": "[a-z0-9]+"'
 shape+=', "workers": [0-9]+, "iters": [0-9]+'
 times="\"min_us\": $number, \"p50_us\": $number, \"p99_us\": $number"
-tail=', "layout": "[a-z]+", "quantize": null, "routing": "uniform"}$'
+tail=', "layout": "[a-z]+", "quantize": null, "routing": "uniform"'
+tail+=', "launch": "(call|graph)"}$'
 
 expect_json() { # OP FABRIC PEER, where the operation moves rows
     expect_match out "^\{\"op\": \"$1\", \"engine\": \"cpu\", \"fabric\": \
@@ -255,6 +259,39 @@ case_mpi() {
     run 0 --vs mpi --json --dtype f16 "${small[@]}"
     expect_match err 'no figures of the mpi peer: it has no f16'
     expect_match out '"peer": "mpi", "peer_p50_us": null, "ratio_peer": null'
+}
+
+# Ranks share card 0.
+case_card() {
+    local status=0 launch layout options op
+    "$bench" --device cuda "${small[@]}" >"$dir/out" 2>"$dir/err" || status=$?
+    if [ $status = 1 ] &&
+        grep -Eq 'built without CUDA|cudaGetDeviceCount' "$dir/err"; then
+        echo "SKIPPED: $(cat "$dir/err")" >&2
+        exit 77
+    fi
+    expect "the exit status" $status 0
+    for launch in threads procs; do
+        for layout in rank expert slots; do
+            # Processes take turns on a card, slowly.
+            [ $launch = threads ] || [ $layout = rank ] || continue
+            for options in "--mode ht" "--mode ll" "--mode ll --send-only" \
+                "--graph" "--mode ll --graph" "--buffers outside" \
+                "--dtype fp8" "--quantize=ue8m0"; do
+                # shellcheck disable=SC2086 # several words
+                quietly --device cuda:0 --check --$launch --ranks 3 \
+                    --workers 2 --layout $layout $options "${small[@]}"
+            done
+        done
+    done
+    quietly --device cuda --json --graph --vs memcpy "${small[@]}"
+    for op in plan plan-device dispatch combine layer; do
+        expect_match out "\"op\": \"$op\", \"engine\": \"cuda\""
+    done
+    expect_match out "\"op\": \"layer\".*\"ratio_ceiling\": $number, \
+\"peer\": \"memcpy\".*\"launch\": \"graph\"}\$"
+    run 0 --device cuda --vs mpi "${small[@]}"
+    expect_match err 'no figures of the mpi peer: it has no --device cuda'
 }
 
 "case_$case"

@@ -61,21 +61,43 @@ done
 step "dynamic section"
 soname=$(readelf -d "$library" | sed -n 's/.*SONAME.*\[\(.*\)\]/\1/p')
 [ "$soname" = libepx.so.0 ] || fail "the soname is \"$soname\""
-readelf -d "$library" | sed -n 's/.*NEEDED.*\[\(.*\)\]/\1/p' >"$dir/needed"
-if grep -vE '^(libc|libm|libpthread|libdl|librt|libsodium|ld-linux.*)\.so\.' \
-    "$dir/needed"; then
-    fail "libepx.so needs these libraries"
-fi
+# check_needs FILE NAME...: the file needs these libraries at most.
+check_needs() {
+    local file=$1
+    shift
+    readelf -d "$file" | sed -n 's/.*NEEDED.*\[\(.*\)\]/\1/p' >"$dir/needed"
+    if grep -vE "^($(IFS='|' && echo "$*"))\.so\." "$dir/needed"; then
+        fail "$(basename "$file") needs these libraries"
+    fi
+}
+system=(libc libm libpthread libdl librt 'ld-linux.*')
+check_needs "$library" "${system[@]}" libsodium
 
 step "exported symbols"
 grep -v '^#' "$prefix/include/epx/epx.h" | tr '\n' ' ' |
     grep -oE 'EPX_API [^;]*;' | sed -E 's/[^(]*\b(epx_[a-z0-9_]+) *\(.*/\1/' |
     sort >"$dir/declared"
-nm -D --defined-only "$library" |
-    awk '$2 != "A" { sub(/@.*/, "", $3); print $3 }' | sort >"$dir/exported"
+# What modules use has names and a version of its own, not for programs.
+touch "$dir/private"
+nm -D --defined-only --with-symbol-versions "$library" |
+    awk -v dir="$dir" '$2 != "A" { split($3, part, /@+/)
+        print part[1] >(dir (part[2] == "EPX_0" ? "/public" : "/private")) }'
+sort "$dir/public" >"$dir/exported"
+if grep -v '^epx__' "$dir/private"; then
+    fail "libepx.so exports these to its modules"
+fi
 [ -s "$dir/declared" ] || fail "no declaration was found in epx.h"
 diff -u "$dir/declared" "$dir/exported" ||
     fail "libepx.so does not export what epx.h declares (-), or more (+)"
+
+if [ -e "$build/src/libepx_cuda.so.0" ]; then
+    step "module for CUDA"
+    module=$libdir/libepx_cuda.so.0
+    [ -e "$module" ] || fail "libepx_cuda.so.0 is not installed"
+    check_needs "$module" "${system[@]}" libepx
+    [ "$(nm -D --defined-only "$module" | cut -d' ' -f3)" = \
+        epx__engine_cuda ] || fail "libepx_cuda.so.0 exports something else"
+fi
 
 step "headers alone"
 # MPI's own header is not ours to judge.
@@ -136,6 +158,10 @@ if [ -x "$prefix/bin/epx-info" ]; then
         ! grep -q hidden-value "$dir/$form" || fail "$form shows the secret"
         grep -q "$version" "$dir/$form" || fail "$form: no version"
     done
+    if [ -e "$build/src/libepx_cuda.so.0" ]; then
+        grep -q '"engines".*"cuda"' "$dir/json" ||
+            fail "the module for CUDA is not found where it is installed"
+    fi
     status=0
     "$prefix/bin/epx-info" --what 2>"$dir/err" || status=$?
     [ $status = 2 ] || fail "epx-info --what ends with status $status, not 2"

@@ -126,6 +126,28 @@ test_every_option(void **state)
 }
 
 static void
+test_cards(void **state)
+{
+    (void)state;
+    struct bench_options o = good("--device cuda --ranks 2");
+    assert_int_equal(o.device, EPX_DEVICE_CUDA);
+    assert_int_equal(o.card, 0);
+    assert_int_equal(o.workers, 16);
+    assert_false(o.graph || bench_options_fixed(&o));
+    o = good("--device cuda:3 --ranks 32 --graph");
+    assert_int_equal(o.card, 3);
+    assert_int_equal(o.workers, 4);
+    assert_true(o.graph && bench_options_fixed(&o));
+    o = good("--device cuda:all --ranks 512 --procs --mode ll");
+    assert_int_equal(o.card, BENCH_ALL_CARDS);
+    assert_int_equal(o.workers, 1);
+    assert_true(bench_options_fixed(&o));
+    o = good("--device cuda:1 --device cpu");
+    assert_int_equal(o.device, EPX_DEVICE_CPU);
+    assert_int_equal(o.workers, 3);
+}
+
+static void
 test_help_and_version(void **state)
 {
     (void)state;
@@ -141,7 +163,13 @@ static void
 test_refused(void **state)
 {
     (void)state;
-    refused("--device cuda", "'cuda'; allowed: cpu");
+    refused("--device gpu", "'gpu'; allowed: cpu, cuda, cuda:N");
+    refused("--device cuda:", "cuda:N");
+    refused("--device cuda:-1", "cuda:N");
+    refused("--device cuda:99999999999", "cuda:N");
+    refused("--device cudax", "cuda:N");
+    refused("--graph", "needs --device cuda");
+    refused("--device cuda --ranks 33", "1 to 32");
     refused("--ranks 0", "'0'; allowed: 1 to 1024");
     refused("--ranks 1025", "1 to 1024");
     refused("--ranks -1", "1 to 1024");
@@ -188,6 +216,7 @@ main(void)
         cmocka_unit_test(test_defaults),
         cmocka_unit_test(test_mode_sets_defaults),
         cmocka_unit_test(test_every_option),
+        cmocka_unit_test(test_cards),
         cmocka_unit_test(test_help_and_version),
         cmocka_unit_test(test_refused),
         cmocka_unit_test(test_refused_routing),

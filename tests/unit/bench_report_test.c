@@ -68,8 +68,8 @@ test_json(void **state)
            "\"ceiling_gbps\": 45.000, \"ratio_ceiling\": 0.9000, "
            "\"peer\": \"mpi\", \"peer_p50_us\": 8.000, "
            "\"ratio_peer\": 4.0000, \"layout\": \"expert\", "
-           "\"quantize\": \"pow2\", \"routing\": \"a\\\"b\\\\c\\u000a.csv\"}"
-           "\n");
+           "\"quantize\": \"pow2\", \"routing\": \"a\\\"b\\\\c\\u000a.csv\", "
+           "\"launch\": \"call\"}\n");
     line = (struct bench_line){ .op = "plan",
                                 .gbps = NAN,
                                 .ceiling_gbps = NAN,
@@ -85,8 +85,8 @@ test_json(void **state)
            "\"bytes_moved\": null, \"gbps\": null, \"ceiling_gbps\": null, "
            "\"ratio_ceiling\": null, \"peer\": null, \"peer_p50_us\": null, "
            "\"ratio_peer\": null, \"layout\": \"expert\", "
-           "\"quantize\": \"pow2\", \"routing\": \"a\\\"b\\\\c\\u000a.csv\"}"
-           "\n");
+           "\"quantize\": \"pow2\", \"routing\": \"a\\\"b\\\\c\\u000a.csv\", "
+           "\"launch\": \"call\"}\n");
 }
 
 int

@@ -84,6 +84,29 @@ test_expert_layouts(void **state)
     assert_int_equal(bytes[BENCH_DISPATCH], 2 * (512 + 12) + 4 * (256 + 4 + 4));
 }
 
+/* Memory of a card is taken for what arrives, and a split dispatch places its
+ * rows at once. */
+static void
+test_card(void **state)
+{
+    struct bench_options o = { .device = EPX_DEVICE_CUDA,
+                               .layout = EPX_LAYOUT_RANK_MAJOR,
+                               .dtype = EPX_BF16 };
+    struct bench_shape shape;
+    uint64_t bytes[BENCH_NUM_OPS];
+    (void)state;
+    make(o, &shape, bytes);
+    assert_int_equal(shape.recv_rows, 2); /* of tokens 0 and 1, on rank 1 */
+    assert_int_equal(bytes[BENCH_PLAN_DEVICE], 0);
+    assert_int_equal(bytes[BENCH_DISPATCH_SEND], bytes[BENCH_DISPATCH]);
+    assert_int_equal(bytes[BENCH_DISPATCH_HOOK], 0);
+    assert_int_equal(bytes[BENCH_LAYER],
+                     bytes[BENCH_DISPATCH] + bytes[BENCH_COMBINE]);
+    o.layout = EPX_LAYOUT_EXPERT_MAJOR;
+    make(o, &shape, bytes);
+    assert_int_equal(shape.recv_rows, 2); /* 0 on experts 0, 1 of rank 0 */
+}
+
 static void
 test_fp8(void **state)
 {
@@ -124,6 +147,7 @@ main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_rank_major),
         cmocka_unit_test(test_expert_layouts),
+        cmocka_unit_test(test_card),
         cmocka_unit_test(test_fp8),
         cmocka_unit_test(test_too_large),
     };

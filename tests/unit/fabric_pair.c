@@ -40,7 +40,6 @@ pair_open(void)
         rank->cards = pair->cards;
         pair->bytes = rank->group.map.heap + PAIR_HEAP;
         WORKS(epx__fabric_shm.open(&rank->group, pair->bytes, &pair->cards[r]));
-        epx__fabric_stamp_segment(&rank->group);
         *nameplate(pair, r, r) = 1000 + (uint64_t)r;
     }
     return pair;

@@ -138,10 +138,12 @@ void
 bench_check_results(const struct bench_check *check, const char *what)
 {
     const struct bench_rank *rank = check->rank;
-    epx_dispatch_args_t dispatch = bench_rank_dispatch_args(rank);
-    epx_combine_args_t combine = bench_rank_combine_args(rank);
+    epx_dispatch_args_t dispatch = bench_rank_dispatch_args_on_host(rank);
+    epx_combine_args_t combine = bench_rank_combine_args_on_host(rank);
+    epx_plan_counts_t counts = bench_check_counts(check);
     struct bench_check context = *check;
     char text[384];
+    bench_rank_fetch(rank, &counts);
     if (!oracle_check_dispatch(check->oracle, rank->rank, tell_token, &context,
                                &dispatch, text, sizeof text)) {
         bench_rank_fail(rank->run, rank->rank, "%s: dispatch differs: %s", what,

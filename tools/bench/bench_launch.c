@@ -21,11 +21,21 @@ bench_usable_cores(void)
     return CPU_COUNT(&set);
 }
 
+/* A rank's operations keep so many cores busy; one that works on a card has its
+ * share for the threads of CUDA too. */
+static int32_t
+cores_of_rank(const struct bench_options *o)
+{
+    int32_t share = o->cores / o->ranks;
+    return o->device == EPX_DEVICE_CPU ? o->workers : share > 1 ? share : 1;
+}
+
 /* Rank i gets the W cores from i * W on, counted around.  Threads that it
  * makes later inherit them. */
 static void
 bind_rank(const struct bench_options *o, int32_t rank)
 {
+    int32_t cores = cores_of_rank(o);
     cpu_set_t all;
     cpu_set_t mine;
     if (!o->bind || sched_getaffinity(0, sizeof all, &all)) {
@@ -33,8 +43,8 @@ bind_rank(const struct bench_options *o, int32_t rank)
     }
     CPU_ZERO(&mine);
     int32_t count = CPU_COUNT(&all);
-    for (int32_t w = 0; w < o->workers; w++) {
-        int32_t skip = (int32_t)(((int64_t)rank * o->workers + w) % count);
+    for (int32_t w = 0; w < cores; w++) {
+        int32_t skip = (int32_t)(((int64_t)rank * cores + w) % count);
         for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
             if (CPU_ISSET(cpu, &all) && skip-- == 0) {
                 CPU_SET(cpu, &mine);
@@ -236,6 +246,11 @@ bench_launch(const struct bench_run *run, bench_rank_fn *fn,
              struct bench_error *error)
 {
     error->text[0] = '\0';
+    if (run->options->device == EPX_DEVICE_CUDA) {
+        /* As many queues to a card as there can be, so that no two ranks share
+         * one. */
+        setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0);
+    }
     return run->options->procs ? launch_procs(run, fn, error)
                                : launch_threads(run, fn, error);
 }

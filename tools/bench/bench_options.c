@@ -6,6 +6,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* A process has so many queues to a card.  Streams that share one wait for each
+ * other, which those of ranks must not. */
+#define MAX_THREADS_ON_CARD 32
+
 struct word {
     const char *name;
     int value;
@@ -31,7 +35,6 @@ static const struct word quantize_words[] = {
     { "ue8m0", EPX_QUANTIZE_F8E4M3_UE8M0 },
     { 0 }
 };
-static const struct word device_words[] = { { "cpu", EPX_DEVICE_CPU }, { 0 } };
 static const struct word buffers_words[] = { { "epx", 0 },
                                              { "outside", 1 },
                                              { 0 } };
@@ -89,6 +92,12 @@ parse_word(const char *option, const char *text, const struct word *words,
                       allowed);
 }
 
+bool
+bench_options_fixed(const struct bench_options *options)
+{
+    return options->mode == BENCH_LL || options->graph;
+}
+
 /* Digits only, up to `end` or the end of the text. */
 static bool
 parse_digits(const char *text, size_t bytes, uint64_t *value_p)
@@ -115,6 +124,28 @@ parse_number(const char *option, const char *text, uint64_t min, uint64_t max,
     }
     return bench_fail(error, "--%s is '%s'; allowed: %llu to %llu", option,
                       text, (unsigned long long)min, (unsigned long long)max);
+}
+
+static bool
+parse_device(const char *text, struct bench_options *o,
+             struct bench_error *error)
+{
+    uint64_t card = 0;
+    o->device = strcmp(text, "cpu") ? EPX_DEVICE_CUDA : EPX_DEVICE_CPU;
+    o->card = strcmp(text, "cuda:all") ? 0 : BENCH_ALL_CARDS;
+    if (o->device == EPX_DEVICE_CPU || o->card == BENCH_ALL_CARDS ||
+        !strcmp(text, "cuda")) {
+        return true;
+    }
+    if (!strncmp(text, "cuda:", 5) &&
+        parse_digits(text + 5, strlen(text + 5), &card) && card < INT32_MAX) {
+        o->card = (int32_t)card;
+        return true;
+    }
+    return bench_fail(error,
+                      "--device is '%s'; allowed: cpu, cuda, cuda:N for card N "
+                      "or cuda:all",
+                      text);
 }
 
 static bool
@@ -233,6 +264,7 @@ enum option_id {
     OPT_SEND_ONLY,
     OPT_NO_BIND,
     OPT_BUFFERS,
+    OPT_GRAPH,
     OPT_HELP,
     OPT_VERSION,
 };
@@ -261,6 +293,7 @@ static const struct option option_table[] = {
     { "send-only", no_argument, NULL, OPT_SEND_ONLY },
     { "no-bind", no_argument, NULL, OPT_NO_BIND },
     { "buffers", required_argument, NULL, OPT_BUFFERS },
+    { "graph", no_argument, NULL, OPT_GRAPH },
     { "help", no_argument, NULL, OPT_HELP },
     { "version", no_argument, NULL, OPT_VERSION },
     { 0 }
@@ -312,8 +345,6 @@ set_word(enum option_id id, const char *name, const char *text,
 {
     int value = 0;
     switch (id) {
-    case OPT_DEVICE:
-        return parse_word(name, text, device_words, &value, error);
     case OPT_MODE:
         if (!parse_word(name, text, mode_words, &value, error)) {
             return false;
@@ -354,6 +385,7 @@ set_option(enum option_id id, const char *name, const char *text,
 {
     switch (id) {
     case OPT_DEVICE:
+        return parse_device(text, o, error);
     case OPT_MODE:
     case OPT_LAYOUT:
     case OPT_DTYPE:
@@ -380,9 +412,23 @@ set_option(enum option_id id, const char *name, const char *text,
     case OPT_NO_BIND:
         o->bind = false;
         return true;
+    case OPT_GRAPH:
+        o->graph = true;
+        return true;
     default:
         return set_number(id, name, text, o, error);
     }
+}
+
+/* On a card, which has some 130 SMs, all ranks' must fit at once. */
+static int32_t
+default_workers(const struct bench_options *o)
+{
+    int32_t share = (o->device == EPX_DEVICE_CUDA ? 128 : o->cores) / o->ranks;
+    if (o->device == EPX_DEVICE_CUDA && share > 16) {
+        return 16;
+    }
+    return share > 1 ? share : 1;
 }
 
 /* What was left open, once everything else is known. */
@@ -401,7 +447,7 @@ set_defaults(struct bench_options *o)
         o->topk = 8;
     }
     if (!o->workers) {
-        o->workers = o->cores > o->ranks ? o->cores / o->ranks : 1;
+        o->workers = default_workers(o);
     }
     if (!o->iters) {
         o->iters = o->check ? 3 : ll ? 500 : 50;
@@ -412,8 +458,27 @@ set_defaults(struct bench_options *o)
 }
 
 static bool
+check_device(const struct bench_options *o, struct bench_error *error)
+{
+    bool cuda = o->device == EPX_DEVICE_CUDA;
+    if (o->graph && !cuda) {
+        return bench_fail(error, "--graph needs --device cuda");
+    }
+    if (cuda && !o->procs && o->ranks > MAX_THREADS_ON_CARD) {
+        return bench_fail(error,
+                          "--ranks is %d; allowed with --device cuda and "
+                          "--threads: 1 to %d",
+                          o->ranks, MAX_THREADS_ON_CARD);
+    }
+    return true;
+}
+
+static bool
 check_together(const struct bench_options *o, struct bench_error *error)
 {
+    if (!check_device(o, error)) {
+        return false;
+    }
     if (o->send_only && o->mode != BENCH_LL) {
         return bench_fail(error, "--send-only needs --mode ll");
     }

@@ -21,8 +21,14 @@ enum bench_routing_kind {
     BENCH_CSV,
 };
 
+/* As a card's number: ranks are spread over all of them. */
+#define BENCH_ALL_CARDS (-1)
+
 struct bench_options {
-    bool procs; /* ranks are processes, not threads */
+    epx_device_t device;
+    int32_t card; /* with EPX_DEVICE_CUDA */
+    bool graph;   /* what moves rows is captured and replayed */
+    bool procs;   /* ranks are processes, not threads */
     int32_t ranks;
     enum bench_mode mode;
     epx_layout_t layout;
@@ -64,6 +70,10 @@ enum bench_parsed bench_options_parse(int argc, char **argv, int32_t cores,
                                       struct bench_error *error);
 
 extern const char bench_options_help[];
+
+/* Whether the plan has a fixed capacity, and is updated instead of made anew.
+ */
+bool bench_options_fixed(const struct bench_options *options);
 
 /* The words that the options use. */
 const char *bench_mode_name(enum bench_mode mode);

@@ -188,6 +188,9 @@ bench_peer_run(const struct bench_run *run, struct bench_peer *peer,
     int fd = -1;
     int status = 0;
     *peer = (struct bench_peer){ 0 };
+    if (o->device != EPX_DEVICE_CPU) {
+        return bench_fail(error, "it has no --device cuda");
+    }
     if (o->dtype == EPX_F16 || o->quantize || o->send_only) {
         return bench_fail(error, "it has no f16, --quantize or --send-only");
     }

@@ -82,6 +82,7 @@ bench_report_json(FILE *file, const struct bench_run *run,
         { "layout", TEXT, bench_layout_name(o->layout), 0, 0, 0 },
         { "quantize", TEXT, bench_quantize_name(o->quantize), 0, 0, 0 },
         { "routing", TEXT, o->routing_text, 0, 0, 0 },
+        { "launch", TEXT, o->graph ? "graph" : "call", 0, 0, 0 },
     };
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
         fputs(i ? ", " : "{", file);
@@ -131,7 +132,7 @@ put_heading(FILE *file, const struct bench_run *run)
     fprintf(file,
             "%s engine, %s fabric: %d ranks x %d workers, %s, layout %s\n"
             "each %lld tokens x %lld %s%s%s, top-%d of %d experts, %s; "
-            "%d iterations%s\n\n"
+            "%d iterations%s%s\n\n"
             "%-13s %10s %10s %10s %9s %8s %8s  %-6s %10s %7s\n",
             run->shared->engine, run->shared->fabric, o->ranks, o->workers,
             bench_mode_name(o->mode), bench_layout_name(o->layout),
@@ -139,9 +140,23 @@ put_heading(FILE *file, const struct bench_run *run)
             bench_dtype_name(o->dtype), quantize ? " sent as fp8, scales " : "",
             quantize ? quantize : "", run->routing->topk, o->experts,
             o->routing_text, o->iters,
-            o->check ? ", after as many that were checked" : "", "", "min us",
-            "p50 us", "p99 us", "MB", "GB/s", "of copy", "peer", "its p50",
-            "faster");
+            o->check ? ", after as many that were checked" : "",
+            o->graph ? ", in CUDA graphs" : "", "", "min us", "p50 us",
+            "p99 us", "MB", "GB/s", "of copy", "peer", "its p50", "faster");
+}
+
+/* What it would take to copy as many bytes on the cards that are used. */
+static bool
+card_copy(const struct bench_run *run, enum bench_op op, double *p50_p)
+{
+    struct bench_times times;
+    double bytes = 2.0 * (double)BENCH_CARD_COPY_BYTES * run->shared->num_cards;
+    if (!bench_series_times(&run->shared->card_copies, &times)) {
+        return false;
+    }
+    *p50_p =
+        run->op_bytes[op] ? times.p50 * (double)run->op_bytes[op] / bytes : NAN;
+    return true;
 }
 
 /* The better of the two ways to copy. */
@@ -149,6 +164,9 @@ static bool
 best_copy(const struct bench_run *run, enum bench_op op, double *p50_p)
 {
     *p50_p = NAN;
+    if (run->options->device == EPX_DEVICE_CUDA) {
+        return card_copy(run, op, p50_p);
+    }
     for (int kind = 0; kind < BENCH_NUM_COPIES; kind++) {
         struct bench_times times;
         const struct bench_series *series = &run->shared->copies[op][kind];
@@ -168,7 +186,9 @@ make_line(struct bench_line *line, const struct bench_run *run,
 {
     const struct bench_options *o = run->options;
     double copied =
-        2.0 * (double)bench_run_copied(run, op) * o->ranks * o->workers;
+        o->device == EPX_DEVICE_CUDA
+            ? (double)run->op_bytes[op]
+            : 2.0 * (double)bench_run_copied(run, op) * o->ranks * o->workers;
     *line = (struct bench_line){ .op = bench_op_name(op),
                                  .bytes_moved = run->op_bytes[op],
                                  .peer_p50 = NAN,

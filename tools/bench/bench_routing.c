@@ -240,27 +240,58 @@ rank_of(int64_t expert, int32_t num_experts, int32_t num_ranks)
                                         : m + (expert - in_larger) / q);
 }
 
+/* The ranks of a token's experts, each once, in ranks; returns how many. */
+static int32_t
+distinct_ranks(const struct bench_routing *routing, const int64_t *idx,
+               int32_t *ranks)
+{
+    const struct bench_options *o = routing->options;
+    int32_t distinct = 0;
+    for (int32_t k = 0; k < routing->topk; k++) {
+        int32_t seen = 0;
+        if (idx[k] < 0) {
+            continue;
+        }
+        ranks[distinct] = rank_of(idx[k], o->experts, o->ranks);
+        while (ranks[seen] != ranks[distinct]) {
+            seen++;
+        }
+        distinct += seen == distinct;
+    }
+    return distinct;
+}
+
+void
+bench_routing_arrivals(const struct bench_routing *routing, int64_t num_tokens,
+                       const int64_t *idx, int64_t *rows)
+{
+    const struct bench_options *o = routing->options;
+    for (int64_t t = 0; t < num_tokens; t++) {
+        const int64_t *its = &idx[t * routing->topk];
+        int32_t ranks[EPX_MAX_TOPK];
+        int32_t distinct = distinct_ranks(routing, its, ranks);
+        for (int32_t i = 0; i < distinct; i++) {
+            rows[ranks[i]] += o->layout == EPX_LAYOUT_RANK_MAJOR;
+        }
+        for (int32_t k = 0; k < routing->topk; k++) {
+            if (its[k] >= 0 && o->layout != EPX_LAYOUT_RANK_MAJOR) {
+                rows[rank_of(its[k], o->experts, o->ranks)]++;
+            }
+        }
+    }
+}
+
 struct bench_traffic
 bench_routing_count(const struct bench_routing *routing, int64_t num_tokens,
                     const int64_t *idx)
 {
-    const struct bench_options *o = routing->options;
     struct bench_traffic sum = { .tokens = num_tokens };
     for (int64_t t = 0; t < num_tokens; t++) {
+        const int64_t *its = &idx[t * routing->topk];
         int32_t ranks[EPX_MAX_TOPK];
-        int32_t distinct = 0;
+        int32_t distinct = distinct_ranks(routing, its, ranks);
         for (int32_t k = 0; k < routing->topk; k++) {
-            int64_t expert = idx[t * routing->topk + k];
-            int32_t seen = 0;
-            if (expert < 0) {
-                continue;
-            }
-            ranks[distinct] = rank_of(expert, o->experts, o->ranks);
-            while (ranks[seen] != ranks[distinct]) {
-                seen++;
-            }
-            distinct += seen == distinct;
-            sum.expert_pairs++;
+            sum.expert_pairs += its[k] >= 0;
         }
         sum.rank_pairs += distinct;
         sum.tokens_sent += distinct > 0;

@@ -34,6 +34,12 @@ struct bench_traffic {
     int64_t expert_pairs; /* (token, expert) */
 };
 
+/* Adds the rows that these tokens make on each rank, in the layout of the
+ * options, to rows[R]. */
+void bench_routing_arrivals(const struct bench_routing *routing,
+                            int64_t num_tokens, const int64_t *idx,
+                            int64_t *rows);
+
 struct bench_traffic bench_routing_count(const struct bench_routing *routing,
                                          int64_t num_tokens,
                                          const int64_t *idx);

@@ -31,7 +31,9 @@ series_place(struct bench_series *series, int32_t count, int32_t parties,
              struct cursor *at)
 {
     size_t bytes = sizeof(struct bench_span) * (size_t)count * (size_t)parties;
-    *series = (struct bench_series){ cursor_take(at, bytes), count, parties };
+    *series = (struct bench_series){ .spans = cursor_take(at, bytes),
+                                     .count = count,
+                                     .parties = parties };
 }
 
 /* Lays the arrays out from *at on, which ends up behind them. */
@@ -41,15 +43,19 @@ shared_place(struct bench_shared *shared, const struct bench_run *run,
 {
     const struct bench_options *o = run->options;
     int32_t copies = run->blocks * BENCH_COPIES_PER_BLOCK;
+    bool cuda = o->device == EPX_DEVICE_CUDA;
     for (int op = 0; op < BENCH_NUM_OPS; op++) {
         bool active = bench_op_active((enum bench_op)op, o);
-        bool copied = active && run->op_bytes[op];
+        bool copied = active && run->op_bytes[op] && !cuda;
         series_place(&shared->ops[op], active ? o->iters : 0, o->ranks, at);
+        /* The host has one clock for all ranks, streams have their own. */
+        shared->ops[op].own_clocks = cuda && op != BENCH_PLAN;
         for (int kind = 0; kind < BENCH_NUM_COPIES; kind++) {
             series_place(&shared->copies[op][kind], copied ? copies : 0,
                          o->ranks * o->workers, at);
         }
     }
+    series_place(&shared->card_copies, cuda ? copies : 0, 1, at);
     shared->gather = cursor_take(at, (size_t)o->ranks * BENCH_GATHER_BYTES);
 }
 
@@ -95,7 +101,9 @@ bench_run_open(struct bench_run *run, const struct bench_options *options,
     if (!bench_shape_bytes(&run->shape, routing, run->op_bytes)) {
         return bench_fail(error, "no memory for the routing");
     }
-    add_copies(run);
+    if (options->device == EPX_DEVICE_CPU) {
+        add_copies(run);
+    }
     cursor_take(&at, sizeof measured);
     shared_place(&measured, run, &at);
     void *base = mmap(NULL, at.offset, PROT_READ | PROT_WRITE,

@@ -19,6 +19,10 @@ enum bench_copy_kind {
 #define BENCH_BLOCKS           5
 #define BENCH_COPIES_PER_BLOCK 4
 
+/* Bytes of the copy that shows what a card allows: far more than its caches
+ * hold. */
+#define BENCH_CARD_COPY_BYTES ((size_t)1 << 31)
+
 /* Bytes of one rank in one round of an allgather. */
 #define BENCH_GATHER_BYTES 4096u
 
@@ -31,7 +35,9 @@ struct bench_shared {
     char fabric[16];
     struct bench_series ops[BENCH_NUM_OPS];
     struct bench_series copies[BENCH_NUM_OPS][BENCH_NUM_COPIES];
-    uint8_t *gather; /* [R, BENCH_GATHER_BYTES] */
+    struct bench_series card_copies; /* on rank 0's */
+    int32_t num_cards;               /* that the ranks use, by rank 0 */
+    uint8_t *gather;                 /* [R, BENCH_GATHER_BYTES] */
 };
 
 struct bench_run {

@@ -2,6 +2,7 @@
 #include "bench_shape.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 /* All heaps are mapped by every process; this leaves most of a 47-bit address
  * space to the rest. */
@@ -15,12 +16,14 @@ bench_op_name(enum bench_op op)
 {
     static const char *const names[BENCH_NUM_OPS] = {
         [BENCH_PLAN] = "plan",
+        [BENCH_PLAN_DEVICE] = "plan-device",
         [BENCH_DISPATCH] = "dispatch",
         [BENCH_DISPATCH_SEND] = "dispatch-send",
         [BENCH_DISPATCH_HOOK] = "dispatch-hook",
         [BENCH_COMBINE] = "combine",
         [BENCH_COMBINE_SEND] = "combine-send",
         [BENCH_COMBINE_HOOK] = "combine-hook",
+        [BENCH_LAYER] = "layer",
     };
     return names[op];
 }
@@ -28,10 +31,25 @@ bench_op_name(enum bench_op op)
 bool
 bench_op_active(enum bench_op op, const struct bench_options *options)
 {
-    if (op == BENCH_PLAN) {
+    switch (op) {
+    case BENCH_PLAN:
         return true;
+    case BENCH_PLAN_DEVICE:
+        return options->device == EPX_DEVICE_CUDA;
+    case BENCH_LAYER:
+        return options->graph;
+    case BENCH_DISPATCH:
+    case BENCH_COMBINE:
+        return !options->send_only;
+    default:
+        return options->send_only;
     }
-    return options->send_only == (op != BENCH_DISPATCH && op != BENCH_COMBINE);
+}
+
+bool
+bench_op_moves(enum bench_op op)
+{
+    return op != BENCH_PLAN && op != BENCH_PLAN_DEVICE && op != BENCH_LAYER;
 }
 
 static void
@@ -53,8 +71,40 @@ set_formats(struct bench_shape *shape, const struct bench_options *o)
         (size_t)o->hidden * epx_dtype_size(shape->combine_dtype);
 }
 
-/* Rows that suffice whatever the routing is: memory is taken as it is touched,
- * so room that stays unused costs nothing. */
+/* The most rows that a rank receives in the rounds that are run. */
+static bool
+rows_needed(const struct bench_routing *routing, int64_t *rows_p)
+{
+    const struct bench_options *o = routing->options;
+    size_t cells = (size_t)routing->max_tokens * (size_t)routing->topk;
+    int64_t *idx = malloc(cells * sizeof *idx);
+    float *weights = malloc(cells * sizeof *weights);
+    int64_t *rows = malloc((size_t)o->ranks * sizeof *rows);
+    bool good = idx && weights && rows;
+    *rows_p = 1;
+    for (int32_t round = 0; good && round <= (o->check ? o->iters : 0);
+         round++) {
+        memset(rows, 0, (size_t)o->ranks * sizeof *rows);
+        for (int32_t r = 0; good && r < o->ranks; r++) {
+            good =
+                bench_routing_fill(routing, r, (uint64_t)round, idx, weights);
+            if (good) {
+                bench_routing_arrivals(
+                    routing, bench_routing_tokens(routing, r), idx, rows);
+            }
+        }
+        for (int32_t r = 0; good && r < o->ranks; r++) {
+            *rows_p = rows[r] > *rows_p ? rows[r] : *rows_p;
+        }
+    }
+    free(rows);
+    free(weights);
+    free(idx);
+    return good;
+}
+
+/* Rows that suffice whatever the routing is: memory of the host is taken as it
+ * is touched, so room that stays unused costs nothing. */
 static int64_t
 most_rows(const struct bench_routing *routing)
 {
@@ -79,6 +129,11 @@ bench_shape_make(struct bench_shape *shape, const struct bench_routing *routing,
     *shape = (struct bench_shape){ 0 };
     set_formats(shape, o);
     shape->recv_rows = most_rows(routing);
+    /* Memory of a card is taken at once. */
+    if (o->device == EPX_DEVICE_CUDA && o->layout != EPX_LAYOUT_EXPERT_SLOTS &&
+        !rows_needed(routing, &shape->recv_rows)) {
+        return bench_fail(error, "no memory for the routing");
+    }
     /* idx and weights of a received row, in the largest case. */
     double meta = (double)routing->topk * (sizeof(int64_t) + sizeof(float));
     double scales = 4.0 * shape->sent_scales;
@@ -87,7 +142,7 @@ bench_shape_make(struct bench_shape *shape, const struct bench_routing *routing,
                                     (double)shape->combine_bytes) +
         (double)routing->max_tokens *
             ((double)(shape->x_bytes + shape->combine_bytes) + scales + meta);
-    if (o->send_only) {
+    if (o->send_only && o->device == EPX_DEVICE_CPU) {
         bytes += 2 * ranks * (double)routing->max_tokens *
                  ((double)shape->sent_bytes + scales + meta);
     }
@@ -128,10 +183,15 @@ add_bytes(const struct bench_shape *shape, const struct bench_routing *routing,
         combine += tokens * topk * sizeof(float);
     }
     bytes[BENCH_DISPATCH] += read + write;
-    bytes[BENCH_DISPATCH_SEND] += read + crossing;
-    bytes[BENCH_DISPATCH_HOOK] += crossing + write;
+    if (routing->options->device == EPX_DEVICE_CUDA) { /* places rows at once */
+        bytes[BENCH_DISPATCH_SEND] += read + write;
+    } else {
+        bytes[BENCH_DISPATCH_SEND] += read + crossing;
+        bytes[BENCH_DISPATCH_HOOK] += crossing + write;
+    }
     bytes[BENCH_COMBINE] += combine;
     bytes[BENCH_COMBINE_HOOK] += combine;
+    bytes[BENCH_LAYER] += read + write + combine;
 }
 
 bool

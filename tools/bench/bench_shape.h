@@ -8,12 +8,14 @@
 /* What is timed. */
 enum bench_op {
     BENCH_PLAN,
+    BENCH_PLAN_DEVICE, /* what a plan takes of a card's stream */
     BENCH_DISPATCH,
     BENCH_DISPATCH_SEND,
     BENCH_DISPATCH_HOOK,
     BENCH_COMBINE,
     BENCH_COMBINE_SEND,
     BENCH_COMBINE_HOOK,
+    BENCH_LAYER, /* update, dispatch and combine in one graph */
     BENCH_NUM_OPS,
 };
 
@@ -21,6 +23,9 @@ const char *bench_op_name(enum bench_op op);
 
 /* Whether these options time the operation. */
 bool bench_op_active(enum bench_op op, const struct bench_options *options);
+
+/* Whether it moves rows, all by itself or as one half of two. */
+bool bench_op_moves(enum bench_op op);
 
 struct bench_shape {
     epx_dtype_t sent_dtype;    /* of received rows */

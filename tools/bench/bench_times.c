@@ -28,6 +28,31 @@ percentile(const double *sorted, int32_t count, int32_t percent)
     return sorted[rank > 0 ? rank - 1 : 0];
 }
 
+static double
+whole_us(const struct bench_span *spans, int32_t parties)
+{
+    struct bench_span whole = spans[0];
+    for (int32_t p = 1; p < parties; p++) {
+        if (spans[p].start < whole.start) {
+            whole.start = spans[p].start;
+        }
+        if (spans[p].end > whole.end) {
+            whole.end = spans[p].end;
+        }
+    }
+    return (double)(whole.end - whole.start) / 1e3;
+}
+
+static double
+mean_us(const struct bench_span *spans, int32_t parties)
+{
+    int64_t sum = 0;
+    for (int32_t p = 0; p < parties; p++) {
+        sum += spans[p].end - spans[p].start;
+    }
+    return (double)sum / parties / 1e3;
+}
+
 bool
 bench_series_times(const struct bench_series *series, struct bench_times *times)
 {
@@ -42,16 +67,8 @@ bench_series_times(const struct bench_series *series, struct bench_times *times)
     for (int32_t i = 0; i < series->count; i++) {
         const struct bench_span *spans =
             &series->spans[(size_t)i * (size_t)series->parties];
-        struct bench_span whole = spans[0];
-        for (int32_t p = 1; p < series->parties; p++) {
-            if (spans[p].start < whole.start) {
-                whole.start = spans[p].start;
-            }
-            if (spans[p].end > whole.end) {
-                whole.end = spans[p].end;
-            }
-        }
-        us[i] = (double)(whole.end - whole.start) / 1e3;
+        us[i] = series->own_clocks ? mean_us(spans, series->parties)
+                                   : whole_us(spans, series->parties);
     }
     qsort(us, (size_t)series->count, sizeof *us, compare_doubles);
     times->min = us[0];

@@ -20,9 +20,11 @@ struct bench_series {
     struct bench_span *spans; /* [count, parties] */
     int32_t count;
     int32_t parties;
+    bool own_clocks; /* each party has a clock of its own */
 };
 
-/* Microseconds; an iteration lasts from the first start to the last end. */
+/* Microseconds; an iteration lasts from the first start to the last end.  Where
+ * clocks cannot be compared it lasts as long as its mean span. */
 struct bench_times {
     double min;
     double p50;

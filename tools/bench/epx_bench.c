@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* epx-bench: how fast the plan, dispatch and combine run here. */
+#include "bench_card.h"
 #include "bench_launch.h"
 #include "bench_measure.h"
 #include "bench_report.h"
@@ -54,6 +55,10 @@ run_with(const struct bench_options *options)
 {
     struct bench_error error;
     struct bench_routing routing;
+    if (options->device == EPX_DEVICE_CUDA && !bench_card_cuda) {
+        bench_fail(&error, "this epx-bench was built without CUDA");
+        return complain(STATUS_FAILED, &error);
+    }
     if (!bench_routing_open(&routing, options, &error)) {
         return complain(STATUS_USAGE, &error);
     }

@@ -57,7 +57,7 @@ report(const struct mpi_peer *peer, const struct bench_span *spans,
     }
     MPI_Gather(spans, bytes, MPI_BYTE, all, bytes, MPI_BYTE, 0, MPI_COMM_WORLD);
     if (peer->rank == 0) {
-        struct bench_series series = { turned, iters, ranks };
+        struct bench_series series = { turned, iters, ranks, false };
         for (int32_t r = 0; r < ranks; r++) {
             for (int32_t i = 0; i < iters; i++) {
                 turned[(size_t)i * (size_t)ranks + (size_t)r] =

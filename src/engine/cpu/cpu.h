@@ -4,6 +4,7 @@
 #define EPX_ENGINE_CPU_CPU_H
 
 #include "core/plan.h"
+#include "engine/common/describe.h"
 #include "engine/cpu/cpu_kernels.h"
 #include "engine/cpu/cpu_pool.h"
 #include "engine/cpu/cpu_store_choice.h"
@@ -52,11 +53,8 @@ typedef struct cpu_array {
 typedef struct cpu_dispatch {
     epx_dispatch_args_t args;
     uint64_t step;
-    int64_t row_bytes; /* as sent */
-    int64_t num_scales;
+    epx__dispatch_shape_t shape;
     bool uses_slots;
-    bool has_weights;
-    epx__signature_t signature;
     cpu_array_t arrays[EPX__NUM_ARRAYS];
 } cpu_dispatch_t;
 
@@ -213,15 +211,6 @@ cpu_scratch(const cpu_engine_t *engine, int32_t worker)
 
 /* cpu_op.c: whether the plan can start an operation. */
 epx_status_t cpu_op_check(cpu_plan_t *plan);
-
-/* A pointer that must not be null when it is needed and its count is not 0. */
-typedef struct cpu_pointer {
-    const char *name;
-    const void *pointer;
-    bool needed;
-} cpu_pointer_t;
-epx_status_t cpu_check_pointers(const cpu_pointer_t *pointers, int num_pointers,
-                                const char *count_name, int64_t count);
 
 /* cpu_dispatch.c */
 epx_status_t cpu_dispatch_start(cpu_plan_t *plan,

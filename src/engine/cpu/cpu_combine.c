@@ -271,11 +271,11 @@ check_args(const cpu_plan_t *plan)
     const cpu_combine_t *op = &plan->combine;
     const epx_combine_args_t *args = &op->args;
     int64_t rows = plan->rank_rows[plan->base.group->rank];
-    const cpu_pointer_t outputs[] = {
+    const epx__pointer_t outputs[] = {
         { "out", args->out, true },
         { "out_topk_weights", args->out_topk_weights, op->has_weights },
     };
-    const cpu_pointer_t inputs[] = {
+    const epx__pointer_t inputs[] = {
         { "x", args->x, true },
         { "recv_topk_weights", args->recv_topk_weights, op->has_weights },
     };
@@ -287,10 +287,10 @@ check_args(const cpu_plan_t *plan)
                          " rows on this rank",
                          args->num_rows, rows);
     }
-    status = cpu_check_pointers(outputs, 2, "num_tokens", plan->num_tokens);
+    status = epx__check_pointers(outputs, 2, "num_tokens", plan->num_tokens);
     return status == EPX_OK
-               ? cpu_check_pointers(inputs, 2, "the number of received rows",
-                                    rows)
+               ? epx__check_pointers(inputs, 2, "the number of received rows",
+                                     rows)
                : status;
 }
 
@@ -304,16 +304,8 @@ describe(cpu_plan_t *plan, const epx_combine_args_t *args)
     op->args = *args;
     op->has_weights =
         args->recv_topk_weights != NULL || args->out_topk_weights != NULL;
-    op->signature = (epx__signature_t){
-        .plan_id = plan->base.key.plan_id,
-        .kind = EPX__STEP_COMBINE,
-        .dtype = args->dtype,
-        .arrays = op->has_weights ? 1u << EPX__ARRAY_TOPK_WEIGHTS
-                  : takes_part    ? 0
-                                  : EPX__ARRAYS_ANY,
-        .flags = args->flags,
-        .hidden = (uint64_t)args->hidden,
-    };
+    op->signature = epx__combine_signature(&plan->base, args);
+    op->signature.arrays = epx__weights_bits(op->has_weights, takes_part);
 }
 
 epx_status_t

@@ -29,7 +29,7 @@ cpu_source_row(const cpu_plan_t *plan, void *scratch, int64_t t)
     size_t in_bytes = (size_t)args->hidden * epx_dtype_size(args->dtype);
     const char *x = (const char *)args->x + (size_t)t * in_bytes;
     uint32_t *gathered = scratch;
-    uint8_t *quantised = (uint8_t *)(gathered + op->num_scales);
+    uint8_t *quantised = (uint8_t *)(gathered + op->shape.num_scales);
 
     if (args->quantize != EPX_QUANTIZE_NONE) {
         cpu_engine(plan->base.group)
@@ -43,7 +43,7 @@ cpu_source_row(const cpu_plan_t *plan, void *scratch, int64_t t)
             x, scales == NULL ? NULL : scales + t * args->scale_token_stride
         };
     }
-    for (int64_t j = 0; j < op->num_scales; j++) {
+    for (int64_t j = 0; j < op->shape.num_scales; j++) {
         gathered[j] =
             scales[t * args->scale_token_stride + j * args->scale_stride];
     }
@@ -185,7 +185,7 @@ send_direct(cpu_plan_t *plan, epx__post_t *post)
 
     post->step = op->step;
     cpu_post_all(group, op->step, post);
-    status = cpu_posts_wait(group, op->step, "a dispatch", &op->signature,
+    status = cpu_posts_wait(group, op->step, "a dispatch", &op->shape.signature,
                             cpu_engine(group)->posts);
     if (status == EPX_OK) {
         status = open_targets(plan);
@@ -197,71 +197,16 @@ send_direct(cpu_plan_t *plan, epx__post_t *post)
     return status;
 }
 
-/* Beyond 63 bits no array can reach, which checking its extent then finds. */
-static int64_t
-saturating_product(int64_t a, int64_t b)
-{
-    int64_t product;
-
-    return __builtin_mul_overflow(a, b, &product) ? INT64_MAX : product;
-}
-
-/* Each stride that is 0 gets its default, by what epx_dispatch_args_t says. */
-static void
-complete_strides(const cpu_plan_t *plan, epx_dispatch_args_t *args)
-{
-    int64_t num_scales = plan->dispatch.num_scales;
-    int64_t per_expert = cpu_row_format(plan).rows_per_expert;
-    int64_t by_rows, by_scales;
-
-    if (args->scale_stride == 0) {
-        args->scale_stride = 1;
-    }
-    if (args->scale_token_stride == 0) {
-        args->scale_token_stride = num_scales;
-    }
-    if (args->recv_scale_stride == 0) {
-        args->recv_scale_stride = 1;
-    }
-    if (args->recv_scale_row_stride == 0) {
-        args->recv_scale_row_stride = num_scales;
-    }
-    by_rows = saturating_product(per_expert, args->recv_scale_row_stride);
-    by_scales = saturating_product(num_scales, args->recv_scale_stride);
-    if (args->recv_scale_expert_stride == 0) {
-        args->recv_scale_expert_stride =
-            by_rows > by_scales ? by_rows : by_scales;
-    }
-}
-
 /* Fill in what follows from the arguments alone. */
 static void
 describe(cpu_plan_t *plan, const epx_dispatch_args_t *args)
 {
     cpu_dispatch_t *op = &plan->dispatch;
-    bool quantizes = args->quantize != EPX_QUANTIZE_NONE;
 
     op->args = *args;
-    op->row_bytes =
-        args->hidden *
-        (int64_t)(quantizes ? sizeof(uint8_t) : epx_dtype_size(args->dtype));
-    op->num_scales =
-        quantizes ? epx__quantize_num_scales(args->quantize, args->hidden)
-                  : args->num_scales;
-    complete_strides(plan, &op->args);
+    epx__dispatch_describe(&plan->base, &op->args, &op->shape);
     op->uses_slots = (args->flags & EPX_SEND_ONLY) != 0 &&
                      plan->base.key.send_only_row_bytes > 0;
-    op->has_weights =
-        args->topk_weights != NULL || args->recv_topk_weights != NULL;
-    op->signature = (epx__signature_t){
-        .plan_id = plan->base.key.plan_id,
-        .kind = EPX__STEP_DISPATCH,
-        .dtype = args->dtype,
-        .quantize = args->quantize,
-        .flags = args->flags,
-        .num_scales = (uint32_t)op->num_scales,
-        .hidden = (uint64_t)args->hidden,
-    };
 }
 
 /* What this rank sends. */
@@ -270,12 +215,14 @@ check_sent(const cpu_plan_t *plan)
 {
     const cpu_dispatch_t *op = &plan->dispatch;
     const epx_dispatch_args_t *args = &op->args;
-    uint64_t bytes = (uint64_t)op->row_bytes + 4 * (uint64_t)op->num_scales;
-    bool has_scales = op->num_scales > 0 && args->quantize == EPX_QUANTIZE_NONE;
-    const cpu_pointer_t pointers[] = {
+    uint64_t bytes =
+        (uint64_t)op->shape.row_bytes + 4 * (uint64_t)op->shape.num_scales;
+    bool has_scales =
+        op->shape.num_scales > 0 && args->quantize == EPX_QUANTIZE_NONE;
+    const epx__pointer_t pointers[] = {
         { "x", args->x, true },
         { "scales", args->scales, has_scales },
-        { "topk_weights", args->topk_weights, op->has_weights },
+        { "topk_weights", args->topk_weights, op->shape.has_weights },
     };
 
     if (op->uses_slots && bytes > plan->base.key.send_only_row_bytes) {
@@ -284,7 +231,7 @@ check_sent(const cpu_plan_t *plan)
                          "the plan's send_only_row_bytes of %" PRIu64,
                          bytes, plan->base.key.send_only_row_bytes);
     }
-    return cpu_check_pointers(pointers, 3, "num_tokens", plan->num_tokens);
+    return epx__check_pointers(pointers, 3, "num_tokens", plan->num_tokens);
 }
 
 /* What it receives: can only be checked once the counts are known. */
@@ -293,10 +240,10 @@ check_received(const cpu_plan_t *plan)
 {
     const cpu_dispatch_t *op = &plan->dispatch;
     const epx_dispatch_args_t *args = &op->args;
-    const cpu_pointer_t pointers[] = {
+    const epx__pointer_t pointers[] = {
         { "recv_x", args->recv_x, true },
-        { "recv_scales", args->recv_scales, op->num_scales > 0 },
-        { "recv_topk_weights", args->recv_topk_weights, op->has_weights },
+        { "recv_scales", args->recv_scales, op->shape.num_scales > 0 },
+        { "recv_topk_weights", args->recv_topk_weights, op->shape.has_weights },
     };
 
     if (args->recv_rows < plan->num_rows) {
@@ -305,12 +252,10 @@ check_received(const cpu_plan_t *plan)
                          "buffers need %" PRId64 " rows",
                          args->recv_rows, plan->num_rows);
     }
-    return cpu_check_pointers(pointers, 3, "the number of received rows",
-                              plan->rank_rows[plan->base.group->rank]);
+    return epx__check_pointers(pointers, 3, "the number of received rows",
+                               plan->rank_rows[plan->base.group->rank]);
 }
 
-/* Whether weights travel, or that this rank cannot tell: it neither sends nor
- * receives a row, so that its pointers may well be null. */
 static uint32_t
 weights_bits(const cpu_plan_t *plan)
 {
@@ -319,17 +264,14 @@ weights_bits(const cpu_plan_t *plan)
         plan->num_tokens > 0 ||
         (!op->uses_slots && plan->rank_rows[plan->base.group->rank] > 0);
 
-    if (op->has_weights) {
-        return 1u << EPX__ARRAY_TOPK_WEIGHTS;
-    }
-    return takes_part ? 0 : EPX__ARRAYS_ANY;
+    return epx__weights_bits(op->shape.has_weights, takes_part);
 }
 
 /* For a quantised row with its scales; or, in the hook, a row per expert. */
 static epx_status_t
 reserve_scratch(const cpu_plan_t *plan)
 {
-    size_t row = (size_t)plan->dispatch.num_scales * sizeof(uint32_t) +
+    size_t row = (size_t)plan->dispatch.shape.num_scales * sizeof(uint32_t) +
                  (size_t)plan->dispatch.args.hidden;
     size_t rows = (size_t)plan->base.num_local_experts * sizeof(int64_t);
 
@@ -356,7 +298,7 @@ prepare(cpu_plan_t *plan, const epx_dispatch_args_t *args, epx__post_t *post)
         status = check_received(plan);
     }
     if (status == EPX_OK) {
-        op->signature.arrays = weights_bits(plan);
+        op->shape.signature.arrays = weights_bits(plan);
         status = reserve_scratch(plan);
     }
     return status == EPX_OK ? cpu_receive_open(plan, post) : status;
@@ -404,8 +346,8 @@ receive_slots(cpu_plan_t *plan)
     epx_group_t *group = plan->base.group;
     cpu_dispatch_t *op = &plan->dispatch;
     epx_status_t status =
-        cpu_posts_wait(group, op->step, "a send-only dispatch", &op->signature,
-                       cpu_engine(group)->posts);
+        cpu_posts_wait(group, op->step, "a send-only dispatch",
+                       &op->shape.signature, cpu_engine(group)->posts);
 
     if (status == EPX_OK) {
         status = cpu_plan_resolve(plan);

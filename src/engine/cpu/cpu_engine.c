@@ -1,12 +1,87 @@
 /* SPDX-License-Identifier: MIT */
 /* The CPU engine's table of functions, and its use of queues. */
+#include "core/cores.h"
 #include "core/queue.h"
 #include "engine/cpu/cpu.h"
 #include "engine/cpu/cpu_rows.h"
 #include "engine/engine.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/utsname.h>
+#include <unistd.h>
+
+/* How long a wait spins before it sleeps: longer than a peer's wake-up where
+ * every worker has a core, not at all where ranks share cores. */
+#define SPIN_NS 100000
+
+static const epx__fabric_ops_t *const cpu_fabrics[] = {
+    &epx__fabric_thread,
+    &epx__fabric_shm,
+    NULL,
+};
+
+static epx_status_t
+check_ordinal(int32_t ordinal)
+{
+    return ordinal == 0 ? EPX_OK
+                        : epx__fail(EPX_ERR_UNSUPPORTED,
+                                    "the ordinal of the device is %d; "
+                                    "EPX_DEVICE_CPU has only 0",
+                                    ordinal);
+}
+
+static epx_status_t
+cpu_device_info(int32_t ordinal, epx_device_info_t *info)
+{
+    epx_status_t status = check_ordinal(ordinal);
+    struct utsname system;
+
+    if (status != EPX_OK) {
+        return status;
+    }
+    info->num_devices = 1;
+    info->num_workers = epx__cores_get().count;
+    info->memory_bytes =
+        (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
+    info->reachable_devices = 1;
+    info->fast_devices = 1;
+    (void)snprintf(info->name, sizeof(info->name), "%s",
+                   uname(&system) == 0 ? system.machine : "");
+    for (int i = 0; cpu_fabrics[i] != NULL; i++) {
+        info->fabrics[i] = cpu_fabrics[i]->name;
+    }
+    return EPX_OK;
+}
+
+static epx_status_t
+cpu_place(const epx_group_config_t *config, epx__fabric_place_t *place)
+{
+    place->device.cores = epx__cores_get();
+    place->device.num_workers = place->device.cores.count;
+    place->device.wanted_workers = config->num_workers;
+    return check_ordinal(config->device_ordinal);
+}
+
+/* All ranks are on this host: those whose cores overlap share them. */
+static epx_status_t
+cpu_choose_workers(epx_group_t *group, const epx__fabric_place_t *places)
+{
+    const epx__fabric_device_t *own = &places[group->rank].device;
+    int32_t wanted = own->wanted_workers;
+    int32_t sharers = 1, share; /* this rank, and those that overlap */
+
+    for (int32_t rank = 0; rank < group->num_ranks; rank++) {
+        sharers += rank != group->rank &&
+                   epx__cores_overlap(&own->cores, &places[rank].device.cores);
+    }
+    share = own->num_workers / sharers;
+    group->num_workers = wanted > 0 ? wanted : share > 1 ? share : 1;
+    group->spin_ns =
+        group->num_workers * sharers <= own->num_workers ? SPIN_NS : 0;
+    return EPX_OK;
+}
 
 static void
 cpu_close(epx_group_t *group)
@@ -300,9 +375,14 @@ cpu_check_stream(const epx_group_t *group, epx_stream_t stream)
 }
 
 const epx__engine_ops_t epx__engine_cpu = {
+    .abi = EPX__ENGINE_ABI,
     .name = "cpu",
     .device = EPX_DEVICE_CPU,
+    .fabrics = cpu_fabrics,
     .isa = cpu_isa,
+    .device_info = cpu_device_info,
+    .place = cpu_place,
+    .choose_workers = cpu_choose_workers,
     .check_stream = cpu_check_stream,
     .open = cpu_open,
     .close = cpu_close,

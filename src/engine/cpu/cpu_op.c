@@ -2,8 +2,6 @@
 /* Checks that dispatch and combine share. */
 #include "engine/cpu/cpu.h"
 
-#include <inttypes.h>
-
 epx_status_t
 cpu_op_check(cpu_plan_t *plan)
 {
@@ -22,19 +20,6 @@ cpu_op_check(cpu_plan_t *plan)
     /* Without routing, or with one that failed, resolving says why. */
     if (plan->state == CPU_PLAN_EMPTY || plan->state == CPU_PLAN_FAILED) {
         return cpu_plan_resolve(plan);
-    }
-    return EPX_OK;
-}
-
-epx_status_t
-cpu_check_pointers(const cpu_pointer_t *pointers, int num_pointers,
-                   const char *count_name, int64_t count)
-{
-    for (int i = 0; i < num_pointers; i++) {
-        if (count > 0 && pointers[i].needed && pointers[i].pointer == NULL) {
-            return epx__fail(EPX_ERR_NULL, "%s is null, but %s is %" PRId64,
-                             pointers[i].name, count_name, count);
-        }
     }
     return EPX_OK;
 }

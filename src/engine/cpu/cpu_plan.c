@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: MIT */
+#include "engine/common/describe.h"
 #include "engine/common/placement.h"
 #include "engine/cpu/cpu.h"
 
@@ -107,37 +108,16 @@ open_slots(cpu_plan_t *plan)
     return status;
 }
 
-static epx__plan_key_t
-make_key(const epx_plan_args_t *args)
-{
-    return (epx__plan_key_t){
-        .layout = args->layout,
-        .num_experts = (uint32_t)args->num_experts,
-        .topk = (uint32_t)args->topk,
-        .idx_dtype = args->idx_dtype,
-        .expert_alignment = (uint64_t)args->expert_alignment,
-        .max_tokens_per_rank = (uint64_t)args->max_tokens_per_rank,
-        .recv_capacity = (uint64_t)args->recv_capacity,
-        .send_only_row_bytes = (uint64_t)args->send_only_row_bytes,
-    };
-}
-
 epx_status_t
 cpu_plan_open(epx_group_t *group, const epx_plan_args_t *args,
               epx_plan_t **plan_p)
 {
-    cpu_plan_t draft = { .base = { .group = group, .key = make_key(args) } };
+    cpu_plan_t draft = { 0 };
     carve_t measure = { 0 }, place = { 0 };
     epx_status_t status;
     cpu_plan_t *plan;
-    int32_t first =
-        epx__first_expert(args->num_experts, group->num_ranks, group->rank);
 
-    draft.base.first_expert = first;
-    draft.base.num_local_experts =
-        epx__first_expert(args->num_experts, group->num_ranks,
-                          group->rank + 1) -
-        first;
+    epx__plan_describe(&draft.base, group, args);
     draft.token_capacity = args->max_tokens_per_rank > 0
                                ? args->max_tokens_per_rank
                                : args->num_tokens;

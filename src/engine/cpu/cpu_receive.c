@@ -13,50 +13,11 @@ static const char *const array_names[EPX__NUM_ARRAYS] = {
     "recv_src_token",
 };
 
-/* Rows and elements of recv_scales that strides reach over; 0 on overflow. */
 static uint64_t
-scale_extent(const cpu_plan_t *plan, int32_t num_local, uint64_t num_rows,
-             const epx__post_t *post)
+row_bytes(const cpu_plan_t *plan, epx__array_t array)
 {
-    bool is_slots = plan->base.key.layout == EPX_LAYOUT_EXPERT_SLOTS;
-    uint64_t experts = is_slots ? (uint64_t)num_local : 1;
-    uint64_t rows =
-        is_slots ? (uint64_t)cpu_row_format(plan).rows_per_expert : num_rows;
-    uint64_t last = 0, part;
-
-    if (experts == 0 || rows == 0) {
-        return 0;
-    }
-    if (__builtin_mul_overflow(experts - 1, post->scale_expert_stride, &part) ||
-        __builtin_add_overflow(last, part, &last) ||
-        __builtin_mul_overflow(rows - 1, post->scale_row_stride, &part) ||
-        __builtin_add_overflow(last, part, &last) ||
-        __builtin_mul_overflow(post->signature.num_scales - 1,
-                               post->scale_stride, &part) ||
-        __builtin_add_overflow(last, part, &last) || last >= UINT64_MAX / 4) {
-        return UINT64_MAX;
-    }
-    return (last + 1) * sizeof(uint32_t);
-}
-
-/* Bytes of one row in each receive array; scales are strided, see above. */
-static uint64_t
-array_row_bytes(const cpu_plan_t *plan, epx__array_t array)
-{
-    uint64_t topk = plan->base.key.topk;
-
-    switch (array) {
-    case EPX__ARRAY_X:
-        return (uint64_t)plan->dispatch.row_bytes;
-    case EPX__ARRAY_TOPK_IDX:
-        return topk * epx_dtype_size((epx_dtype_t)plan->base.key.idx_dtype);
-    case EPX__ARRAY_TOPK_WEIGHTS:
-        return (cpu_is_rank_major(plan) ? topk : 1) * sizeof(float);
-    case EPX__ARRAY_SRC_TOKEN:
-        return sizeof(int32_t);
-    default:
-        return 0;
-    }
+    return epx__array_row_bytes(&plan->base, array,
+                                (uint64_t)plan->dispatch.shape.row_bytes);
 }
 
 /* What an array is accessed by; payload is copied as bytes. */
@@ -78,7 +39,7 @@ static void
 set_scale_strides(const cpu_plan_t *plan, bool staged, epx__post_t *post)
 {
     const epx_dispatch_args_t *args = &plan->dispatch.args;
-    uint64_t num_scales = (uint64_t)plan->dispatch.num_scales;
+    uint64_t num_scales = (uint64_t)plan->dispatch.shape.num_scales;
     uint64_t per_expert = (uint64_t)cpu_row_format(plan).rows_per_expert;
 
     post->scale_row_stride =
@@ -98,9 +59,10 @@ array_bytes(const cpu_plan_t *plan, epx__array_t array, uint64_t rows,
     uint64_t bytes;
 
     if (array == EPX__ARRAY_SCALES) {
-        return scale_extent(plan, plan->base.num_local_experts, rows, post);
+        return epx__scale_extent(&plan->base, plan->base.num_local_experts,
+                                 rows, post);
     }
-    return __builtin_mul_overflow(rows, array_row_bytes(plan, array), &bytes)
+    return __builtin_mul_overflow(rows, row_bytes(plan, array), &bytes)
                ? UINT64_MAX
                : bytes;
 }
@@ -112,14 +74,14 @@ cpu_receive_open(cpu_plan_t *plan, epx__post_t *post)
     cpu_dispatch_t *op = &plan->dispatch;
     void *user[EPX__NUM_ARRAYS] = {
         op->args.recv_x,
-        op->num_scales > 0 ? op->args.recv_scales : NULL,
+        op->shape.num_scales > 0 ? op->args.recv_scales : NULL,
         op->args.recv_topk_idx,
         op->args.recv_topk_weights,
         op->args.recv_src_token,
     };
     epx_status_t status = EPX_OK;
 
-    *post = (epx__post_t){ .signature = op->signature,
+    *post = (epx__post_t){ .signature = op->shape.signature,
                            .num_rows = (uint64_t)op->args.recv_rows };
     for (int i = 0; i < EPX__NUM_ARRAYS && status == EPX_OK; i++) {
         epx__array_t array = (epx__array_t)i;
@@ -181,7 +143,7 @@ cpu_target_open(const cpu_plan_t *plan, int32_t rank, const epx__post_t *post,
 
     if (post->num_rows < rows ||
         (rows > 0 && (post->offset[EPX__ARRAY_X] == 0 ||
-                      (plan->dispatch.num_scales > 0 &&
+                      (plan->dispatch.shape.num_scales > 0 &&
                        post->offset[EPX__ARRAY_SCALES] == 0)))) {
         return epx__fail(EPX_ERR_PEER_DATA,
                          "rank %d posted %" PRIu64 " rows of x at offset "
@@ -195,13 +157,14 @@ cpu_target_open(const cpu_plan_t *plan, int32_t rank, const epx__post_t *post,
         epx_status_t status;
 
         /* What nobody sends is not looked at. */
-        if (post->offset[i] != 0 &&
-            (i != EPX__ARRAY_TOPK_WEIGHTS || plan->dispatch.has_weights)) {
+        if (post->offset[i] != 0 && (i != EPX__ARRAY_TOPK_WEIGHTS ||
+                                     plan->dispatch.shape.has_weights)) {
             status = cpu_check_extent(
                 group, rank, array_names[i], post->offset[i],
                 is_scales ? 1 : rows,
-                is_scales ? scale_extent(plan, num_local, rows, post)
-                          : array_row_bytes(plan, (epx__array_t)i),
+                is_scales
+                    ? epx__scale_extent(&plan->base, num_local, rows, post)
+                    : row_bytes(plan, (epx__array_t)i),
                 element_bytes(plan, (epx__array_t)i));
             if (status != EPX_OK) {
                 return status;
@@ -292,7 +255,7 @@ cpu_receive_close(cpu_plan_t *plan)
             copy_scales(plan);
         } else {
             cpu_copy_runs(plan, arrays[i].user, arrays[i].heap,
-                          array_row_bytes(plan, (epx__array_t)i));
+                          row_bytes(plan, (epx__array_t)i));
         }
     }
 }

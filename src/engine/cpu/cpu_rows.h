@@ -42,8 +42,8 @@ cpu_row_format(const cpu_plan_t *plan)
 
     return (cpu_row_format_t){
         .kernels = cpu_engine(group)->kernels,
-        .row_bytes = plan->dispatch.row_bytes,
-        .num_scales = plan->dispatch.num_scales,
+        .row_bytes = plan->dispatch.shape.row_bytes,
+        .num_scales = plan->dispatch.shape.num_scales,
         .rows_per_expert =
             is_slots ? (int64_t)key->max_tokens_per_rank * group->num_ranks : 0,
         .topk = (int32_t)key->topk,

@@ -1,0 +1,710 @@
+// SPDX-License-Identifier: MIT
+//
+// Combine in one hop:
+//     1. block 0 posts where this rank keeps its experts' outputs
+//     2. every block waits for all posts, and opens the sources
+//     3. each warp takes chunks of tokens: it pulls the chunk of every row of
+//        the token, a batch at a time, adds them up in the
+//        order of the routes, rounds once and writes once
+//     4. the last block signals DONE and waits for everybody's: then x may
+//        change
+// A send-only combine is 1 alone, and its completion 2 to 4.
+//
+// Shared memory of a block:
+//     sources  [R]
+//     weights  [warps][stages][batch]
+// and with bulk copies
+//     barriers [warps][stages]
+//     counts   [warps][stages]       rows of the unit in a stage
+//     stages   [warps][stages][batch][chunk]
+// Of a warp's ROWS chunks, tokens with few rows make more stages.
+#include "engine/common/numeric.h"
+#include "engine/cuda/cuda_step.cuh"
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+namespace
+{
+
+constexpr int CHUNK = CUDA_COMBINE_CHUNK;
+constexpr int WARPS = CUDA_COMBINE_WARPS;
+constexpr int ROWS = CUDA_COMBINE_ROWS;  // chunks in a warp's shared memory
+constexpr int VECTORS = CHUNK / 16 / 32; // of 16 bytes, for each lane
+
+// Where a rank keeps its outputs.
+struct source {
+    const char *x;
+    const float *topk_weights;
+    uint64_t num_rows;
+};
+
+struct shared_map {
+    size_t weights, barriers, counts, stages, end;
+};
+
+__host__ __device__ shared_map
+shared_make(int num_ranks, bool is_bulk)
+{
+    shared_map map;
+
+    map.weights = (size_t)num_ranks * sizeof(source);
+    map.barriers = map.weights + WARPS * ROWS * sizeof(float);
+    map.counts = map.barriers + WARPS * ROWS * sizeof(uint64_t);
+    map.stages = (map.counts + WARPS * ROWS * sizeof(int) + 127) / 128 * 128;
+    map.end = map.stages + (is_bulk ? (size_t)WARPS * ROWS * CHUNK : 0);
+    return map;
+}
+
+struct worker {
+    const source *sources;
+    float *weights;     // [stages][batch]
+    uint64_t *barriers; // [stages]
+    int *counts;        // [stages]
+    char *stages;       // [stages][batch][chunk]
+    int64_t index, count;
+    int lane;
+};
+
+__device__ worker
+worker_make(const cuda_combine_args_t &args, char *shared, bool is_bulk)
+{
+    shared_map map = shared_make(args.view.num_ranks, is_bulk);
+    int first = threadIdx.x / 32 * ROWS; // of this warp
+    worker w;
+
+    w.sources = reinterpret_cast<source *>(shared);
+    w.weights = reinterpret_cast<float *>(shared + map.weights) + first;
+    w.barriers = reinterpret_cast<uint64_t *>(shared + map.barriers) + first;
+    w.counts = reinterpret_cast<int *>(shared + map.counts) + first;
+    w.stages = shared + map.stages + (size_t)first * CHUNK;
+    w.index = (int64_t)blockIdx.x * WARPS + threadIdx.x / 32;
+    w.count = (int64_t)gridDim.x * WARPS;
+    w.lane = threadIdx.x % 32;
+    return w;
+}
+
+// 2. Where one rank's outputs are, by its post, whose numbers are checked.
+__device__ bool
+source_open(const cuda_combine_args_t &args, int r, const epx__post_t &post,
+            source *to)
+{
+    const cuda_view_t &view = args.view;
+    uint64_t rows = args.plan.rank_rows[r];
+    bool by_rank = args.plan.key.layout == EPX_LAYOUT_RANK_MAJOR;
+    uint64_t weight_bytes = by_rank ? args.plan.key.topk * 4 : 4;
+    uint64_t x = post.offset[EPX__ARRAY_X];
+    uint64_t weights = post.offset[EPX__ARRAY_TOPK_WEIGHTS];
+    bool needs_weights = args.out_topk_weights != nullptr;
+    bool ok = rows == 0 ||
+              (post.num_rows >= rows &&
+               extent_fits(view, r, x, rows, args.row_bytes, EPX_ROW_ALIGN) &&
+               (!needs_weights ||
+                extent_fits(view, r, weights, rows, weight_bytes, 4)));
+
+    to->num_rows = rows;
+    to->x = view.segments[r] + x;
+    to->topk_weights =
+        reinterpret_cast<const float *>(view.segments[r] + weights);
+    if (!ok) {
+        report_rank(view, CUDA_IN_COMBINE, post.step, EPX_ERR_PEER_DATA, r,
+                    &post);
+    }
+    return ok;
+}
+
+// What a warp adds up at a time: a chunk of a batch of a token's rows.  Units
+// follow each other by batches, then by the warps' share of all chunks.
+struct unit {
+    int64_t token;
+    uint32_t chunk, batch, stage;
+};
+
+// A warp's way from one chunk to its next.
+struct stride {
+    int64_t tokens;
+    uint32_t chunks;
+};
+
+__device__ stride
+stride_make(const cuda_combine_args_t &args, const worker &w)
+{
+    stride s;
+
+    s.tokens = w.count / args.num_chunks;
+    s.chunks = (uint32_t)(w.count - s.tokens * args.num_chunks);
+    return s;
+}
+
+__device__ unit
+unit_first(const cuda_combine_args_t &args, const worker &w)
+{
+    unit u = {};
+
+    u.token = w.index / args.num_chunks;
+    u.chunk = (uint32_t)(w.index - u.token * args.num_chunks);
+    return u;
+}
+
+__device__ void
+unit_next(const cuda_combine_args_t &args, const stride &by, unit *u)
+{
+    u->stage = u->stage + 1 == args.num_stages ? 0 : u->stage + 1;
+    u->batch++;
+    if (u->batch < args.num_batches) {
+        return;
+    }
+    u->batch = 0;
+    u->token += by.tokens;
+    u->chunk += by.chunks;
+    if (u->chunk >= args.num_chunks) {
+        u->chunk -= args.num_chunks;
+        u->token++;
+    }
+}
+
+__device__ uint32_t
+unit_bytes(const cuda_combine_args_t &args, const unit &u)
+{
+    return (uint32_t)min((uint64_t)CHUNK,
+                         args.row_bytes - (uint64_t)u.chunk * CHUNK);
+}
+
+// A row of a unit, each of its lanes one, on its way from memory.
+struct route_load {
+    cuda_route_t route;
+    float weight;
+};
+
+__device__ route_load
+load_route(const cuda_combine_args_t &args, const worker &w, const unit &u)
+{
+    int topk = (int)args.plan.key.topk;
+    int k = (int)(u.batch * args.batch_rows) + w.lane;
+    route_load load = { { -1, 0 }, 0.0f };
+
+    if (w.lane < args.batch_rows && k < topk && u.token < args.num_tokens) {
+        load.route = args.plan.routes[u.token * topk + k];
+        if (args.topk_weights != nullptr) {
+            load.weight = args.topk_weights[u.token * topk + k];
+        }
+    }
+    return load;
+}
+
+// Where the lane's row of a unit lies; null for none.
+__device__ const char *
+row_of(const cuda_combine_args_t &args, const worker &w, const unit &u,
+       cuda_route_t route)
+{
+    if (route.rank < 0 || route.row >= w.sources[route.rank].num_rows) {
+        return nullptr;
+    }
+    return w.sources[route.rank].x + route.row * args.row_bytes +
+           (uint64_t)u.chunk * CHUNK;
+}
+
+// Elements by 16 bytes, to and from float32.
+template <epx_dtype_t DTYPE> struct element;
+
+template <> struct element<EPX_F32> {
+    static constexpr int PER_VECTOR = 4;
+
+    static __device__ void load(const uint4 &v, float *to)
+    {
+        to[0] = epx__f32_from_bits(v.x);
+        to[1] = epx__f32_from_bits(v.y);
+        to[2] = epx__f32_from_bits(v.z);
+        to[3] = epx__f32_from_bits(v.w);
+    }
+
+    static __device__ uint4 round(const float *from)
+    {
+        return make_uint4(
+            epx__bits_from_f32(from[0]), epx__bits_from_f32(from[1]),
+            epx__bits_from_f32(from[2]), epx__bits_from_f32(from[3]));
+    }
+};
+
+template <> struct element<EPX_BF16> {
+    static constexpr int PER_VECTOR = 8;
+
+    static __device__ void load(const uint4 &v, float *to)
+    {
+        const uint32_t words[4] = { v.x, v.y, v.z, v.w };
+
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            to[2 * i] = epx__f32_from_bits(words[i] << 16);
+            to[2 * i + 1] = epx__f32_from_bits(words[i] & 0xffff0000u);
+        }
+    }
+
+    static __device__ uint4 round(const float *from)
+    {
+        uint32_t words[4];
+
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            __nv_bfloat162 pair =
+                __floats2bfloat162_rn(from[2 * i], from[2 * i + 1]);
+
+            words[i] = *reinterpret_cast<uint32_t *>(&pair);
+        }
+        return make_uint4(words[0], words[1], words[2], words[3]);
+    }
+};
+
+template <> struct element<EPX_F16> {
+    static constexpr int PER_VECTOR = 8;
+
+    static __device__ void load(const uint4 &v, float *to)
+    {
+        const uint32_t words[4] = { v.x, v.y, v.z, v.w };
+
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            __half2 pair = *reinterpret_cast<const __half2 *>(&words[i]);
+
+            to[2 * i] = __low2float(pair);
+            to[2 * i + 1] = __high2float(pair);
+        }
+    }
+
+    static __device__ uint4 round(const float *from)
+    {
+        uint32_t words[4];
+
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            __half2 pair = __floats2half2_rn(from[2 * i], from[2 * i + 1]);
+
+            words[i] = *reinterpret_cast<uint32_t *>(&pair);
+        }
+        return make_uint4(words[0], words[1], words[2], words[3]);
+    }
+};
+
+// A lane's part of a chunk's sums.
+template <epx_dtype_t DTYPE> struct sums {
+    float of[VECTORS][element<DTYPE>::PER_VECTOR];
+
+    __device__ void clear()
+    {
+#pragma unroll
+        for (int v = 0; v < VECTORS; v++) {
+#pragma unroll
+            for (int i = 0; i < element<DTYPE>::PER_VECTOR; i++) {
+                of[v][i] = 0.0f;
+            }
+        }
+    }
+
+    __device__ void add(int v, const uint4 &vector)
+    {
+        float terms[element<DTYPE>::PER_VECTOR];
+
+        element<DTYPE>::load(vector, terms);
+#pragma unroll
+        for (int i = 0; i < element<DTYPE>::PER_VECTOR; i++) {
+            of[v][i] = __fadd_rn(of[v][i], terms[i]);
+        }
+    }
+
+    __device__ void add_weighted(int v, const uint4 &vector, float weight)
+    {
+        float terms[element<DTYPE>::PER_VECTOR];
+
+        element<DTYPE>::load(vector, terms);
+#pragma unroll
+        for (int i = 0; i < element<DTYPE>::PER_VECTOR; i++) {
+            of[v][i] = __fmaf_rn(weight, terms[i], of[v][i]);
+        }
+    }
+};
+
+// 16 bytes of this rank's own arrays, which need not be aligned.
+__device__ uint4
+load_own(const char *from, bool is_aligned)
+{
+    uint4 value;
+
+    if (is_aligned) {
+        return ld_stream(from);
+    }
+    for (int i = 0; i < 16; i++) {
+        reinterpret_cast<char *>(&value)[i] = from[i];
+    }
+    return value;
+}
+
+__device__ void
+store_own(char *to, const uint4 &value, bool is_aligned)
+{
+    if (is_aligned) {
+        *reinterpret_cast<uint4 *>(to) = value;
+        return;
+    }
+    for (int i = 0; i < 16; i++) {
+        to[i] = reinterpret_cast<const char *>(&value)[i];
+    }
+}
+
+// Before a chunk's first batch.
+template <epx_dtype_t DTYPE>
+__device__ void
+begin_sums(const cuda_combine_args_t &args, const worker &w, const unit &u,
+           sums<DTYPE> *sum)
+{
+    sum->clear();
+    for (int b = 0; b < EPX_MAX_BIAS; b++) {
+        if (args.bias[b] == nullptr) {
+            continue;
+        }
+        const char *bias =
+            args.bias[b] + u.token * args.row_bytes + (uint64_t)u.chunk * CHUNK;
+#pragma unroll
+        for (int v = 0; v < VECTORS; v++) {
+            uint32_t at = 16 * (v * 32 + w.lane);
+
+            if (at < unit_bytes(args, u)) {
+                sum->add(v, load_own(bias + at, args.own_is_aligned != 0));
+            }
+        }
+    }
+}
+
+// After its last.
+template <epx_dtype_t DTYPE>
+__device__ void
+end_sums(const cuda_combine_args_t &args, const worker &w, const unit &u,
+         const sums<DTYPE> &sum)
+{
+    char *out = args.out + u.token * args.row_bytes + (uint64_t)u.chunk * CHUNK;
+
+#pragma unroll
+    for (int v = 0; v < VECTORS; v++) {
+        uint32_t at = 16 * (v * 32 + w.lane);
+
+        if (at < unit_bytes(args, u)) {
+            store_own(out + at, element<DTYPE>::round(sum.of[v]),
+                      args.own_is_aligned != 0);
+        }
+    }
+}
+
+// Rows that get(r, at) gives, 16 bytes at a time; lanes past the end add what
+// nobody reads.
+template <epx_dtype_t DTYPE, bool WEIGHTED, typename Get>
+__device__ void
+add_rows(sums<DTYPE> *sum, int count, const float *weights, int lane, Get get)
+{
+    for (int r = 0; r < count; r++) {
+#pragma unroll
+        for (int v = 0; v < VECTORS; v++) {
+            uint4 vector = get(r, 16 * (v * 32 + lane));
+
+            if (WEIGHTED) {
+                sum->add_weighted(v, vector, weights[r]);
+            } else {
+                sum->add(v, vector);
+            }
+        }
+    }
+}
+
+// 3, with loads and stores.
+template <epx_dtype_t DTYPE, bool WEIGHTED>
+__device__ void
+pull_plain(const cuda_combine_args_t &args, const worker &w)
+{
+    stride by = stride_make(args, w);
+    sums<DTYPE> sum;
+
+    for (unit u = unit_first(args, w); u.token < args.num_tokens;
+         unit_next(args, by, &u)) {
+        route_load load = load_route(args, w, u);
+        const char *row = row_of(args, w, u, load.route);
+        uint32_t present = __ballot_sync(~0u, row != nullptr);
+        uint32_t bytes = unit_bytes(args, u);
+
+        if (u.batch == 0) {
+            begin_sums(args, w, u, &sum);
+        }
+        while (present != 0) {
+            int from = __ffs(present) - 1;
+            const char *at = reinterpret_cast<const char *>(__shfl_sync(
+                ~0u, reinterpret_cast<unsigned long long>(row), from));
+            float weight = __shfl_sync(~0u, load.weight, from);
+
+            present &= present - 1;
+            add_rows<DTYPE, WEIGHTED>(
+                &sum, 1, &weight, w.lane, [&](int, uint32_t offset) {
+                    return offset < bytes ? ld_stream(at + offset)
+                                          : make_uint4(0, 0, 0, 0);
+                });
+        }
+        if (u.batch + 1 == args.num_batches) {
+            end_sums(args, w, u, sum);
+        }
+    }
+}
+
+#if EPX__HAS_BULK
+
+// Start loading a unit, if there is one.
+__device__ void
+load_unit(const cuda_combine_args_t &args, const worker &w, const unit &u,
+          const route_load &load)
+{
+    if (u.token >= args.num_tokens) {
+        return;
+    }
+    const char *row = row_of(args, w, u, load.route);
+    uint32_t present = __ballot_sync(~0u, row != nullptr);
+    int slot =
+        u.stage * args.batch_rows + __popc(present & ((1u << w.lane) - 1));
+    uint32_t bytes = unit_bytes(args, u);
+
+    if (w.lane == 0) {
+        w.counts[u.stage] = __popc(present);
+        mbarrier_arrive_expect(&w.barriers[u.stage], __popc(present) * bytes);
+    }
+    __syncwarp();
+    if (row != nullptr) {
+        w.weights[slot] = load.weight;
+        bulk_load(w.stages + slot * CHUNK, row, bytes, &w.barriers[u.stage]);
+    }
+}
+
+// 3, with bulk loads: num_stages - 1 units ahead, and routes one more.
+template <epx_dtype_t DTYPE, bool WEIGHTED>
+__device__ void
+pull_bulk(const cuda_combine_args_t &args, const worker &w)
+{
+    stride by = stride_make(args, w);
+    unit u = unit_first(args, w), ahead = u;
+    route_load load = load_route(args, w, ahead);
+    uint32_t parity = 0;
+    sums<DTYPE> sum;
+
+    auto load_next = [&]() {
+        unit now = ahead;
+        route_load loaded = load;
+
+        unit_next(args, by, &ahead);
+        load = load_route(args, w, ahead);
+        load_unit(args, w, now, loaded);
+    };
+    if (w.lane == 0) {
+        for (uint32_t s = 0; s < args.num_stages; s++) {
+            mbarrier_init(&w.barriers[s], 1);
+        }
+        fence_mbarrier_init();
+    }
+    __syncwarp();
+    for (uint32_t s = 0; s + 1 < args.num_stages; s++) {
+        load_next();
+    }
+    while (u.token < args.num_tokens) {
+        int first = u.stage * args.batch_rows;
+        const char *rows = w.stages + first * CHUNK;
+
+        // The stage to load has been read by all lanes.
+        __syncwarp();
+        load_next();
+        if (u.batch == 0) {
+            begin_sums(args, w, u, &sum);
+        }
+        mbarrier_wait(&w.barriers[u.stage], parity);
+        __syncwarp(); // for counts and weights
+        add_rows<DTYPE, WEIGHTED>(&sum, w.counts[u.stage], w.weights + first,
+                                  w.lane, [&](int r, uint32_t offset) {
+                                      return *reinterpret_cast<const uint4 *>(
+                                          rows + r * CHUNK + offset);
+                                  });
+        if (u.batch + 1 == args.num_batches) {
+            end_sums(args, w, u, sum);
+        }
+        unit_next(args, by, &u);
+        parity ^= u.stage == 0;
+    }
+}
+
+#endif
+
+// out_topk_weights, a thread to each.
+__device__ void
+pull_weights(const cuda_combine_args_t &args, const worker &w)
+{
+    int topk = (int)args.plan.key.topk;
+    bool by_rank = args.plan.key.layout == EPX_LAYOUT_RANK_MAJOR;
+    int64_t count = args.num_tokens * topk;
+    int64_t threads = (int64_t)gridDim.x * blockDim.x;
+
+    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < count;
+         i += threads) {
+        int64_t k = i % topk;
+        int64_t first = by_rank ? i - k : i;
+        float sum = 0.0f;
+
+        for (int64_t j = first; j < (by_rank ? first + topk : first + 1); j++) {
+            cuda_route_t route = args.plan.routes[j];
+
+            if (route.rank < 0 || route.row >= w.sources[route.rank].num_rows) {
+                continue;
+            }
+            const float *from = w.sources[route.rank].topk_weights;
+            // An element that is passed on keeps its bits, -0 too.
+            sum = by_rank ? __fadd_rn(sum, from[(uint64_t)route.row * topk + k])
+                          : from[route.row];
+        }
+        args.out_topk_weights[i] = sum;
+    }
+}
+
+template <epx_dtype_t DTYPE, bool BULK>
+__device__ void
+pull_rows(const cuda_combine_args_t &args, const worker &w)
+{
+#if EPX__HAS_BULK
+    if constexpr (BULK) {
+        if (args.topk_weights != nullptr) {
+            pull_bulk<DTYPE, true>(args, w);
+        } else {
+            pull_bulk<DTYPE, false>(args, w);
+        }
+        return;
+    }
+#endif
+    if (args.topk_weights != nullptr) {
+        pull_plain<DTYPE, true>(args, w);
+    } else {
+        pull_plain<DTYPE, false>(args, w);
+    }
+}
+
+template <epx_dtype_t DTYPE, bool BULK>
+__device__ bool
+pull(const cuda_combine_args_t &args, uint64_t step,
+     const epx__signature_t &mine, char *shared)
+{
+    source *sources = reinterpret_cast<source *>(shared);
+
+    if (!posts_wait(args.view, step, CUDA_IN_COMBINE, mine,
+                    [&](int r, const epx__post_t &theirs) {
+                        return source_open(args, r, theirs, &sources[r]);
+                    })) {
+        return false;
+    }
+#if EPX__HAS_BULK
+    fence_proxy_async_global();
+#endif
+    worker w = worker_make(args, shared, BULK);
+    pull_rows<DTYPE, BULK>(args, w);
+    if (args.out_topk_weights != nullptr) {
+        pull_weights(args, w);
+    }
+    return true;
+}
+
+template <epx_dtype_t DTYPE, bool BULK>
+__global__ void
+__launch_bounds__(WARPS * 32, 1)
+    combine_kernel(const __grid_constant__ cuda_combine_args_t args)
+{
+    extern __shared__ __align__(128) char shared[];
+    __shared__ epx__post_t post;
+    const cuda_view_t &view = args.view;
+    // Announcing takes a step; what only pulls belongs to an earlier one.
+    uint64_t step = args.posts ? step_now(view) : args.plan.routing->open_step;
+    bool works = !is_broken(view) && args.plan.routing->failed == 0;
+
+    if (threadIdx.x == 0) {
+        post = args.post;
+        post.step = step;
+        post.signature.plan_id = args.plan.routing->plan_id;
+    }
+    // A plan that was refused was so on every rank: nobody takes this step.
+    if (!__syncthreads_and(works)) {
+        return;
+    }
+    if (args.posts && blockIdx.x == 0) {
+        post_all(view, step, post);
+    }
+    if (args.pulls) {
+        pull<DTYPE, BULK>(args, step, post.signature, shared);
+    }
+    if (last_block(view)) {
+        if (args.pulls && !is_broken(view)) {
+            signal_all(view, step, EPX__GATE_DONE);
+            wait_all(view, step, EPX__GATE_DONE, CUDA_IN_COMBINE);
+        }
+        if (args.posts) {
+            if (threadIdx.x == 0) {
+                args.plan.routing->open_step = step;
+            }
+            step_end(view, step);
+        }
+    }
+}
+
+using kernel_t = void (*)(const cuda_combine_args_t);
+
+kernel_t
+kernel_of(epx_dtype_t dtype, cuda_mover_t mover)
+{
+    bool is_bulk = mover == CUDA_MOVER_BULK;
+
+    switch (dtype) {
+    case EPX_F32:
+        return is_bulk ? combine_kernel<EPX_F32, true>
+                       : combine_kernel<EPX_F32, false>;
+    case EPX_F16:
+        return is_bulk ? combine_kernel<EPX_F16, true>
+                       : combine_kernel<EPX_F16, false>;
+    default:
+        return is_bulk ? combine_kernel<EPX_BF16, true>
+                       : combine_kernel<EPX_BF16, false>;
+    }
+}
+
+} // namespace
+
+cudaError_t
+cuda_combine_load(size_t max_shared)
+{
+    const epx_dtype_t dtypes[] = { EPX_F32, EPX_F16, EPX_BF16 };
+    cudaError_t error = cudaSuccess;
+
+    for (int i = 0; i < 6 && error == cudaSuccess; i++) {
+        error = cudaFuncSetAttribute(
+            kernel_of(dtypes[i / 2], (cuda_mover_t)(i % 2)),
+            cudaFuncAttributeMaxDynamicSharedMemorySize, (int)max_shared);
+    }
+    return error;
+}
+
+void
+cuda_combine_shape(cuda_combine_args_t *args, uint32_t rows_per_token)
+{
+    uint64_t chunks = (args->row_bytes + CHUNK - 1) / CHUNK;
+    uint32_t most = ROWS / 2; // two stages at least
+
+    args->num_chunks = (uint32_t)chunks;
+    args->batch_rows = rows_per_token < most ? rows_per_token : most;
+    args->num_batches =
+        (rows_per_token + args->batch_rows - 1) / args->batch_rows;
+    args->num_stages = ROWS / args->batch_rows;
+}
+
+cudaError_t
+cuda_combine_launch(const cuda_combine_args_t *args, epx_dtype_t dtype,
+                    cuda_mover_t mover, int num_blocks, cudaStream_t stream)
+{
+    size_t shared =
+        shared_make(args->view.num_ranks, mover == CUDA_MOVER_BULK).end;
+
+    kernel_of(dtype, mover)<<<num_blocks, WARPS * 32, shared, stream>>>(*args);
+    return cudaGetLastError();
+}

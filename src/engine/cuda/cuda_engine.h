@@ -1,0 +1,159 @@
+/* SPDX-License-Identifier: MIT */
+/* The CUDA engine's own objects, on the host, and the steps between its files.
+ */
+#ifndef EPX_ENGINE_CUDA_ENGINE_H
+#define EPX_ENGINE_CUDA_ENGINE_H
+
+#include "core/plan.h"
+#include "engine/common/describe.h"
+#include "engine/cuda/cuda_kernels.h"
+#include "fabric/cuda/cuda_device.h"
+#include "fabric/cuda/cuda_error.h"
+
+#include <stdbool.h>
+
+/* What a plan needs of the driver, and so is kept for the next one: making it
+ * may wait for the device. */
+typedef struct cuda_seat {
+    struct cuda_seat *next;
+    cuda_record_t *record; /* host memory that the device writes */
+    cudaEvent_t done;      /* after the plan's last operation */
+} cuda_seat_t;
+
+struct cuda_plan;
+
+typedef struct cuda_engine {
+    cuda_view_t view;
+    cuda_mover_t mover;
+    size_t max_shared; /* that a block may have */
+    size_t record_bytes;
+    void *private_block; /* in the heap: state, segments, their sizes */
+    cuda_seat_t *seats;  /* free ones */
+    struct cuda_chunk *chunks;
+    struct cuda_plan *retired; /* destroyed, but perhaps still running */
+    /* Operations run one after the other, on whatever stream: where the last
+     * one went. */
+    cudaStream_t last_stream;
+    cudaEvent_t last_done; /* NULL: none yet */
+} cuda_engine_t;
+
+static inline cuda_engine_t *
+cuda_engine(const epx_group_t *group)
+{
+    return group->engine_state;
+}
+
+/* Blocks of the heap that stand in for arrays that peers cannot reach. */
+typedef enum cuda_stand_in {
+    CUDA_DISPATCH_ARRAYS = 0, /* one for each epx__array_t */
+    CUDA_COMBINE_X = EPX__NUM_ARRAYS,
+    CUDA_COMBINE_WEIGHTS,
+    CUDA_NUM_STAND_INS,
+} cuda_stand_in_t;
+
+typedef struct cuda_block {
+    void *base;
+    uint64_t bytes;
+} cuda_block_t;
+
+typedef struct cuda_plan {
+    struct epx_plan base;
+    struct cuda_plan *next; /* among the retired */
+    cuda_seat_t *seat;
+    cuda_plan_view_t view;
+    char *block; /* of the heap; holds what view points to */
+    uint32_t *notes;
+    uint32_t *block_totals;
+    int64_t token_capacity;
+    cuda_block_t stand_ins[CUDA_NUM_STAND_INS];
+    cuda_block_t *outgrown; /* stand-ins that were too small, but may be in use
+                               still */
+    int num_outgrown;
+
+    int64_t num_tokens;
+    uint64_t num_routings; /* that the host has asked for */
+    bool is_captured;      /* some operation lives in a graph */
+    bool was_queued;       /* some other has been put on a stream */
+
+    epx__pending_t pending;
+    uint64_t pending_call; /* when it was started, in calls of the group */
+    cuda_stage_args_t pending_stage; /* how its dispatch ends */
+    bool pending_stages;
+    cuda_combine_args_t pending_combine;
+    epx_dtype_t pending_dtype;
+    int pending_blocks;
+} cuda_plan_t;
+
+static inline cuda_plan_t *
+cuda_plan(epx_plan_t *plan)
+{
+    return (cuda_plan_t *)plan;
+}
+
+/* An operation on its way to a stream, between cuda_op_begin and cuda_op_end,
+ * which hold the group's lock and the device. */
+typedef struct cuda_op {
+    cuda_plan_t *plan;
+    cudaStream_t stream;
+    bool is_captured;
+} cuda_op_t;
+
+/* cuda_op.c: check the group, enter the device, and put the stream behind the
+ * group's last operation.  On success cuda_op_end must follow. */
+epx_status_t cuda_op_begin(cuda_plan_t *plan, epx_stream_t stream,
+                           cuda_op_t *op);
+/* Note that something has been launched, if so; returns status. */
+epx_status_t cuda_op_end(cuda_op_t *op, epx_status_t status, bool launched);
+/* Whether the plan can start a dispatch or combine; *rows_p (may be NULL) is
+ * what its receive buffer needs, waiting for the counts when they decide. */
+epx_status_t cuda_op_check(const cuda_op_t *op, int64_t *rows_p);
+/* Take the group's next step; opens a send-only operation when asked to. */
+epx_status_t cuda_step_take(const cuda_op_t *op, epx__pending_t pending);
+
+/* cuda_engine.c: make sure that there is a free seat. */
+epx_status_t cuda_seats_reserve(epx_group_t *group);
+
+/* cuda_plan.c */
+epx_status_t cuda_plan_open(epx_group_t *group, const epx_plan_args_t *args,
+                            epx_plan_t **plan_p);
+epx_status_t cuda_plan_close(epx_plan_t *plan);
+epx_status_t cuda_plan_route(epx_plan_t *plan, int64_t num_tokens,
+                             const void *topk_idx, epx_stream_t stream);
+epx_status_t cuda_plan_counts(epx_plan_t *plan, epx_plan_counts_t *counts);
+/* Until the counts of the last routing are there, or a reason why not. */
+epx_status_t cuda_counts_wait(cuda_plan_t *plan);
+/* Give back what retired plans held, once they have run; with `wait`, until
+ * they have. */
+void cuda_plans_reclaim(epx_group_t *group, bool wait);
+
+/* cuda_stand_in.c: where peers reach an array of `bytes`: at `user` itself if
+ * that is in the heap and aligned, else in the plan's stand-in.  *heap_p is
+ * NULL for no array. */
+epx_status_t cuda_reachable(cuda_plan_t *plan, cuda_stand_in_t which,
+                            const char *name, const void *user, uint64_t bytes,
+                            uint64_t alignment, char **heap_p);
+/* Add an array to what a kernel stages, if it has a stand-in. */
+void cuda_stage_add(cuda_stage_args_t *stage, const void *user, char *heap,
+                    uint64_t row_bytes);
+uint64_t cuda_heap_offset(const cuda_plan_t *plan, const char *heap);
+void cuda_stand_ins_close(cuda_plan_t *plan);
+
+/* cuda_dispatch.c, cuda_combine.c */
+epx_status_t cuda_dispatch(epx_plan_t *plan, const epx_dispatch_args_t *args,
+                           epx_stream_t stream);
+epx_status_t cuda_combine(epx_plan_t *plan, const epx_combine_args_t *args,
+                          epx_stream_t stream);
+epx_status_t cuda_dispatch_complete(const cuda_op_t *op);
+epx_status_t cuda_combine_complete(const cuda_op_t *op);
+
+/* cuda_report.c: the errors that the device has found, as sentences. */
+epx_status_t cuda_check(epx_group_t *group);
+epx_status_t cuda_refused(cuda_plan_t *plan);
+
+static inline int
+cuda_blocks(const epx_group_t *group, int32_t wanted)
+{
+    return wanted > 0 ? wanted : group->num_workers;
+}
+
+#endif

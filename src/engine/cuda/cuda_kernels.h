@@ -1,0 +1,257 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What the engine's host code and its kernels share.  A kernel takes one of the
+ * argument structs below, by value, so that a captured graph holds all it
+ * needs; what changes from one run to the next lives in device memory:
+ *
+ *     cuda_state_t      of a group on this rank: its step, whether it works
+ *     cuda_routing_t    of a plan on this rank: who gets which row
+ *     control region    of the segment (core/control.h): what peers write
+ *
+ * and what the host wants to know, in host memory that the device can write:
+ *
+ *     cuda_report_t     the error that broke the group
+ *     cuda_record_t     a plan's counts, or why it has none
+ */
+#ifndef EPX_ENGINE_CUDA_KERNELS_H
+#define EPX_ENGINE_CUDA_KERNELS_H
+
+#include "core/control.h"
+#include "engine/common/placement.h"
+
+#include <cuda_runtime_api.h>
+#include <epx/epx.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Kernels of one group run one after the other: the host sees to it. */
+typedef struct cuda_state {
+    uint64_t step;    /* the last one that this rank has started */
+    uint32_t broken;  /* kernels return at once */
+    uint32_t exited;  /* blocks that have come to a kernel's end */
+    uint32_t arrived; /* blocks that wait at a barrier of the grid */
+    uint32_t barrier; /* barriers passed */
+    uint32_t taken;   /* pieces of work that warps have asked for */
+} cuda_state_t;
+
+/* What a kernel was doing when it failed. */
+typedef enum cuda_what {
+    CUDA_IN_COUNTS = 0,
+    CUDA_IN_DISPATCH,
+    CUDA_IN_COMBINE,
+    CUDA_IN_GRID, /* waiting for blocks of its own */
+} cuda_what_t;
+
+typedef struct cuda_report {
+    uint32_t status; /* an epx_status_t, negated; written last */
+    uint32_t what;   /* cuda_what_t */
+    uint64_t step;
+    /* EPX_ERR_TIMEOUT: the ranks that are missing, a bit each. */
+    uint64_t missing[EPX_MAX_RANKS / 64];
+    /* EPX_ERR_MISMATCH and EPX_ERR_PEER_DATA: whose posts, and what they
+     * say. */
+    int32_t rank[2];
+    epx__post_t posts[2];
+} cuda_report_t;
+
+/* A group as its kernels see it. */
+typedef struct cuda_view {
+    int32_t rank;
+    int32_t num_ranks;
+    uint64_t timeout_ns;
+    epx__map_t map;
+    char *const *segments;         /* [R], of the ranks */
+    const uint64_t *segment_bytes; /* [R] */
+    cuda_state_t *state;
+    cuda_report_t *report;
+} cuda_view_t;
+
+/* Where a token's row goes: rank -1 for none. */
+typedef struct cuda_route {
+    int32_t rank;
+    uint32_t row;
+} cuda_route_t;
+
+/* Why a plan has no counts, beyond the status. */
+typedef struct cuda_refusal {
+    uint32_t status; /* an epx_status_t, negated; 0: none */
+    int32_t rank;
+    uint64_t bad_entry; /* EPX_ERR_EXPERT: see epx__count_row_t */
+    int64_t bad_expert;
+    uint64_t rows;        /* EPX_ERR_CAPACITY: that the rank would receive */
+    uint64_t own_plan_id; /* EPX_ERR_MISMATCH */
+    epx__plan_key_t key;  /* EPX_ERR_MISMATCH: the rank's; zero when its count
+                             row is of another step */
+} cuda_refusal_t;
+
+/* A plan's counts for the host; rank_tokens[R], expert_rows[L] and
+ * expert_offsets[L + 1] follow. */
+typedef struct cuda_record {
+    uint64_t generation; /* routings taken in; written last */
+    cuda_refusal_t refusal;
+    int64_t num_rows;
+    int64_t num_recv_rows;
+} cuda_record_t;
+
+EPX__INLINE int64_t *
+cuda_record_rank_tokens(cuda_record_t *record)
+{
+    return (int64_t *)(record + 1);
+}
+
+/* A plan on its device; what it points to follows it. */
+typedef struct cuda_routing {
+    uint64_t plan_id;    /* the step of its first exchange; 0 before */
+    uint64_t open_step;  /* of a send-only operation */
+    uint64_t generation; /* routings taken in */
+    uint32_t failed;     /* the last one was refused */
+    /* This rank's experts in its own receive buffer. */
+    uint64_t num_recv_rows; /* rows with padding; EXPERT_SLOTS: of the buffer */
+} cuda_routing_t;
+
+/* Pointers into a plan's device memory. */
+typedef struct cuda_plan_view {
+    epx__plan_key_t key; /* plan_id comes from the routing */
+    int32_t num_local;
+    int32_t first_expert;
+    cuda_routing_t *routing;
+    cuda_route_t *routes;    /* [T, K]: RANK_MAJOR, a token's distinct ranks,
+                                ascending, then -1; else by k */
+    int32_t *experts;        /* [T, K] -1 for none */
+    uint64_t *rank_rows;     /* [R] rows that each rank's buffer needs */
+    int64_t *expert_rows;    /* [L] */
+    int64_t *expert_offsets; /* [L + 1] */
+} cuda_plan_view_t;
+
+/* Taking in a routing. */
+typedef struct cuda_plan_args {
+    cuda_view_t view;
+    cuda_plan_view_t plan;
+    const void *topk_idx; /* [T, K] */
+    int64_t num_tokens;
+    uint32_t is_new;        /* the plan's first routing */
+    uint32_t *notes;        /* [T, K, 2] scratch */
+    uint32_t *block_totals; /* [blocks, R + E] scratch */
+    cuda_record_t *record;
+    int32_t num_warps; /* of a block */
+} cuda_plan_args_t;
+
+/* Dispatch. */
+typedef struct cuda_dispatch_args {
+    cuda_view_t view;
+    cuda_plan_view_t plan;
+    epx__post_t post; /* but for its step and plan_id */
+    int64_t num_tokens;
+    const char *x;
+    uint64_t in_bytes;     /* of a row of x */
+    uint64_t row_bytes;    /* of a row as it is sent */
+    uint64_t chunk_bytes;  /* of x that a warp moves at a time */
+    uint32_t num_chunks;   /* of a row */
+    uint32_t num_warps;    /* of a block */
+    uint32_t num_stages;   /* of a warp */
+    uint32_t x_is_aligned; /* to 16 bytes */
+    epx_quantize_t quantize;
+    int64_t hidden;
+    const uint32_t *scales;
+    int64_t num_scales;
+    int64_t scale_token_stride;
+    int64_t scale_stride;
+    uint32_t scales_ride; /* through shared memory, with the row */
+    const float *topk_weights;
+    int32_t *recv_expert_counts;
+    uint32_t is_send_only;
+} cuda_dispatch_args_t;
+
+/* Combine. */
+typedef struct cuda_combine_args {
+    cuda_view_t view;
+    cuda_plan_view_t plan;
+    epx__post_t post; /* but for its step and plan_id */
+    int64_t num_tokens;
+    uint64_t row_bytes;
+    const float *topk_weights;
+    const char *bias[EPX_MAX_BIAS];
+    char *out;
+    uint32_t own_is_aligned; /* bias and out, to 16 bytes */
+    uint32_t num_chunks;     /* of a row */
+    uint32_t batch_rows;     /* of a token that are added up at a time */
+    uint32_t num_batches;    /* of a token's rows */
+    uint32_t num_stages;     /* batches in shared memory */
+    uint32_t posts;          /* announces x */
+    uint32_t pulls;          /* waits for the peers and sums */
+    float *out_topk_weights;
+} cuda_combine_args_t;
+
+/* Waiting for the end of a send-only dispatch. */
+typedef struct cuda_wait_args {
+    cuda_view_t view;
+    cuda_plan_view_t plan;
+} cuda_wait_args_t;
+
+/* An array that is staged: rows that lie dense in one place, and dense or, for
+ * scales, strided in the other. */
+typedef struct cuda_staged {
+    char *user;
+    char *heap;
+    uint64_t row_bytes;
+    uint64_t unit; /* bytes that both places allow at a time */
+} cuda_staged_t;
+
+typedef struct cuda_stage_args {
+    cuda_view_t view;
+    cuda_plan_view_t plan;
+    cuda_staged_t arrays[EPX__NUM_ARRAYS];
+    uint32_t num_arrays;
+    uint32_t to_user; /* else to the heap */
+    /* recv_scales, apart because of their strides; NULL: not staged. */
+    uint32_t *user_scales;
+    const uint32_t *heap_scales;
+    int64_t num_scales;
+    int64_t row_stride, scale_stride, expert_stride;
+} cuda_stage_args_t;
+
+/* How kernels move rows. */
+typedef enum cuda_mover {
+    CUDA_MOVER_PLAIN = 0, /* loads and stores of 16 bytes */
+    CUDA_MOVER_BULK,      /* asynchronous bulk copies: SM90 and later */
+} cuda_mover_t;
+
+/* Load the kernels of a file and allow them the device's shared memory: once
+ * per group, since loading may wait for the device. */
+cudaError_t cuda_plan_load(size_t max_shared);
+cudaError_t cuda_dispatch_load(size_t max_shared);
+cudaError_t cuda_combine_load(size_t max_shared);
+cudaError_t cuda_stage_load(void);
+
+#define CUDA_PLAN_WARPS 8 /* of a block, at most */
+#define CUDA_COMBINE_CHUNK                                                 \
+    1024                      /* bytes of a row that a warp sums at a time \
+                               */
+#define CUDA_COMBINE_ROWS  16 /* such chunks in its shared memory */
+#define CUDA_COMBINE_WARPS 8
+
+size_t cuda_plan_shared_bytes(const cuda_plan_args_t *args);
+cudaError_t cuda_plan_launch(const cuda_plan_args_t *args, int num_blocks,
+                             cudaStream_t stream);
+/* Completes args: chunk_bytes, num_chunks, num_warps, num_stages,
+ * scales_ride. */
+void cuda_dispatch_shape(cuda_dispatch_args_t *args, cuda_mover_t mover,
+                         size_t max_shared);
+cudaError_t cuda_dispatch_launch(const cuda_dispatch_args_t *args,
+                                 cuda_mover_t mover, int num_blocks,
+                                 cudaStream_t stream);
+/* Completes args: num_chunks, batch_rows, num_batches, num_stages. */
+void cuda_combine_shape(cuda_combine_args_t *args, uint32_t rows_per_token);
+cudaError_t cuda_combine_launch(const cuda_combine_args_t *args,
+                                epx_dtype_t dtype, cuda_mover_t mover,
+                                int num_blocks, cudaStream_t stream);
+cudaError_t cuda_wait_launch(const cuda_wait_args_t *args, cudaStream_t stream);
+cudaError_t cuda_stage_launch(const cuda_stage_args_t *args, int num_blocks,
+                              cudaStream_t stream);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,124 @@
+/* SPDX-License-Identifier: MIT */
+/* What every operation does on its way to a stream. */
+#include "engine/cuda/cuda_engine.h"
+
+static bool
+is_capturing(cudaStream_t stream)
+{
+    enum cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+
+    if (cudaStreamIsCapturing(stream, &status) != cudaSuccess) {
+        (void)cudaGetLastError(); /* the legacy stream, beside a capture */
+    }
+    return status != cudaStreamCaptureStatusNone;
+}
+
+epx_status_t
+cuda_op_begin(cuda_plan_t *plan, epx_stream_t stream, cuda_op_t *op)
+{
+    epx_group_t *group = plan->base.group;
+    cuda_engine_t *engine = cuda_engine(group);
+    epx_status_t status = cuda_check(group);
+
+    if (status == EPX_OK) {
+        status = epx__group_check(group);
+    }
+    if (status == EPX_OK) {
+        status = epx__cuda_device_enter(group->device_ordinal);
+    }
+    if (status != EPX_OK) {
+        return status;
+    }
+    (void)pthread_mutex_lock(&group->op_lock);
+    *op = (cuda_op_t){ plan, stream, is_capturing(stream) };
+    if (!op->is_captured && engine->last_done != NULL &&
+        engine->last_stream != op->stream) {
+        status = epx__cuda_check(
+            cudaStreamWaitEvent(op->stream, engine->last_done, 0),
+            "cannot order two streams");
+    }
+    return status == EPX_OK ? EPX_OK : cuda_op_end(op, status, false);
+}
+
+epx_status_t
+cuda_op_end(cuda_op_t *op, epx_status_t status, bool launched)
+{
+    cuda_plan_t *plan = op->plan;
+    epx_group_t *group = plan->base.group;
+    cuda_engine_t *engine = cuda_engine(group);
+
+    if (launched && op->is_captured) {
+        plan->is_captured = true;
+    } else if (launched) {
+        cudaError_t error = cudaEventRecord(plan->seat->done, op->stream);
+
+        plan->was_queued = true;
+        engine->last_done = plan->seat->done;
+        engine->last_stream = op->stream;
+        if (error != cudaSuccess && status == EPX_OK) {
+            status = epx__cuda_fail(error, "cannot record an event");
+        }
+    }
+    if (launched && status != EPX_OK) {
+        /* The peers will miss it: this rank is out of step. */
+        (void)epx__group_break(group, status);
+    }
+    (void)pthread_mutex_unlock(&group->op_lock);
+    epx__cuda_device_leave();
+    return status;
+}
+
+epx_status_t
+cuda_op_check(const cuda_op_t *op, int64_t *rows_p)
+{
+    cuda_plan_t *plan = op->plan;
+    uint64_t fixed = epx__plan_fixed_rows(&plan->base);
+    bool is_fixed =
+        fixed > 0 || plan->base.key.layout == EPX_LAYOUT_EXPERT_SLOTS;
+    epx_status_t status;
+
+    if (plan->pending != EPX__PENDING_NONE) {
+        return epx__fail(EPX_ERR_STATE,
+                         "the plan has a send-only %s open; epx_complete must "
+                         "come before its next operation",
+                         plan->pending == EPX__PENDING_DISPATCH ? "dispatch"
+                                                                : "combine");
+    }
+    if (plan->num_routings == 0) {
+        return epx__fail(EPX_ERR_STATE, "the plan has no routing: the call "
+                                        "that should have given it failed");
+    }
+    if (!is_fixed && op->is_captured) {
+        return epx__fail(EPX_ERR_STATE,
+                         "only a plan with recv_capacity, or of "
+                         "EPX_LAYOUT_EXPERT_SLOTS, can be captured in a "
+                         "graph: the others need their counts on the host");
+    }
+    status = is_fixed ? cuda_refused(plan) : cuda_counts_wait(plan);
+    *rows_p = is_fixed ? (int64_t)fixed : plan->seat->record->num_rows;
+    return status;
+}
+
+epx_status_t
+cuda_step_take(const cuda_op_t *op, epx__pending_t pending)
+{
+    epx_group_t *group = op->plan->base.group;
+    uint64_t step = group->last_step + 1;
+    epx__open_step_t *oldest =
+        &group->open_steps[epx__slot(step + EPX__MAX_OPEN)];
+
+    if (oldest->step != 0 && oldest->step + EPX__MAX_OPEN == step) {
+        return epx__fail(EPX_ERR_STATE,
+                         "a send-only operation is still open %d operations "
+                         "after its start; epx_complete must come before",
+                         EPX__MAX_OPEN);
+    }
+    group->last_step = step;
+    group->open_steps[epx__slot(step)] = (epx__open_step_t){
+        .step = pending == EPX__PENDING_NONE ? 0 : step,
+        .plan = &op->plan->base,
+    };
+    op->plan->pending = pending;
+    op->plan->pending_call = step;
+    return EPX_OK;
+}

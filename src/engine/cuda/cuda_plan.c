@@ -1,0 +1,387 @@
+/* SPDX-License-Identifier: MIT */
+/* Plans on the host: their memory, and what their kernels tell. */
+#include "core/atomic.h"
+#include "core/clock.h"
+#include "engine/cuda/cuda_engine.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <time.h>
+
+/* Carves arrays out of a plan's block: run once to measure, once to place. */
+typedef struct carve {
+    char *base; /* NULL while measuring */
+    uint64_t used;
+} carve_t;
+
+static void *
+carve(carve_t *c, uint64_t count, uint64_t element_bytes)
+{
+    uint64_t at = c->used;
+
+    /* The api layer bounds every factor: no sum here passes 2^45. */
+    c->used += epx__round_up(count * element_bytes, EPX__LINE);
+    return c->base == NULL ? NULL : c->base + at;
+}
+
+static uint64_t
+num_keys(const cuda_plan_t *plan)
+{
+    return (uint64_t)plan->base.group->num_ranks + plan->base.key.num_experts;
+}
+
+/* O(T K + (R + E) * workers). */
+static void
+carve_arrays(cuda_plan_t *plan, carve_t *c)
+{
+    const epx_group_t *group = plan->base.group;
+    uint64_t local = (uint64_t)plan->base.num_local_experts;
+    uint64_t workers = (uint64_t)group->num_workers;
+    uint64_t entries = (uint64_t)plan->token_capacity * plan->base.key.topk;
+    cuda_plan_view_t *view = &plan->view;
+
+    view->routing = carve(c, 1, sizeof(*view->routing));
+    view->routes = carve(c, entries, sizeof(*view->routes));
+    view->experts = carve(c, entries, sizeof(*view->experts));
+    view->rank_rows =
+        carve(c, (uint64_t)group->num_ranks, sizeof(*view->rank_rows));
+    view->expert_rows = carve(c, local, sizeof(*view->expert_rows));
+    view->expert_offsets = carve(c, local + 1, sizeof(*view->expert_offsets));
+    plan->notes = carve(c, 2 * entries, sizeof(*plan->notes));
+    plan->block_totals =
+        carve(c, workers * (num_keys(plan) + 1), sizeof(*plan->block_totals));
+}
+
+/* As many warps as have room to count in; 0: not even one. */
+static int
+plan_warps(const cuda_plan_t *plan)
+{
+    size_t most = cuda_engine(plan->base.group)->max_shared;
+    cuda_plan_args_t args = { .num_warps = CUDA_PLAN_WARPS };
+
+    args.view.num_ranks = plan->base.group->num_ranks;
+    args.plan.key = plan->base.key;
+    while (args.num_warps > 0 && cuda_plan_shared_bytes(&args) > most) {
+        args.num_warps--;
+    }
+    return args.num_warps;
+}
+
+static epx_status_t
+check_shape(const cuda_plan_t *plan)
+{
+    if (plan->base.key.send_only_row_bytes > 0) {
+        return epx__fail(EPX_ERR_UNSUPPORTED,
+                         "args->send_only_row_bytes is %" PRIu64
+                         "; plans on CUDA have no receive slots yet, so it "
+                         "must be 0",
+                         plan->base.key.send_only_row_bytes);
+    }
+    if (epx__plan_fixed_rows(&plan->base) > UINT32_MAX) {
+        return epx__fail(EPX_ERR_SHAPE,
+                         "the plan fixes %" PRIu64
+                         " rows; a CUDA device can number %" PRIu32,
+                         epx__plan_fixed_rows(&plan->base), UINT32_MAX);
+    }
+    if (plan_warps(plan) == 0) {
+        return epx__fail(EPX_ERR_UNSUPPORTED,
+                         "%u experts on %d ranks do not fit the %zu bytes of "
+                         "shared memory of a CUDA block",
+                         plan->base.key.num_experts,
+                         plan->base.group->num_ranks,
+                         cuda_engine(plan->base.group)->max_shared);
+    }
+    return EPX_OK;
+}
+
+static epx_status_t
+open_block(cuda_plan_t *plan)
+{
+    epx_group_t *group = plan->base.group;
+    carve_t measure = { 0 }, place = { 0 };
+    void *block;
+    epx_status_t status;
+
+    carve_arrays(plan, &measure);
+    status = epx__heap_alloc(&group->heap, measure.used, "a plan", &block);
+    if (status == EPX_ERR_HEAP_EXHAUSTED) {
+        cuda_plans_reclaim(group, true);
+        status = epx__heap_alloc(&group->heap, measure.used, "a plan", &block);
+    }
+    if (status == EPX_OK) {
+        plan->block = block;
+        place.base = block;
+        carve_arrays(plan, &place);
+    }
+    return status;
+}
+
+static epx_status_t
+open_locked(epx_group_t *group, const epx_plan_args_t *args,
+            cuda_plan_t **plan_p)
+{
+    cuda_engine_t *engine = cuda_engine(group);
+    cuda_plan_t *plan = calloc(1, sizeof(*plan));
+    epx_status_t status;
+
+    if (plan == NULL) {
+        return epx__fail(EPX_ERR_NO_MEMORY, "no memory for a plan");
+    }
+    epx__plan_describe(&plan->base, group, args);
+    plan->token_capacity = args->max_tokens_per_rank > 0
+                               ? args->max_tokens_per_rank
+                               : args->num_tokens;
+    plan->view.key = plan->base.key;
+    plan->view.num_local = plan->base.num_local_experts;
+    plan->view.first_expert = plan->base.first_expert;
+    cuda_plans_reclaim(group, false);
+    status = check_shape(plan);
+    if (status == EPX_OK) {
+        status = cuda_seats_reserve(group);
+    }
+    if (status == EPX_OK) {
+        status = open_block(plan);
+    }
+    if (status != EPX_OK) {
+        free(plan);
+        return status;
+    }
+    plan->seat = engine->seats;
+    engine->seats = plan->seat->next;
+    plan->seat->record->generation = 0;
+    *plan_p = plan;
+    return EPX_OK;
+}
+
+epx_status_t
+cuda_plan_open(epx_group_t *group, const epx_plan_args_t *args,
+               epx_plan_t **plan_p)
+{
+    cuda_plan_t *plan = NULL;
+    epx_status_t status = epx__cuda_device_enter(group->device_ordinal);
+
+    if (status != EPX_OK) {
+        return status;
+    }
+    (void)pthread_mutex_lock(&group->op_lock);
+    status = open_locked(group, args, &plan);
+    (void)pthread_mutex_unlock(&group->op_lock);
+    epx__cuda_device_leave();
+    if (status == EPX_OK) {
+        *plan_p = &plan->base;
+    }
+    return status;
+}
+
+/* Its last operation has run: give everything back. */
+static void
+plan_free(cuda_plan_t *plan)
+{
+    epx_group_t *group = plan->base.group;
+    cuda_engine_t *engine = cuda_engine(group);
+
+    cuda_stand_ins_close(plan);
+    epx__group_heap_free(group, plan->block);
+    plan->seat->next = engine->seats;
+    engine->seats = plan->seat;
+    free(plan);
+}
+
+void
+cuda_plans_reclaim(epx_group_t *group, bool wait)
+{
+    cuda_plan_t **link = &cuda_engine(group)->retired;
+
+    while (*link != NULL) {
+        cuda_plan_t *plan = *link;
+
+        if (plan->was_queued && wait) {
+            /* Kernels end by themselves, by their deadlines. */
+            (void)cudaEventSynchronize(plan->seat->done);
+        }
+        if (plan->was_queued &&
+            cudaEventQuery(plan->seat->done) == cudaErrorNotReady) {
+            (void)cudaGetLastError();
+            link = &plan->next;
+            continue;
+        }
+        *link = plan->next;
+        plan_free(plan);
+    }
+}
+
+epx_status_t
+cuda_plan_close(epx_plan_t *base)
+{
+    cuda_plan_t *plan = cuda_plan(base);
+    epx_group_t *group = base->group;
+    cuda_engine_t *engine = cuda_engine(group);
+    epx_status_t status;
+
+    (void)cuda_check(group);
+    status = epx__cuda_device_enter(group->device_ordinal);
+    if (status != EPX_OK) {
+        return status;
+    }
+    (void)pthread_mutex_lock(&group->op_lock);
+    if (plan->pending != EPX__PENDING_NONE && !epx__group_is_broken(group)) {
+        status = epx__fail(EPX_ERR_STATE,
+                           "a plan with a send-only operation open cannot be "
+                           "destroyed before epx_complete");
+    } else {
+        plan->next = engine->retired;
+        engine->retired = plan;
+        cuda_plans_reclaim(group, false);
+    }
+    (void)pthread_mutex_unlock(&group->op_lock);
+    epx__cuda_device_leave();
+    return status;
+}
+
+/* Blocks that the routing keeps busy: a few rounds of every warp. */
+static int
+route_blocks(const cuda_plan_t *plan, int64_t num_tokens, int num_warps)
+{
+    int64_t entries = num_tokens * (int64_t)plan->base.key.topk;
+    int64_t blocks = entries / (num_warps * 32 * 4) + 1;
+    int64_t most = plan->base.group->num_workers;
+
+    return (int)(blocks < most ? blocks : most);
+}
+
+epx_status_t
+cuda_plan_route(epx_plan_t *base, int64_t num_tokens, const void *topk_idx,
+                epx_stream_t stream)
+{
+    cuda_plan_t *plan = cuda_plan(base);
+    cuda_plan_args_t args = {
+        .view = cuda_engine(base->group)->view,
+        .plan = plan->view,
+        .topk_idx = topk_idx,
+        .num_tokens = num_tokens,
+        .is_new = plan->num_routings == 0,
+        .notes = plan->notes,
+        .block_totals = plan->block_totals,
+        .record = plan->seat->record,
+        .num_warps = plan_warps(plan),
+    };
+    cuda_op_t op;
+    epx_status_t status = cuda_op_begin(plan, stream, &op);
+    bool launched = false;
+
+    if (status != EPX_OK) {
+        return status;
+    }
+    if (plan->pending != EPX__PENDING_NONE) {
+        status = epx__fail(EPX_ERR_STATE,
+                           "the plan has a send-only operation open; "
+                           "epx_complete must come before new routing");
+    } else {
+        status = cuda_step_take(&op, EPX__PENDING_NONE);
+    }
+    if (status == EPX_OK) {
+        launched = true;
+        plan->num_tokens = num_tokens;
+        plan->num_routings++;
+        status = epx__cuda_check(
+            cuda_plan_launch(&args,
+                             route_blocks(plan, num_tokens, args.num_warps),
+                             op.stream),
+            "cannot launch a plan's kernel");
+    }
+    return cuda_op_end(&op, status, launched);
+}
+
+/* The stream has run dry without the counts: why? */
+static epx_status_t
+counts_missing(cuda_plan_t *plan, cudaError_t error)
+{
+    epx_group_t *group = plan->base.group;
+    epx_status_t status = cuda_check(group);
+
+    if (status == EPX_OK) {
+        status = epx__group_check(group);
+    }
+    if (status == EPX_OK && error != cudaSuccess) {
+        status = epx__group_break(
+            group, epx__cuda_fail(error, "the device has failed"));
+    }
+    if (status == EPX_OK &&
+        epx__load_acquire_u64(&plan->seat->record->generation) <
+            plan->num_routings) {
+        status = epx__group_break(
+            group, epx__fail(EPX_ERR_SYSTEM, "a plan's kernel ended without "
+                                             "telling its counts"));
+    }
+    return status;
+}
+
+epx_status_t
+cuda_counts_wait(cuda_plan_t *plan)
+{
+    const uint64_t *generation = &plan->seat->record->generation;
+    int64_t start = epx__now_ns();
+
+    /* Kernels end by their deadlines, and what the caller has queued before
+     * them is the caller's to wait for.  Released by tell() in cuda_plan.cu. */
+    while (epx__load_acquire_u64(generation) < plan->num_routings) {
+        cudaError_t error;
+        struct timespec pause = { 0, 20000 };
+
+        if (epx__now_ns() - start < EPX__NS_PER_MS) {
+            continue;
+        }
+        error = cudaEventQuery(plan->seat->done);
+        if (error != cudaErrorNotReady) {
+            epx_status_t status = counts_missing(plan, error);
+
+            if (status != EPX_OK) {
+                return status;
+            }
+        }
+        (void)cudaGetLastError();
+        (void)nanosleep(&pause, NULL);
+    }
+    return cuda_refused(plan);
+}
+
+epx_status_t
+cuda_plan_counts(epx_plan_t *base, epx_plan_counts_t *counts)
+{
+    cuda_plan_t *plan = cuda_plan(base);
+    epx_group_t *group = base->group;
+    cuda_record_t *record = plan->seat->record;
+    int64_t *rank_tokens = cuda_record_rank_tokens(record);
+    epx_status_t status = epx__group_check(group);
+
+    if (status == EPX_OK) {
+        status = epx__cuda_device_enter(group->device_ordinal);
+    }
+    if (status != EPX_OK) {
+        return status;
+    }
+    if (plan->is_captured &&
+        epx__load_acquire_u64(&record->generation) < plan->num_routings) {
+        status = epx__fail(EPX_ERR_STATE,
+                           "the plan's routing is in a graph that has not run "
+                           "yet");
+    } else {
+        status = cuda_counts_wait(plan);
+    }
+    epx__cuda_device_leave();
+    if (status != EPX_OK) {
+        return status;
+    }
+    counts->num_rows = record->num_rows;
+    counts->num_recv_rows = record->num_recv_rows;
+    counts->num_recv_tokens = 0;
+    for (int32_t r = 0; r < group->num_ranks; r++) {
+        counts->num_recv_tokens += rank_tokens[r];
+    }
+    counts->first_expert = base->first_expert;
+    counts->num_local_experts = base->num_local_experts;
+    counts->rank_tokens = rank_tokens;
+    counts->expert_rows = rank_tokens + group->num_ranks;
+    counts->expert_offsets = counts->expert_rows + base->num_local_experts;
+    return EPX_OK;
+}

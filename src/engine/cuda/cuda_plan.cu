@@ -1,0 +1,703 @@
+// SPDX-License-Identifier: MIT
+//
+// Taking in a routing, in one kernel:
+//     1. each warp counts its tokens, and numbers their rows as it goes
+//     2. blocks exchange their totals, and see where their rows begin
+//     3. the rank's totals go to every peer; theirs come in
+//     4. with all counts, the first row of every (source, rank or expert)
+//     5. each row's place: its rank or expert's first, its block's, its warp's
+//        and its own number added up
+//
+// A key is a rank, or num_ranks plus an expert.  RANK_MAJOR numbers a token's
+// rows by rank, the first entry of each rank standing for all (the leader);
+// the expert layouts number them by expert.
+//
+// Shared memory of a block, u32 each:
+//     hist [warps][keys]   rows counted by each warp; then those before it
+//     base [keys]          rows before this block's; then from all ranks
+//     total [keys]         of this rank; then of all
+//     ranks [E]            of the experts
+//     rounds [warps][3][ROUND]  entries at hand: experts, ranks, leaders' ranks
+#include "engine/cuda/cuda_step.cuh"
+
+namespace
+{
+
+constexpr uint32_t NONE = 0xffffffffu;
+// A round is the tokens whose entries fit ROUND words of shared memory, of
+// which each warp has its own.
+constexpr int ROUND = 64;
+static_assert(EPX_MAX_TOPK <= ROUND, "a token to a round, at least");
+
+constexpr int BAD_VALUE = -2;      // of topk_idx
+constexpr uint32_t ENDS = 1u << 8; // beyond EPX_MAX_TOPK
+
+struct histograms {
+    uint32_t *hist, *base, *total;
+    int *ranks;
+    int *rounds;
+    int keys;
+};
+
+__device__ histograms
+histograms_make(const cuda_plan_args_t &args)
+{
+    extern __shared__ __align__(16) uint32_t words[];
+    histograms h;
+
+    h.keys = args.view.num_ranks + (int)args.plan.key.num_experts;
+    h.base = words;
+    h.total = words + h.keys;
+    h.hist = words + 2 * h.keys;
+    h.ranks = reinterpret_cast<int *>(h.hist) + args.num_warps * h.keys;
+    h.rounds = h.ranks + args.plan.key.num_experts;
+    return h;
+}
+
+__device__ int
+expert_rank(const cuda_plan_args_t &args, int expert)
+{
+    int quotient = (int)args.plan.key.num_experts / args.view.num_ranks;
+    int extra = (int)args.plan.key.num_experts % args.view.num_ranks;
+    int wide = extra * (quotient + 1);
+
+    return expert < wide ? expert / (quotient + 1)
+                         : extra + (expert - wide) / quotient;
+}
+
+__device__ int64_t
+index_at(const cuda_plan_args_t &args, int64_t i)
+{
+    return args.plan.key.idx_dtype == EPX_I64
+               ? static_cast<const int64_t *>(args.topk_idx)[i]
+               : static_cast<const int32_t *>(args.topk_idx)[i];
+}
+
+// What a warp keeps of an entry between its two passes.
+struct note {
+    uint32_t ordinal; // among the warp's rows for its key; NONE for no row
+    uint32_t place;   // RANK_MAJOR: among the token's routes, and ENDS
+};
+
+// The tokens of this warp: neighbours, in the order of warps.
+struct span {
+    int64_t begin, end; // entries
+};
+
+__device__ span
+span_of_warp(const cuda_plan_args_t &args)
+{
+    int64_t warp = blockIdx.x * args.num_warps + threadIdx.x / 32;
+    int64_t num_warps = (int64_t)gridDim.x * args.num_warps;
+    int64_t topk = args.plan.key.topk;
+    int64_t begin = args.num_tokens * warp / num_warps;
+    int64_t end = args.num_tokens * (warp + 1) / num_warps;
+
+    return { begin * topk, end * topk };
+}
+
+// An entry of a round.
+struct entry {
+    int expert;     // -1: none
+    int rank;       // of the expert
+    bool is_leader; // the first of its token for that rank
+    bool is_bad;    // not an expert, or there already
+};
+
+// experts and ranks are those of the entry's token, of which it is number k.
+__device__ entry
+entry_make(const int *experts, const int *ranks, int k)
+{
+    entry e = { experts[k], ranks[k], false, experts[k] == BAD_VALUE };
+
+    if (e.expert < 0) {
+        return { -1, -1, false, e.is_bad };
+    }
+    e.is_leader = true;
+#pragma unroll 4
+    for (int j = 0; j < k; j++) {
+        e.is_bad |= experts[j] == e.expert;
+        e.is_leader &= ranks[j] != e.rank;
+    }
+    return e.is_bad ? entry{ -1, -1, false, true } : e;
+}
+
+// Where a token's row for this entry's rank stands among its routes, which are
+// in the order of ranks; and whether the route of the entry's own number is
+// beyond them.  leaders are the ranks of those that lead, else -1.
+__device__ uint32_t
+place_of(const entry &e, const int *leaders, int topk, int k)
+{
+    int lower = 0, count = 0;
+
+#pragma unroll 4
+    for (int j = 0; j < topk; j++) {
+        int rank = leaders[j];
+
+        count += rank >= 0;
+        lower += rank >= 0 && rank < e.rank;
+    }
+    return lower | (k >= count ? ENDS : 0);
+}
+
+// Number an entry among the warp's for the same key: all lanes.
+__device__ uint32_t
+number(uint32_t *hist, int key)
+{
+    uint32_t same = __match_any_sync(~0u, key);
+    uint32_t before = __popc(same & ((1u << threadIdx.x % 32) - 1));
+    uint32_t ordinal = key < 0 ? NONE : hist[key] + before;
+
+    __syncwarp();
+    if (key >= 0 && before == 0) {
+        hist[key] += __popc(same);
+    }
+    return ordinal;
+}
+
+// 1. Count this warp's entries; returns 1 + the first bad one, or UINT64_MAX.
+__device__ uint64_t
+count_entries(const cuda_plan_args_t &args, const histograms &h)
+{
+    int *experts = h.rounds + threadIdx.x / 32 * 3 * ROUND;
+    int *ranks = experts + ROUND;
+    int *leaders = ranks + ROUND;
+    bool by_rank = args.plan.key.layout == EPX_LAYOUT_RANK_MAJOR;
+    uint32_t *hist = h.hist + (size_t)(threadIdx.x / 32) * h.keys;
+    int lane = threadIdx.x % 32;
+    int topk = (int)args.plan.key.topk;
+    int per_round = ROUND / topk * topk;
+    int k[2] = { lane % topk, (lane + 32) % topk };
+    span entries = span_of_warp(args);
+    uint64_t bad = UINT64_MAX;
+    int64_t next[2];
+
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        int64_t i = entries.begin + half * 32 + lane;
+
+        next[half] = i < entries.end ? index_at(args, i) : -1;
+    }
+    for (int64_t at = entries.begin; at < entries.end; at += per_round) {
+        int count = (int)min((int64_t)per_round, entries.end - at);
+        entry mine[2];
+
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            int n = half * 32 + lane;
+            int64_t value = next[half], i = at + per_round + n;
+            bool fits = value >= -1 && value < args.plan.key.num_experts;
+
+            experts[n] = fits ? (int)value : BAD_VALUE;
+            ranks[n] = fits && value >= 0 ? h.ranks[value] : -1;
+            next[half] = i < entries.end ? index_at(args, i) : -1;
+        }
+        __syncwarp();
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            int n = half * 32 + lane;
+
+            mine[half] = n < count ? entry_make(experts + n - k[half],
+                                                ranks + n - k[half], k[half])
+                                   : entry{ -1, -1, false, false };
+            leaders[n] = mine[half].is_leader ? mine[half].rank : -1;
+        }
+        __syncwarp();
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const entry &e = mine[half];
+            int n = half * 32 + lane;
+            int rank_key = e.is_leader ? e.rank : -1;
+            int expert_key = e.expert < 0 ? -1 : args.view.num_ranks + e.expert;
+            int counted = by_rank ? expert_key : rank_key;
+            note kept;
+
+            kept.ordinal = number(hist, by_rank ? rank_key : expert_key);
+            if (counted >= 0) {
+                atomicAdd(&hist[counted], 1u);
+            }
+            __syncwarp();
+            if (n >= count) {
+                continue;
+            }
+            if (e.is_bad && bad == UINT64_MAX) {
+                bad = at + n + 1;
+            }
+            kept.place =
+                by_rank ? place_of(e, leaders + n - k[half], topk, k[half]) : 0;
+            args.plan.experts[at + n] = e.expert;
+            *reinterpret_cast<uint2 *>(&args.notes[2 * (at + n)]) =
+                make_uint2(kept.ordinal, kept.place);
+        }
+        __syncwarp();
+    }
+    for (int step = 16; step > 0; step /= 2) {
+        uint64_t other = __shfl_xor_sync(~0u, bad, step);
+
+        bad = other < bad ? other : bad;
+    }
+    return bad;
+}
+
+// 2a. Rows before each warp within the block; the block's totals to everybody.
+__device__ void
+sum_warps(const cuda_plan_args_t &args, const histograms &h)
+{
+    uint32_t *totals = args.block_totals + (size_t)blockIdx.x * h.keys;
+
+    for (int key = threadIdx.x; key < h.keys; key += blockDim.x) {
+        uint32_t sum = 0;
+
+        for (int w = 0; w < args.num_warps; w++) {
+            uint32_t count = h.hist[(size_t)w * h.keys + key];
+
+            h.hist[(size_t)w * h.keys + key] = sum;
+            sum += count;
+        }
+        totals[key] = sum;
+    }
+}
+
+// 2b. Rows before this block, and of the rank.
+__device__ void
+sum_blocks(const cuda_plan_args_t &args, const histograms &h)
+{
+    for (int key = threadIdx.x; key < h.keys; key += blockDim.x) {
+        uint32_t before = 0, sum = 0;
+
+#pragma unroll 8
+        for (int b = 0; b < gridDim.x; b++) {
+            // Not through the first-level cache, which may be older.
+            uint32_t count =
+                __ldcg(args.block_totals + (size_t)b * h.keys + key);
+
+            before += b < blockIdx.x ? count : 0;
+            sum += count;
+        }
+        h.base[key] = before;
+        h.total[key] = sum;
+    }
+    __syncthreads();
+}
+
+// 3. Each block tells some of the peers.
+__device__ void
+send_counts(const cuda_plan_args_t &args, const histograms &h, uint64_t step,
+            uint64_t plan_id, uint64_t bad_entry)
+{
+    const cuda_view_t &view = args.view;
+
+    for (int r = blockIdx.x; r < view.num_ranks; r += gridDim.x) {
+        int peer = (view.rank + 1 + r) % view.num_ranks;
+        epx__count_row_t *row =
+            epx__map_counts(&view.map, view.segments[peer], step, view.rank);
+        uint32_t *counts = epx__count_row_tokens(row);
+
+        if (threadIdx.x == 0) {
+            epx__count_row_t head = {};
+
+            head.step = step;
+            head.key = args.plan.key;
+            head.key.plan_id = plan_id;
+            head.num_tokens = args.num_tokens;
+            head.bad_entry = bad_entry;
+            head.bad_expert =
+                bad_entry == 0 ? 0 : index_at(args, bad_entry - 1);
+            *row = head;
+        }
+        for (int key = threadIdx.x; key < h.keys; key += blockDim.x) {
+            counts[key] = h.total[key];
+        }
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            // Acquired in check_counts.
+            st_release_sys(epx__map_arrival(&view.map, view.segments[peer],
+                                            step, EPX__GATE_READY, view.rank),
+                           step);
+        }
+    }
+}
+
+__device__ bool
+same_key(const epx__plan_key_t &a, const epx__plan_key_t &b)
+{
+    return a.plan_id == b.plan_id && a.layout == b.layout &&
+           a.num_experts == b.num_experts && a.topk == b.topk &&
+           a.idx_dtype == b.idx_dtype &&
+           a.expert_alignment == b.expert_alignment &&
+           a.max_tokens_per_rank == b.max_tokens_per_rank &&
+           a.recv_capacity == b.recv_capacity &&
+           a.send_only_row_bytes == b.send_only_row_bytes;
+}
+
+// Whether counts can be those of tokens: each goes to a rank once, and there to
+// 1 to K experts, to each of them once.
+__device__ bool
+counts_are_possible(const cuda_plan_args_t &args, epx__count_row_t *row, int r)
+{
+    int num_experts = (int)args.plan.key.num_experts;
+    int end = epx__first_expert(num_experts, args.view.num_ranks, r + 1);
+    uint64_t tokens = epx__count_row_tokens(row)[r];
+    const uint32_t *rows = epx__count_row_experts(row, args.view.num_ranks);
+    uint64_t sum = 0;
+    bool ok = tokens <= row->num_tokens;
+
+#pragma unroll 8
+    for (int e = epx__first_expert(num_experts, args.view.num_ranks, r);
+         e < end; e++) {
+        uint64_t count = rows[e];
+
+        ok = ok && count <= tokens;
+        sum += count;
+    }
+    return ok && tokens <= sum && sum <= tokens * args.plan.key.topk;
+}
+
+// What is wrong with one rank's count row by itself; 0: nothing.
+__device__ uint32_t
+check_row(const cuda_plan_args_t &args, const epx__count_row_t &row,
+          uint64_t step, uint64_t plan_id)
+{
+    uint64_t limit = args.plan.key.max_tokens_per_rank == 0
+                         ? INT32_MAX
+                         : args.plan.key.max_tokens_per_rank;
+    epx__plan_key_t mine = args.plan.key;
+
+    mine.plan_id = plan_id;
+    return row.step != step || !same_key(row.key, mine)
+               ? (uint32_t)-EPX_ERR_MISMATCH
+           : row.bad_entry != 0     ? (uint32_t)-EPX_ERR_EXPERT
+           : row.num_tokens > limit ? (uint32_t)-EPX_ERR_PEER_DATA
+                                    : 0;
+}
+
+// 3b. Wait for the counts of all ranks and see whether they can be used.  Every
+// block comes to the same verdict, and names the lowest rank.  False: the group
+// is broken.
+__device__ bool
+check_counts(const cuda_plan_args_t &args, uint64_t step, uint64_t plan_id,
+             cuda_refusal_t *refusal)
+{
+    const cuda_view_t &view = args.view;
+    bool ok = true;
+
+    for (int r = threadIdx.x; r < view.num_ranks && ok; r += blockDim.x) {
+        ok = wait_rank(view, step, EPX__GATE_READY, CUDA_IN_COUNTS, r);
+        if (ok &&
+            check_row(args,
+                      *epx__map_counts(&view.map, own_segment(view), step, r),
+                      step, plan_id) != 0) {
+            atomicMin(&refusal->rank, r);
+        }
+    }
+    if (!__syncthreads_and(ok)) {
+        return false;
+    }
+    if (refusal->rank != INT32_MAX) {
+        if (threadIdx.x == 0) {
+            epx__count_row_t row = *epx__map_counts(
+                &view.map, own_segment(view), step, refusal->rank);
+
+            if (row.step == step) {
+                refusal->key = row.key;
+            }
+            refusal->own_plan_id = plan_id;
+            refusal->bad_entry = row.bad_entry;
+            refusal->bad_expert = row.bad_expert;
+            refusal->status = check_row(args, row, step, plan_id);
+        }
+        __syncthreads();
+        return true;
+    }
+    for (int i = threadIdx.x; i < view.num_ranks * view.num_ranks;
+         i += blockDim.x) {
+        epx__count_row_t *row = epx__map_counts(&view.map, own_segment(view),
+                                                step, i / view.num_ranks);
+
+        if (!counts_are_possible(args, row, i % view.num_ranks)) {
+            report_rank(view, CUDA_IN_COUNTS, step, EPX_ERR_PEER_DATA,
+                        i / view.num_ranks, nullptr);
+            ok = false;
+        }
+    }
+    return __syncthreads_and(ok) != 0;
+}
+
+// 4a. Add up the sources: rows of the ranks before this one go into base, those
+// of all into total.
+__device__ void
+sum_sources(const cuda_plan_args_t &args, const histograms &h, uint64_t step)
+{
+    const cuda_view_t &view = args.view;
+    const char *rows = reinterpret_cast<const char *>(
+        epx__map_counts(&view.map, own_segment(view), step, 0));
+
+    for (int key = threadIdx.x; key < h.keys; key += blockDim.x) {
+        uint32_t before = 0, after = 0;
+
+#pragma unroll 8
+        for (int s = 0; s < view.num_ranks; s++) {
+            uint32_t count = __ldcg(reinterpret_cast<const uint32_t *>(
+                                        rows + s * view.map.count_row_bytes +
+                                        sizeof(epx__count_row_t)) +
+                                    key);
+
+            before += s < view.rank ? count : 0;
+            after += s > view.rank ? count : 0;
+        }
+        h.base[key] += before;
+        // Ours not from memory that peers can write.
+        h.total[key] += before + after;
+    }
+    __syncthreads();
+}
+
+// Rows from an expert's start to the next one's.
+__device__ uint64_t
+expert_stride(const cuda_plan_args_t &args, uint64_t rows)
+{
+    uint64_t alignment = args.plan.key.expert_alignment;
+
+    return args.plan.key.layout == EPX_LAYOUT_EXPERT_SLOTS
+               ? args.plan.key.max_tokens_per_rank * args.view.num_ranks
+               : (rows + alignment - 1) / alignment * alignment;
+}
+
+// 4b. Where each expert begins in its rank's buffer, a warp to a rank; block 0
+// keeps what later kernels need.
+__device__ void
+place_experts(const cuda_plan_args_t &args, const histograms &h,
+              cuda_refusal_t *refusal)
+{
+    const cuda_view_t &view = args.view;
+    int num_experts = (int)args.plan.key.num_experts;
+    int lane = threadIdx.x % 32;
+    bool by_rank = args.plan.key.layout == EPX_LAYOUT_RANK_MAJOR;
+
+    for (int r = threadIdx.x / 32; r < view.num_ranks; r += args.num_warps) {
+        int first = epx__first_expert(num_experts, view.num_ranks, r);
+        int count =
+            epx__first_expert(num_experts, view.num_ranks, r + 1) - first;
+        uint64_t offset = 0;
+        bool keep = blockIdx.x == 0 && r == view.rank;
+
+        for (int at = 0; at < count; at += 32) {
+            int key = view.num_ranks + first + at + lane;
+            uint64_t rows = at + lane < count ? h.total[key] : 0;
+            uint64_t stride = at + lane < count ? expert_stride(args, rows) : 0;
+            uint64_t end = stride;
+
+            for (int step = 1; step < 32; step *= 2) {
+                uint64_t below = __shfl_up_sync(~0u, end, step);
+
+                end += lane >= step ? below : 0;
+            }
+            if (at + lane < count) {
+                uint64_t begin = by_rank ? 0 : offset + end - stride;
+
+                h.base[key] += (uint32_t)begin;
+                if (keep) {
+                    args.plan.expert_rows[at + lane] = rows;
+                    args.plan.expert_offsets[at + lane] = begin;
+                }
+            }
+            offset += __shfl_sync(~0u, end, 31);
+        }
+        uint64_t rows = by_rank ? h.total[r] : offset;
+        uint64_t capacity = args.plan.key.recv_capacity;
+        if (lane == 0 &&
+            (rows > UINT32_MAX || (capacity > 0 && rows > capacity))) {
+            // The lowest rank is the one to name; blocks agree on it.
+            atomicMin(&refusal->rank, r);
+            refusal->status = (uint32_t)-EPX_ERR_CAPACITY;
+        }
+        if (lane == 0 && blockIdx.x == 0) {
+            args.plan.rank_rows[r] = rows;
+        }
+        if (lane == 0 && keep) {
+            args.plan.expert_offsets[count] = by_rank ? 0 : offset;
+        }
+    }
+    __syncthreads();
+}
+
+// 5. The final routes of this warp's tokens.
+__device__ void
+write_routes(const cuda_plan_args_t &args, const histograms &h)
+{
+    bool by_rank = args.plan.key.layout == EPX_LAYOUT_RANK_MAJOR;
+    const uint32_t *hist = h.hist + (size_t)(threadIdx.x / 32) * h.keys;
+    int topk = (int)args.plan.key.topk;
+    int lane = threadIdx.x % 32, k = lane % topk, turn = 32 % topk;
+    span entries = span_of_warp(args);
+
+#pragma unroll 4
+    for (int64_t i = entries.begin + lane; i < entries.end; i += 32) {
+        int expert = args.plan.experts[i];
+        uint2 kept = *reinterpret_cast<const uint2 *>(&args.notes[2 * i]);
+        int rank = expert < 0 ? -1 : h.ranks[expert];
+        int key = by_rank ? rank : args.view.num_ranks + expert;
+
+        if (kept.x != NONE) {
+            args.plan.routes[by_rank ? i - k + (kept.y & ~ENDS) : i] = {
+                rank, h.base[key] + hist[key] + kept.x
+            };
+        }
+        if (by_rank ? (kept.y & ENDS) != 0 : kept.x == NONE) {
+            args.plan.routes[i] = { -1, 0 };
+        }
+        k += turn;
+        k -= k >= topk ? topk : 0;
+    }
+}
+
+// Block 0: what the host, and later kernels, are told.
+__device__ void
+tell(const cuda_plan_args_t &args, uint64_t step, uint64_t plan_id,
+     const cuda_refusal_t &refusal)
+{
+    const cuda_view_t &view = args.view;
+    bool by_rank = args.plan.key.layout == EPX_LAYOUT_RANK_MAJOR;
+    int num_local = args.plan.num_local;
+    bool ok = refusal.status == 0;
+    int64_t *tokens = cuda_record_rank_tokens(args.record);
+    int64_t *rows = tokens + view.num_ranks;
+    int64_t *offsets = rows + num_local;
+
+    for (int r = threadIdx.x; ok && r < view.num_ranks; r += blockDim.x) {
+        tokens[r] = epx__count_row_tokens(
+            epx__map_counts(&view.map, own_segment(view), step, r))[view.rank];
+    }
+    for (int e = threadIdx.x; ok && e <= num_local; e += blockDim.x) {
+        if (e < num_local) {
+            rows[e] = args.plan.expert_rows[e];
+        }
+        offsets[e] = args.plan.expert_offsets[e];
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        uint64_t own = args.plan.rank_rows[view.rank];
+        cuda_routing_t *routing = args.plan.routing;
+        int64_t received = 0;
+
+        for (int e = 0; ok && e < num_local; e++) {
+            received += args.plan.expert_rows[e];
+        }
+        args.record->refusal = refusal;
+        if (refusal.status == (uint32_t)-EPX_ERR_CAPACITY) {
+            args.record->refusal.rows = args.plan.rank_rows[refusal.rank];
+        }
+        args.record->num_rows =
+            args.plan.key.recv_capacity > 0 ? args.plan.key.recv_capacity : own;
+        args.record->num_recv_rows = by_rank ? own : received;
+        routing->plan_id = plan_id;
+        routing->failed = !ok;
+        routing->num_recv_rows = own;
+        routing->generation = args.is_new ? 1 : routing->generation + 1;
+        fence_acq_rel_sys();
+        // Acquired by the host, in epx_plan_counts.
+        st_release_sys(&args.record->generation, routing->generation);
+    }
+}
+
+__global__ void
+plan_kernel(const __grid_constant__ cuda_plan_args_t args)
+{
+    __shared__ cuda_refusal_t refusal;
+    __shared__ unsigned long long bad_entry;
+    const cuda_view_t &view = args.view;
+    histograms h = histograms_make(args);
+    uint64_t step = step_now(view);
+    uint64_t plan_id = args.is_new ? step : args.plan.routing->plan_id;
+    bool ok = __syncthreads_and(!is_broken(view)) != 0;
+
+    if (!ok) {
+        return;
+    }
+    if (threadIdx.x == 0) {
+        bad_entry = ~0ull;
+        refusal = {};
+        refusal.rank = INT32_MAX;
+    }
+    for (int i = threadIdx.x; i < args.num_warps * h.keys; i += blockDim.x) {
+        h.hist[i] = 0;
+    }
+    for (int e = threadIdx.x; e < args.plan.key.num_experts; e += blockDim.x) {
+        h.ranks[e] = expert_rank(args, e);
+    }
+    __syncthreads();
+
+    // 1. Count.
+    uint64_t bad = count_entries(args, h);
+    if (threadIdx.x % 32 == 0) {
+        atomicMin(&bad_entry, (unsigned long long)bad);
+    }
+    __syncthreads();
+
+    // 2. The rank's totals.
+    sum_warps(args, h);
+    uint32_t *bads = args.block_totals + (size_t)gridDim.x * h.keys;
+    if (threadIdx.x == 0) {
+        bads[blockIdx.x] = bad_entry == ~0ull ? NONE : (uint32_t)bad_entry;
+    }
+    ok = grid_barrier(view, step);
+    if (ok) {
+        uint32_t first_bad = NONE;
+
+        sum_blocks(args, h);
+        for (int b = 0; b < gridDim.x; b++) {
+            first_bad = min(first_bad, __ldcg(bads + b));
+        }
+        // 3. Exchange them.
+        send_counts(args, h, step, plan_id, first_bad == NONE ? 0 : first_bad);
+        ok = check_counts(args, step, plan_id, &refusal);
+    }
+    if (ok) {
+        // 4. Place everybody's rows.
+        ok = refusal.status == 0;
+        if (ok) {
+            sum_sources(args, h, step);
+            place_experts(args, h, &refusal);
+            ok = refusal.status == 0;
+        }
+        if (blockIdx.x == 0) {
+            tell(args, step, plan_id, refusal);
+        }
+    }
+    if (ok) {
+        // 5. Write the routes.
+        write_routes(args, h);
+    }
+    if (last_block(view)) {
+        step_end(view, step);
+    }
+}
+
+} // namespace
+
+size_t
+cuda_plan_shared_bytes(const cuda_plan_args_t *args)
+{
+    size_t keys = (size_t)args->view.num_ranks + args->plan.key.num_experts;
+
+    return (keys * (args->num_warps + 2) + args->plan.key.num_experts +
+            args->num_warps * 3 * ROUND) *
+           sizeof(uint32_t);
+}
+
+cudaError_t
+cuda_plan_load(size_t max_shared)
+{
+    return cudaFuncSetAttribute(plan_kernel,
+                                cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                (int)max_shared);
+}
+
+cudaError_t
+cuda_plan_launch(const cuda_plan_args_t *args, int num_blocks,
+                 cudaStream_t stream)
+{
+    plan_kernel<<<num_blocks, args->num_warps * 32,
+                  cuda_plan_shared_bytes(args), stream>>>(*args);
+    return cudaGetLastError();
+}

@@ -1,0 +1,122 @@
+/* SPDX-License-Identifier: MIT */
+#include "bench_op.h"
+
+epx_status_t
+bench_op_plan(struct bench_rank *self)
+{
+    epx_plan_args_t args = bench_rank_plan_args(self);
+    epx_stream_t stream = bench_rank_stream(self);
+    return self->plan
+               ? epx_plan_update(self->plan, self->tokens, args.topk_idx,
+                                 stream)
+               : epx_plan_create(self->group, &args, stream, &self->plan);
+}
+
+void
+bench_op_drop_plan(struct bench_rank *self)
+{
+    if (!bench_options_fixed(self->run->options)) {
+        bench_rank_check(self, epx_plan_destroy(self->plan));
+        self->plan = NULL;
+    }
+}
+
+void
+bench_op_note(const struct bench_rank *self, enum bench_op op, int32_t iter,
+              struct bench_span span)
+{
+    const struct bench_series *series = &self->run->shared->ops[op];
+    if (iter != BENCH_UNTIMED) {
+        series->spans[(size_t)iter * (size_t)series->parties +
+                      (size_t)self->rank] = span;
+    }
+}
+
+int32_t
+bench_block_start(const struct bench_run *run, int32_t block)
+{
+    return (int32_t)(block * (int64_t)run->options->iters / run->blocks);
+}
+
+/* In LL each dispatch has new routing, so the update is part of it. */
+static epx_status_t
+dispatch(struct bench_rank *self)
+{
+    epx_dispatch_args_t args = bench_rank_dispatch_args(self);
+    epx_status_t status = EPX_OK;
+    if (self->run->options->mode == BENCH_LL) {
+        status = bench_op_plan(self);
+    }
+    return status ? status
+                  : epx_dispatch(self->plan, &args, bench_rank_stream(self));
+}
+
+static epx_status_t
+call(struct bench_rank *self, enum bench_op op)
+{
+    epx_combine_args_t combine = bench_rank_combine_args(self);
+    switch (op) {
+    case BENCH_DISPATCH:
+    case BENCH_DISPATCH_SEND:
+        return dispatch(self);
+    case BENCH_COMBINE:
+    case BENCH_COMBINE_SEND:
+        return epx_combine(self->plan, &combine, bench_rank_stream(self));
+    default:
+        return epx_complete(self->plan, bench_rank_stream(self));
+    }
+}
+
+epx_status_t
+bench_op_start(struct bench_rank *self, enum bench_op op,
+               epx_plan_counts_t *counts)
+{
+    if (op == BENCH_PLAN || op == BENCH_PLAN_DEVICE) {
+        epx_status_t status = bench_op_plan(self);
+        return status ? status : epx_plan_counts(self->plan, counts);
+    }
+    if (self->run->options->graph) {
+        self->card->ops->replay(self->card, op);
+        return EPX_OK;
+    }
+    return call(self, op);
+}
+
+/* All that moves rows, and before it the update where that is no part of the
+ * dispatch already. */
+static void
+call_layer(struct bench_rank *self)
+{
+    if (self->run->options->mode != BENCH_LL) {
+        bench_rank_check(self, bench_op_plan(self));
+    }
+    for (int i = 0; i < BENCH_NUM_OPS; i++) {
+        enum bench_op op = (enum bench_op)i;
+        if (bench_op_moves(op) && bench_op_active(op, self->run->options)) {
+            bench_rank_check(self, call(self, op));
+        }
+    }
+}
+
+void
+bench_op_capture(struct bench_rank *self)
+{
+    struct bench_card *card = self->card;
+    for (int i = 0; i < BENCH_NUM_OPS; i++) {
+        enum bench_op op = (enum bench_op)i;
+        bool layer = op == BENCH_LAYER;
+        if (!self->run->options->graph ||
+            !bench_op_active(op, self->run->options) ||
+            !(layer || bench_op_moves(op))) {
+            continue;
+        }
+        card->ops->capture(card);
+        if (layer) {
+            call_layer(self);
+        } else {
+            bench_rank_check(self, call(self, op));
+        }
+        card->ops->captured(card, op);
+    }
+    bench_barrier_wait(&self->run->shared->ranks, BENCH_NO_DEADLINE);
+}
