@@ -1,26 +1,23 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * Compiled once for each instruction set, with EPX__ISA naming it.  The loops
- * are plain C that compilers vectorise; only stores past the caches, which C
- * cannot express, use intrinsics.
+ * are plain C that compilers vectorise, or the vectors that compilers share;
+ * only stores past the caches, which neither can express, use intrinsics.
  */
 #include "engine/cpu/cpu_kernels.h"
 
 #include "engine/common/numeric.h"
+#include "engine/cpu/cpu_vector.h"
 
 #include <math.h>
 #include <string.h>
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 
 #define KERNELS_NAME_(isa) epx__kernels_##isa
 #define KERNELS_NAME(isa)  KERNELS_NAME_(isa)
 #define STRING_(isa)       #isa
 #define STRING(isa)        STRING_(isa)
 
-#define LINE          64
-#define ALWAYS_INLINE inline __attribute__((always_inline))
+#define LINE 64
 
 static void
 copy_stream(void *dst, const void *src, size_t bytes)
@@ -208,6 +205,7 @@ quantize(epx_quantize_t kind, const uint16_t *x, size_t count, uint8_t *out,
 #define REDUCE_LOAD(x)    epx__f32_from_bf16(x)
 #define REDUCE_ROUND(x)   epx__bf16_from_f32(x)
 #include "engine/cpu/cpu_reduce.h"
+#include "engine/cpu/cpu_reduce_bf16.h"
 
 const epx__kernels_t KERNELS_NAME(EPX__ISA) = {
     .isa = STRING(EPX__ISA),
@@ -215,5 +213,5 @@ const epx__kernels_t KERNELS_NAME(EPX__ISA) = {
     .quantize = quantize,
     .reduce_f32 = reduce_f32,
     .reduce_f16 = reduce_f16,
-    .reduce_bf16 = reduce_bf16,
+    .reduce_bf16 = reduce_bf16_fast,
 };
