@@ -138,7 +138,20 @@ quantize_block(epx_quantize_t kind, const uint16_t *x, size_t count,
 
 /* Blocks whose maxima are found before the first of them is converted, so that
  * the way from a maximum to its scale does not hold up the conversions. */
-#define QUANTIZE_BATCH 64
+#define QUANTIZE_BATCH 16
+
+/* Conversion gives the memory time to bring the block that is one batch on,
+ * which may belong to the next row, or to nothing: fetching never faults. */
+static ALWAYS_INLINE void
+prefetch_batch_on(const uint16_t *block)
+{
+    uintptr_t at = (uintptr_t)(const void *)block +
+                   (uintptr_t)QUANTIZE_BATCH * EPX_SCALE_BLOCK * sizeof(*block);
+
+    for (size_t i = 0; i < EPX_SCALE_BLOCK * sizeof(*block); i += LINE) {
+        __builtin_prefetch((const void *)(at + i));
+    }
+}
 
 /* Up to QUANTIZE_BATCH blocks; a constant length spares whole blocks the
  * handling of ends. */
@@ -155,6 +168,7 @@ quantize_batch(epx_quantize_t kind, const uint16_t *x, size_t count,
         max[b] = block_max(x + b * EPX_SCALE_BLOCK, EPX_SCALE_BLOCK);
     }
     for (size_t b = 0; b < num_whole; b++) {
+        prefetch_batch_on(x + b * EPX_SCALE_BLOCK);
         scales[b] =
             quantize_block(kind, x + b * EPX_SCALE_BLOCK, EPX_SCALE_BLOCK,
                            max[b], out + b * EPX_SCALE_BLOCK)
