@@ -28,7 +28,7 @@ sum_piece(const epx__reduce_t *reduce, size_t at, bool is_weighted,
         float weight = is_weighted ? reduce->weights[r] : 1.0f;
 
 #pragma GCC unroll 4 /* or the sums do not stay in registers */
-        for (int v = 0; v < PIECE_VECTORS; v++) {
+        for (size_t v = 0; v < PIECE_VECTORS; v++) {
             words_t x = words_load(row + v * VECTOR_BYTES);
             floats_t x_even = floats_from_even(x), x_odd = floats_from_odd(x);
 
@@ -38,7 +38,7 @@ sum_piece(const epx__reduce_t *reduce, size_t at, bool is_weighted,
                                  : odd[v] + x_odd;
         }
     }
-    for (int v = 0; v < PIECE_VECTORS; v++) {
+    for (size_t v = 0; v < PIECE_VECTORS; v++) {
         check += even[v] + odd[v];
         words_store(out + v * VECTOR_BYTES, words_from_floats(even[v], odd[v]),
                     streams);
