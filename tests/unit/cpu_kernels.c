@@ -164,15 +164,13 @@ quantizes_rows_of_any_length(void **state)
 
 /* ---- reduce ---- */
 
-/* The arrays of one sum; rows and biases in rooms of their own. */
+/* The arrays of one sum; rows in rooms of their own. */
 typedef struct sum {
     epx_dtype_t dtype;
     size_t count;
     int num_rows;
-    int num_bias;
     bool has_weights;
     room_t rows[MOST_ROWS];
-    room_t bias[EPX_MAX_BIAS];
     room_t weights;
     room_t out;
 } sum_t;
@@ -186,9 +184,6 @@ open_sum(void **state)
     for (int i = 0; i < MOST_ROWS; i++) {
         sum.rows[i] = room_open();
     }
-    for (int i = 0; i < EPX_MAX_BIAS; i++) {
-        sum.bias[i] = room_open();
-    }
     sum.weights = room_open();
     sum.out = room_open();
     return 0;
@@ -200,9 +195,6 @@ close_sum(void **state)
     (void)state;
     for (int i = 0; i < MOST_ROWS; i++) {
         room_close(sum.rows[i]);
-    }
-    for (int i = 0; i < EPX_MAX_BIAS; i++) {
-        room_close(sum.bias[i]);
     }
     room_close(sum.weights);
     room_close(sum.out);
@@ -229,9 +221,6 @@ add_up(const epx__reduce_t *reduce, void *out)
     for (size_t i = 0; i < sum.count; i++) {
         float total = 0.0f;
 
-        for (int b = 0; b < sum.num_bias; b++) {
-            total += element(reduce->bias[b], i);
-        }
         for (int r = 0; r < sum.num_rows; r++) {
             float x = element(reduce->rows[r], i);
 
@@ -305,30 +294,24 @@ check_sum(rng_t *rng)
         rng_fill(rng, sum.dtype, row, (int64_t)sum.count, special);
         rows[r] = row;
     }
-    for (int b = 0; b < sum.num_bias; b++) {
-        void *bias = output(sum.bias[b], bytes);
-
-        rng_fill(rng, sum.dtype, bias, (int64_t)sum.count, special);
-        reduce.bias[b] = bias;
-    }
+    reduce.streams = bytes % EPX_ROW_ALIGN == 0 && rng_one_in(rng, 2);
     check_reduce(&reduce);
 }
 
 static const epx_dtype_t dtypes[] = { EPX_F32, EPX_F16, EPX_BF16 };
 
-/* Every number of rows and biases, with and without weights. */
+/* Every number of rows, with and without weights. */
 static void
 reduces_every_combination(void **state)
 {
-    static const size_t counts[] = { 1, 7, 64, 511, 512, 513, 1030 };
+    static const size_t counts[] = { 1, 7, 64, 511, 512, 513, 1024, 1030 };
     rng_t rng = rng_of(4, 5, 6);
 
     (void)state;
-    for (int i = 0; i < 3 * (MOST_ROWS + 1) * 3 * 2; i++) {
+    for (int i = 0; i < 3 * (MOST_ROWS + 1) * 2; i++) {
         sum.dtype = dtypes[i % 3];
         sum.num_rows = i / 3 % (MOST_ROWS + 1);
-        sum.num_bias = i / (3 * (MOST_ROWS + 1)) % 3;
-        sum.has_weights = i / (3 * (MOST_ROWS + 1) * 3) == 1;
+        sum.has_weights = i / (3 * (MOST_ROWS + 1)) == 1;
         for (size_t c = 0; c < sizeof(counts) / sizeof(*counts); c++) {
             sum.count = counts[c];
             check_sum(&rng);
@@ -346,32 +329,9 @@ reduces_rows_of_any_length(void **state)
         for (int d = 0; d < 3; d++) {
             sum.dtype = dtypes[d];
             sum.num_rows = (int)rng_int(&rng, 0, MOST_ROWS);
-            sum.num_bias = (int)rng_int(&rng, 0, EPX_MAX_BIAS);
             sum.has_weights = rng_one_in(&rng, 2);
             check_sum(&rng);
         }
-    }
-}
-
-/* Only the second bias is given. */
-static void
-biases_are_found_by_their_place(void **state)
-{
-    epx__reduce_t reduce = { .count = 8 };
-
-    (void)state;
-    sum.dtype = EPX_F32;
-    for (int i = 0; tables[i] != NULL; i++) {
-        float *bias = output(sum.bias[1], 8 * sizeof(*bias));
-        float *out = output(sum.out, 8 * sizeof(*out));
-
-        for (int j = 0; j < 8; j++) {
-            bias[j] = (float)j;
-        }
-        reduce.bias[1] = bias;
-        reduce.out = out;
-        tables[i]->reduce_f32(&reduce);
-        assert_memory_equal(out, bias, 8 * sizeof(*bias));
     }
 }
 
@@ -424,8 +384,6 @@ main(void)
                                         close_sum),
         cmocka_unit_test_setup_teardown(reduces_rows_of_any_length, open_sum,
                                         close_sum),
-        cmocka_unit_test_setup_teardown(biases_are_found_by_their_place,
-                                        open_sum, close_sum),
         cmocka_unit_test(copies_to_every_alignment),
     };
 

@@ -83,22 +83,25 @@ epx__f16_from_f32(float value)
 }
 
 /*
- * E4M3 of a value that is not negative, not NaN and below 464, from where on
- * 448 would not be the nearest: nearest even.  Adding 2^20 times the value's
- * power of two, or 2^-6 below E4M3's normal numbers, leaves the three bits of
- * mantissa that E4M3 has at the end of the sum, rounded by the addition.
+ * The low byte is E4M3, to nearest even, of a value that is not negative, not
+ * NaN and below 464, from where on 448 would not be the nearest; what is above
+ * the low byte has no meaning.  `scaled` is EPX__F8E4M3_SCALE times the value.
+ * Adding 2^20 times its power of two, or that of 2^-6 below E4M3's normal
+ * numbers, leaves the mantissa that E4M3 has, its leading bit included, at the
+ * end of the sum, rounded by the addition.  The power's exponent goes above the
+ * leading bit; the scale makes all constants there a multiple of 256.
  */
-EPX__INLINE uint32_t
-epx__f8e4m3_magnitude(float value)
-{
-    uint32_t power = epx__bits_from_f32(value) & 0x7f800000u;
-    uint32_t magic, sum;
+#define EPX__F8E4M3_SCALE 0x1p7f
 
-    power = power < 0x3c800000u ? 0x3c800000u : power; /* 2^-6 */
-    magic = power + (20u << 23);
-    sum = epx__bits_from_f32(value + epx__f32_from_bits(magic));
-    /* The biases are 127 and 7; the sum counts the leading bit, 8. */
-    return (power >> 20) - (120u << 3) + (sum - magic) - 8;
+EPX__INLINE uint32_t
+epx__f8e4m3_magnitude(float scaled)
+{
+    uint32_t power = epx__bits_from_f32(scaled) & 0x7f800000u;
+    float magic;
+
+    power = power < 0x40000000u ? 0x40000000u : power; /* 2^-6, scaled */
+    magic = epx__f32_from_bits(power + (20u << 23));
+    return epx__bits_from_f32(scaled + magic) + (power >> 20);
 }
 
 /* Nearest even, saturating at 448; every NaN becomes 0x7f. */
@@ -109,9 +112,10 @@ epx__f8e4m3_from_f32(float value)
     uint32_t sign = bits >> 24 & 0x80u;
     uint32_t magnitude = bits & 0x7fffffffu;
     uint32_t limited = magnitude < 0x43e00000u ? magnitude : 0x43e00000u;
-    uint32_t result = sign | epx__f8e4m3_magnitude(epx__f32_from_bits(limited));
+    uint32_t result =
+        epx__f8e4m3_magnitude(epx__f32_from_bits(limited) * EPX__F8E4M3_SCALE);
 
-    return (uint8_t)(magnitude > 0x7f800000u ? 0x7fu : result);
+    return (uint8_t)(magnitude > 0x7f800000u ? 0x7fu : sign | result);
 }
 
 /* The scale of a block whose largest magnitude is amax >= 1e-4, by the rules of

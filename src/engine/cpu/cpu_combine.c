@@ -37,6 +37,24 @@ row_at(const job_t *job, int32_t rank, epx__array_t array, int64_t row,
            (uint64_t)row * row_bytes;
 }
 
+/* The biases of a token. */
+static int
+gather_biases(const job_t *job, int64_t t, const void **rows, float *weights)
+{
+    const epx_combine_args_t *args = &job->plan->combine.args;
+    int count = 0;
+
+    for (int b = 0; b < EPX_MAX_BIAS; b++) {
+        if (args->bias[b] != NULL) {
+            rows[count] =
+                (const char *)args->bias[b] + (uint64_t)t * job->row_bytes;
+            weights[count] = 1.0f;
+            count++;
+        }
+    }
+    return count;
+}
+
 /* The rows of a token over ranks, ascending. */
 static int
 gather_rank_rows(const job_t *job, int64_t t, const void **rows)
@@ -85,25 +103,21 @@ combine_token(const job_t *job, int64_t t)
 {
     const cpu_plan_t *plan = job->plan;
     const epx_combine_args_t *args = &plan->combine.args;
-    const void *rows[EPX_MAX_TOPK];
-    float weights[EPX_MAX_TOPK];
-    uint64_t at = (uint64_t)t * job->row_bytes;
-    epx__reduce_t reduce = {
+    const void *rows[EPX_MAX_BIAS + EPX_MAX_TOPK];
+    float weights[EPX_MAX_BIAS + EPX_MAX_TOPK];
+    int count = gather_biases(job, t, rows, weights);
+
+    count += cpu_is_rank_major(plan)
+                 ? gather_rank_rows(job, t, rows + count)
+                 : gather_expert_rows(job, t, rows + count, weights + count);
+    job->reduce(&(epx__reduce_t){
         .rows = rows,
         .weights = args->topk_weights == NULL ? NULL : weights,
-        .num_rows = cpu_is_rank_major(plan)
-                        ? gather_rank_rows(job, t, rows)
-                        : gather_expert_rows(job, t, rows, weights),
-        .out = (char *)args->out + at,
+        .num_rows = count,
+        .out = (char *)args->out + (uint64_t)t * job->row_bytes,
         .count = (size_t)args->hidden,
         .streams = job->streams,
-    };
-
-    for (int b = 0; b < EPX_MAX_BIAS; b++) {
-        reduce.bias[b] =
-            args->bias[b] == NULL ? NULL : (const char *)args->bias[b] + at;
-    }
-    job->reduce(&reduce);
+    });
 }
 
 /* out_topk_weights of one token. */

@@ -1,26 +1,23 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * Compiled once for each instruction set, with EPX__ISA naming it.  The loops
- * are plain C that compilers vectorise; only stores past the caches, which C
- * cannot express, use intrinsics.
+ * are plain C that compilers vectorise, or the vectors that compilers share;
+ * only stores past the caches, which neither can express, use intrinsics.
  */
 #include "engine/cpu/cpu_kernels.h"
 
 #include "engine/common/numeric.h"
+#include "engine/cpu/cpu_vector.h"
 
 #include <math.h>
 #include <string.h>
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 
 #define KERNELS_NAME_(isa) epx__kernels_##isa
 #define KERNELS_NAME(isa)  KERNELS_NAME_(isa)
 #define STRING_(isa)       #isa
 #define STRING(isa)        STRING_(isa)
 
-#define LINE          64
-#define ALWAYS_INLINE inline __attribute__((always_inline))
+#define LINE 64
 
 static void
 copy_stream(void *dst, const void *src, size_t bytes)
@@ -36,6 +33,9 @@ copy_stream(void *dst, const void *src, size_t bytes)
         _mm_stream_si128((__m128i *)to, _mm_loadu_si128((const void *)from));
     }
     for (; end - from >= LINE; to += LINE, from += LINE) {
+        /* What follows is likely to be copied next; it may wait in the second
+         * cache, and fetching never faults. */
+        __builtin_prefetch((const void *)((uintptr_t)from + bytes), 0, 2);
 #if defined(__AVX512F__)
         _mm512_stream_si512((void *)to, _mm512_loadu_si512(from));
 #else
@@ -95,17 +95,30 @@ convert_block(const uint16_t *restrict x, size_t count, float factor,
     }
 }
 
-/* The same where nothing is NaN or rounds to more than 448. */
+/* The same where nothing is NaN or rounds to more than 448; two elements of
+ * x to a word, as in cpu_vector.h. */
 static ALWAYS_INLINE void
 convert_block_finite(const uint16_t *restrict x, size_t count, float factor,
                      uint8_t *restrict out)
 {
-    for (size_t i = 0; i < count; i++) {
-        float magnitude = epx__f32_from_bf16(x[i] & BF16_MAGNITUDE) * factor;
+    size_t num_words = count / 2;
+    float scaled = factor * EPX__F8E4M3_SCALE;
 
-        out[i] =
-            (uint8_t)(epx__f8e4m3_magnitude(magnitude) | (x[i] >> 8 & 0x80));
+    for (size_t i = 0; i < num_words; i++) {
+        uint32_t word, magnitudes, even, odd, bytes;
+        uint16_t pair;
+
+        memcpy(&word, x + 2 * i, sizeof(word));
+        magnitudes = word & (BF16_MAGNITUDE << 16 | BF16_MAGNITUDE);
+        even = epx__f8e4m3_magnitude(epx__f32_from_bits(magnitudes << 16) *
+                                     scaled);
+        odd = epx__f8e4m3_magnitude(epx__f32_from_bits(magnitudes & BF16_ODD) *
+                                    scaled);
+        bytes = (even & 0xff) | odd << 16 | (word >> 8 & 0x00800080u);
+        pair = (uint16_t)(bytes | bytes >> 8);
+        memcpy(out + 2 * i, &pair, sizeof(pair));
     }
+    convert_block(x + 2 * num_words, count % 2, factor, out + 2 * num_words);
 }
 
 static ALWAYS_INLINE epx__block_scale_t
@@ -128,7 +141,20 @@ quantize_block(epx_quantize_t kind, const uint16_t *x, size_t count,
 
 /* Blocks whose maxima are found before the first of them is converted, so that
  * the way from a maximum to its scale does not hold up the conversions. */
-#define QUANTIZE_BATCH 64
+#define QUANTIZE_BATCH 16
+
+/* Conversion gives the memory time to bring the block that is one batch on,
+ * which may belong to the next row, or to nothing: fetching never faults. */
+static ALWAYS_INLINE void
+prefetch_batch_on(const uint16_t *block)
+{
+    uintptr_t at = (uintptr_t)(const void *)block +
+                   (uintptr_t)QUANTIZE_BATCH * EPX_SCALE_BLOCK * sizeof(*block);
+
+    for (size_t i = 0; i < EPX_SCALE_BLOCK * sizeof(*block); i += LINE) {
+        __builtin_prefetch((const void *)(at + i));
+    }
+}
 
 /* Up to QUANTIZE_BATCH blocks; a constant length spares whole blocks the
  * handling of ends. */
@@ -145,6 +171,7 @@ quantize_batch(epx_quantize_t kind, const uint16_t *x, size_t count,
         max[b] = block_max(x + b * EPX_SCALE_BLOCK, EPX_SCALE_BLOCK);
     }
     for (size_t b = 0; b < num_whole; b++) {
+        prefetch_batch_on(x + b * EPX_SCALE_BLOCK);
         scales[b] =
             quantize_block(kind, x + b * EPX_SCALE_BLOCK, EPX_SCALE_BLOCK,
                            max[b], out + b * EPX_SCALE_BLOCK)
@@ -208,6 +235,7 @@ quantize(epx_quantize_t kind, const uint16_t *x, size_t count, uint8_t *out,
 #define REDUCE_LOAD(x)    epx__f32_from_bf16(x)
 #define REDUCE_ROUND(x)   epx__bf16_from_f32(x)
 #include "engine/cpu/cpu_reduce.h"
+#include "engine/cpu/cpu_reduce_bf16.h"
 
 const epx__kernels_t KERNELS_NAME(EPX__ISA) = {
     .isa = STRING(EPX__ISA),
@@ -215,5 +243,5 @@ const epx__kernels_t KERNELS_NAME(EPX__ISA) = {
     .quantize = quantize,
     .reduce_f32 = reduce_f32,
     .reduce_f16 = reduce_f16,
-    .reduce_bf16 = reduce_bf16,
+    .reduce_bf16 = reduce_bf16_fast,
 };

@@ -11,12 +11,11 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* The rows that one token is the sum of, and where the sum goes. */
+/* The rows that one token is the sum of, in order, and where the sum goes. */
 typedef struct epx__reduce {
     const void *const *rows;
     const float *weights; /* one for each row, or NULL */
     int num_rows;
-    const void *bias[EPX_MAX_BIAS];
     void *out;
     size_t count; /* elements */
     bool streams; /* write out past the caches; as for copy_stream */
@@ -30,7 +29,8 @@ typedef struct epx__kernels {
     /* bf16 -> e4m3 by the rules of epx_quantize_t; scales is [S]. */
     void (*quantize)(epx_quantize_t quantize, const uint16_t *x, size_t count,
                      uint8_t *out, uint32_t *scales);
-    /* The sum that epx_combine_args_t defines, for one token. */
+    /* The sum that epx_combine_args_t defines, for one token; a bias is a row
+     * of weight 1. */
     void (*reduce_f32)(const epx__reduce_t *reduce);
     void (*reduce_f16)(const epx__reduce_t *reduce);
     void (*reduce_bf16)(const epx__reduce_t *reduce);

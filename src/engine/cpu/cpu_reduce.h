@@ -22,13 +22,6 @@ REDUCE_NAME(sum_block)(const epx__reduce_t *reduce, size_t at, size_t length,
     for (size_t i = 0; i < length; i++) {
         sums[i] = 0.0f;
     }
-    for (int b = 0; b < EPX_MAX_BIAS; b++) {
-        const REDUCE_TYPE *bias = reduce->bias[b];
-
-        for (size_t i = 0; bias != NULL && i < length; i++) {
-            sums[i] += REDUCE_LOAD(bias[at + i]);
-        }
-    }
     for (int r = 0; reduce->weights == NULL && r < reduce->num_rows; r++) {
         const REDUCE_TYPE *row = (const REDUCE_TYPE *)reduce->rows[r] + at;
 
