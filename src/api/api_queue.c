@@ -12,6 +12,12 @@ epx_queue_create(epx_group_t *group, epx_queue_t **queue_p)
         return epx__fail(EPX_ERR_NULL, "%s is null",
                          group == NULL ? "group" : "queue_p");
     }
+    if (group->device != EPX_DEVICE_CPU) {
+        return epx__fail(EPX_ERR_UNSUPPORTED,
+                         "queues are the streams of CPU groups; the streams of "
+                         "this group's device, %d, are CUDA's",
+                         group->device);
+    }
     status = epx__queue_open(group, queue_p);
     if (status == EPX_OK) {
         epx__group_count(group, &group->num_queues, 1);

@@ -10,7 +10,8 @@
 
 /* The variables read here, and those read elsewhere. */
 static const char *const known_names[] = {
-    "EPX_LOG", "EPX_SECRET", "EPX_SECRET_FILE", "EPX_PORT", "EPX_JOB_ID",
+    "EPX_LOG",    "EPX_SECRET",      "EPX_SECRET_FILE", "EPX_PORT",
+    "EPX_JOB_ID", "EPX_CUDA_FABRIC", "EPX_CUDA_COPY",
 };
 
 #define FIRST_DERIVED_PORT 20000

@@ -190,6 +190,10 @@ take_all(cuda_memory_t *self)
     int sms = 0;
     int32_t share;
 
+    if (memory->self->kind != WORLD_THREAD) {
+        /* A process has queues of its own, and MPS not so many for each. */
+        unsetenv("CUDA_DEVICE_MAX_CONNECTIONS");
+    }
     if (failed(memory, cudaSetDevice(CARD), "cudaSetDevice") ||
         failed(
             memory,

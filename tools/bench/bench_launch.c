@@ -246,9 +246,10 @@ bench_launch(const struct bench_run *run, bench_rank_fn *fn,
              struct bench_error *error)
 {
     error->text[0] = '\0';
-    if (run->options->device == EPX_DEVICE_CUDA) {
-        /* As many queues to a card as there can be, so that no two ranks share
-         * one. */
+    if (run->options->device == EPX_DEVICE_CUDA && !run->options->procs) {
+        /* As many queues to a card as there can be, so that no two threads
+         * share one.  Processes have their own; MPS has no room for so many of
+         * each. */
         setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0);
     }
     return run->options->procs ? launch_procs(run, fn, error)

@@ -17,6 +17,7 @@
 //     barriers [warps][stages]
 //     counts   [warps][stages]       rows of the unit in a stage
 //     stages   [warps][stages][batch][chunk]
+
 // Of a warp's ROWS chunks, tokens with few rows make more stages.
 #include "engine/common/numeric.h"
 #include "engine/cuda/cuda_step.cuh"
@@ -62,6 +63,7 @@ struct worker {
     uint64_t *barriers; // [stages]
     int *counts;        // [stages]
     char *stages;       // [stages][batch][chunk]
+
     int64_t index, count;
     int lane;
 };
@@ -78,6 +80,7 @@ worker_make(const cuda_combine_args_t &args, char *shared, bool is_bulk)
     w.barriers = reinterpret_cast<uint64_t *>(shared + map.barriers) + first;
     w.counts = reinterpret_cast<int *>(shared + map.counts) + first;
     w.stages = shared + map.stages + (size_t)first * CHUNK;
+
     w.index = (int64_t)blockIdx.x * WARPS + threadIdx.x / 32;
     w.count = (int64_t)gridDim.x * WARPS;
     w.lane = threadIdx.x % 32;
@@ -107,8 +110,7 @@ source_open(const cuda_combine_args_t &args, int r, const epx__post_t &post,
     to->topk_weights =
         reinterpret_cast<const float *>(view.segments[r] + weights);
     if (!ok) {
-        report_rank(view, CUDA_IN_COMBINE, post.step, EPX_ERR_PEER_DATA, r,
-                    &post);
+        report_rank(view, CUDA_IN_COMBINE, post.step, EPX_ERR_PEER_DATA, r);
     }
     return ok;
 }

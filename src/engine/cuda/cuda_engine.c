@@ -2,6 +2,7 @@
 /* The CUDA engine's table of functions, and what it sets up for a group. */
 #include "engine/cuda/cuda_engine.h"
 #include "core/env.h"
+#include "engine/cuda/cuda_pinned.h"
 #include "engine/engine.h"
 #include "fabric/cuda/cuda_fabric.h"
 
@@ -28,7 +29,7 @@ chunk_free(cuda_chunk_t *chunk)
             (void)cudaEventDestroy(chunk->seats[i].done);
         }
     }
-    (void)cudaFreeHost(chunk->records);
+    cuda_pinned_give(chunk->records);
     free(chunk);
 }
 
@@ -46,9 +47,8 @@ cuda_seats_reserve(epx_group_t *group)
     if (chunk == NULL) {
         return epx__fail(EPX_ERR_NO_MEMORY, "no memory for plans");
     }
-    error = cudaHostAlloc((void **)&chunk->records,
-                          SEATS_PER_CHUNK * engine->record_bytes,
-                          cudaHostAllocPortable | cudaHostAllocMapped);
+    error = cuda_pinned_take(SEATS_PER_CHUNK * engine->record_bytes,
+                             (void **)&chunk->records);
     for (int i = 0; i < SEATS_PER_CHUNK && error == cudaSuccess; i++) {
         error = cudaEventCreateWithFlags(&chunk->seats[i].done,
                                          cudaEventDisableTiming);
@@ -77,15 +77,12 @@ close_entered(epx_group_t *group)
     cuda_engine_t *engine = cuda_engine(group);
     cuda_chunk_t *next;
 
-    if (engine->last_done != NULL) {
-        (void)cudaEventSynchronize(engine->last_done);
-    }
     cuda_plans_reclaim(group, true);
     for (cuda_chunk_t *chunk = engine->chunks; chunk != NULL; chunk = next) {
         next = chunk->next;
         chunk_free(chunk);
     }
-    (void)cudaFreeHost(engine->view.report);
+    cuda_pinned_give(engine->view.report);
     (void)epx__heap_free(&group->heap, engine->private_block);
     free(engine);
     group->engine_state = NULL;
@@ -210,14 +207,10 @@ open_view(epx_group_t *group)
         engine->view.segment_bytes = (uint64_t *)(void *)(base + sizes);
         error = upload(base, image, bytes);
         if (error == cudaSuccess) {
-            error = cudaHostAlloc((void **)&engine->view.report,
-                                  sizeof(*engine->view.report),
-                                  cudaHostAllocPortable | cudaHostAllocMapped);
+            error = cuda_pinned_take(sizeof(*engine->view.report),
+                                     (void **)&engine->view.report);
         }
         status = epx__cuda_check(error, "cannot set up the CUDA engine");
-    }
-    if (status == EPX_OK) {
-        memset(engine->view.report, 0, sizeof(*engine->view.report));
     }
     free(image);
     return status;

@@ -17,7 +17,7 @@
 typedef struct cuda_seat {
     struct cuda_seat *next;
     cuda_record_t *record; /* host memory that the device writes */
-    cudaEvent_t done;      /* after the plan's last operation */
+    cudaEvent_t done;      /* see cuda_plan_record */
 } cuda_seat_t;
 
 struct cuda_plan;
@@ -31,10 +31,10 @@ typedef struct cuda_engine {
     cuda_seat_t *seats;  /* free ones */
     struct cuda_chunk *chunks;
     struct cuda_plan *retired; /* destroyed, but perhaps still running */
-    /* Operations run one after the other, on whatever stream: where the last
-     * one went. */
-    cudaStream_t last_stream;
-    cudaEvent_t last_done; /* NULL: none yet */
+    /* Operations run one after the other, on whatever stream: whose the last
+     * one was, or, once that plan is gone, the event after it. */
+    struct cuda_plan *last_plan;
+    cudaEvent_t last_done;
 } cuda_engine_t;
 
 static inline cuda_engine_t *
@@ -73,7 +73,8 @@ typedef struct cuda_plan {
     int64_t num_tokens;
     uint64_t num_routings; /* that the host has asked for */
     bool is_captured;      /* some operation lives in a graph */
-    bool was_queued;       /* some other has been put on a stream */
+    bool was_queued;       /* some other has been put on a stream: */
+    cudaStream_t stream;   /* the last one on this */
 
     epx__pending_t pending;
     uint64_t pending_call; /* when it was started, in calls of the group */
@@ -100,6 +101,9 @@ typedef struct cuda_op {
 
 /* cuda_op.c: check the group, enter the device, and put the stream behind the
  * group's last operation.  On success cuda_op_end must follow. */
+/* Record the seat's event behind the plan's last operation.  That is done only
+ * when somebody has to wait for it, since it costs every operation. */
+cudaError_t cuda_plan_record(cuda_plan_t *plan);
 epx_status_t cuda_op_begin(cuda_plan_t *plan, epx_stream_t stream,
                            cuda_op_t *op);
 /* Note that something has been launched, if so; returns status. */

@@ -225,12 +225,12 @@ cudaError_t cuda_dispatch_load(size_t max_shared);
 cudaError_t cuda_combine_load(size_t max_shared);
 cudaError_t cuda_stage_load(void);
 
-#define CUDA_PLAN_WARPS 8 /* of a block, at most */
+#define CUDA_PLAN_WARPS 16 /* of a block, at most */
 #define CUDA_COMBINE_CHUNK                                                 \
     1024                      /* bytes of a row that a warp sums at a time \
                                */
 #define CUDA_COMBINE_ROWS  16 /* such chunks in its shared memory */
-#define CUDA_COMBINE_WARPS 8
+#define CUDA_COMBINE_WARPS 12
 
 size_t cuda_plan_shared_bytes(const cuda_plan_args_t *args);
 cudaError_t cuda_plan_launch(const cuda_plan_args_t *args, int num_blocks,

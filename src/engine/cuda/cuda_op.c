@@ -13,11 +13,36 @@ is_capturing(cudaStream_t stream)
     return status != cudaStreamCaptureStatusNone;
 }
 
+cudaError_t
+cuda_plan_record(cuda_plan_t *plan)
+{
+    return plan->was_queued ? cudaEventRecord(plan->seat->done, plan->stream)
+                            : cudaSuccess;
+}
+
+/* Put the stream behind the group's last operation. */
+static cudaError_t
+follow(cuda_engine_t *engine, cudaStream_t stream)
+{
+    cuda_plan_t *last = engine->last_plan;
+    cudaError_t error = cudaSuccess;
+
+    if (last != NULL && last->stream == stream) {
+        return cudaSuccess;
+    }
+    if (last != NULL) {
+        error = cuda_plan_record(last);
+        engine->last_done = last->seat->done;
+    }
+    return error == cudaSuccess && engine->last_done != NULL
+               ? cudaStreamWaitEvent(stream, engine->last_done, 0)
+               : error;
+}
+
 epx_status_t
 cuda_op_begin(cuda_plan_t *plan, epx_stream_t stream, cuda_op_t *op)
 {
     epx_group_t *group = plan->base.group;
-    cuda_engine_t *engine = cuda_engine(group);
     epx_status_t status = cuda_check(group);
 
     if (status == EPX_OK) {
@@ -31,11 +56,9 @@ cuda_op_begin(cuda_plan_t *plan, epx_stream_t stream, cuda_op_t *op)
     }
     (void)pthread_mutex_lock(&group->op_lock);
     *op = (cuda_op_t){ plan, stream, is_capturing(stream) };
-    if (!op->is_captured && engine->last_done != NULL &&
-        engine->last_stream != op->stream) {
-        status = epx__cuda_check(
-            cudaStreamWaitEvent(op->stream, engine->last_done, 0),
-            "cannot order two streams");
+    if (!op->is_captured) {
+        status = epx__cuda_check(follow(cuda_engine(group), op->stream),
+                                 "cannot order two streams");
     }
     return status == EPX_OK ? EPX_OK : cuda_op_end(op, status, false);
 }
@@ -45,19 +68,13 @@ cuda_op_end(cuda_op_t *op, epx_status_t status, bool launched)
 {
     cuda_plan_t *plan = op->plan;
     epx_group_t *group = plan->base.group;
-    cuda_engine_t *engine = cuda_engine(group);
 
     if (launched && op->is_captured) {
         plan->is_captured = true;
     } else if (launched) {
-        cudaError_t error = cudaEventRecord(plan->seat->done, op->stream);
-
         plan->was_queued = true;
-        engine->last_done = plan->seat->done;
-        engine->last_stream = op->stream;
-        if (error != cudaSuccess && status == EPX_OK) {
-            status = epx__cuda_fail(error, "cannot record an event");
-        }
+        plan->stream = op->stream;
+        cuda_engine(group)->last_plan = plan;
     }
     if (launched && status != EPX_OK) {
         /* The peers will miss it: this rank is out of step. */

@@ -229,6 +229,15 @@ cuda_plan_close(epx_plan_t *base)
                            "a plan with a send-only operation open cannot be "
                            "destroyed before epx_complete");
     } else {
+        /* Without the event nothing can be known: wait here and now. */
+        if (cuda_plan_record(plan) != cudaSuccess) {
+            (void)cudaGetLastError();
+            (void)cudaStreamSynchronize(plan->stream);
+        }
+        if (engine->last_plan == plan) {
+            engine->last_plan = NULL;
+            engine->last_done = plan->was_queued ? plan->seat->done : NULL;
+        }
         plan->next = engine->retired;
         engine->retired = plan;
         cuda_plans_reclaim(group, false);
@@ -331,7 +340,7 @@ cuda_counts_wait(cuda_plan_t *plan)
         if (epx__now_ns() - start < EPX__NS_PER_MS) {
             continue;
         }
-        error = cudaEventQuery(plan->seat->done);
+        error = cudaStreamQuery(plan->stream);
         if (error != cudaErrorNotReady) {
             epx_status_t status = counts_missing(plan, error);
 

@@ -416,7 +416,7 @@ check_counts(const cuda_plan_args_t &args, uint64_t step, uint64_t plan_id,
 
         if (!counts_are_possible(args, row, i % view.num_ranks)) {
             report_rank(view, CUDA_IN_COUNTS, step, EPX_ERR_PEER_DATA,
-                        i / view.num_ranks, nullptr);
+                        i / view.num_ranks);
             ok = false;
         }
     }
@@ -601,7 +601,8 @@ tell(const cuda_plan_args_t &args, uint64_t step, uint64_t plan_id,
 }
 
 __global__ void
-plan_kernel(const __grid_constant__ cuda_plan_args_t args)
+__launch_bounds__(CUDA_PLAN_WARPS * 32, 1)
+    plan_kernel(const __grid_constant__ cuda_plan_args_t args)
 {
     __shared__ cuda_refusal_t refusal;
     __shared__ unsigned long long bad_entry;

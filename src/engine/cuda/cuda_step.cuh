@@ -44,21 +44,20 @@ report_publish(const cuda_view_t &view, cuda_what_t what, uint64_t step,
     st_release_sys(&view.report->status, (uint32_t)-status);
 }
 
-EPX__DEVICE void
+static __device__ __noinline__ void
 report_rank(const cuda_view_t &view, cuda_what_t what, uint64_t step,
-            epx_status_t status, int32_t rank, const epx__post_t *post)
+            epx_status_t status, int32_t rank)
 {
     if (report_claim(view)) {
         view.report->rank[0] = rank;
         view.report->rank[1] = rank;
-        if (post != nullptr) {
-            view.report->posts[0] = *post;
-        }
+        view.report->posts[0] =
+            *epx__map_post(&view.map, own_segment(view), step, rank);
         report_publish(view, what, step, status);
     }
 }
 
-EPX__DEVICE void
+static __device__ __noinline__ void
 report_timeout(const cuda_view_t &view, cuda_what_t what, uint64_t step,
                epx__gate_t gate)
 {
@@ -131,7 +130,7 @@ wait_rank(const cuda_view_t &view, uint64_t step, epx__gate_t gate,
     seen = ld_acquire_sys(word);
     // No signal of a step can be ahead of one that is open here.
     if (seen != step) {
-        report_rank(view, what, step, EPX_ERR_PEER_DATA, rank, nullptr);
+        report_rank(view, what, step, EPX_ERR_PEER_DATA, rank);
     }
     return seen == step;
 }
@@ -210,7 +209,7 @@ grid_barrier(const cuda_view_t &view, uint64_t step)
             ok = deadline_holds(view, &deadline, &late);
             if (late) {
                 report_rank(view, CUDA_IN_GRID, step, EPX_ERR_TIMEOUT,
-                            view.rank, nullptr);
+                            view.rank);
             }
         }
     }
@@ -301,17 +300,17 @@ posts_wait(const cuda_view_t &view, uint64_t step, cuda_what_t what,
         without |= arrays == 0;
         opened = agrees && open(r, post) && opened;
     }
-    // One look at the block for all three.
-    uint32_t found = __syncthreads_or(with | without << 1 | !agrees << 2 |
-                                      !opened << 3 | !waited << 4);
-    // (The report needs everybody's posts.)
-    if ((found & 16) == 0 && ((found & 4) != 0 || (found & 3) == 3)) {
-        if (threadIdx.x == 0) {
-            report_disagreement(view, step, what);
-        }
+    // The report needs everybody's posts.
+    if (!__syncthreads_and(waited)) {
         return false;
     }
-    return found < 4;
+    with = __syncthreads_or(with);
+    without = __syncthreads_or(without);
+    agrees = __syncthreads_and(agrees) != 0 && (with == 0 || without == 0);
+    if (!agrees && threadIdx.x == 0) {
+        report_disagreement(view, step, what);
+    }
+    return __syncthreads_and(agrees && opened) != 0;
 }
 
 // Whether rows of a peer's array lie in its heap, aligned.
