@@ -327,11 +327,34 @@ EPX_API epx_status_t epx_mem_alloc(epx_group_t *group, uint64_t bytes,
 EPX_API epx_status_t epx_mem_free(epx_group_t *group, void *ptr);
 
 /* ------------------------------------------------------------------------- */
-/* Streams of the CPU engine                                                 */
+/* Streams                                                                   */
 /* ------------------------------------------------------------------------- */
 
-/* An epx_queue_t* (CPU) or a cudaStream_t (CUDA); NULL runs in the call (CPU)
- * or on the default stream (CUDA). */
+/*
+ * An epx_queue_t* (CPU) or a cudaStream_t (CUDA); NULL runs in the call (CPU)
+ * or on the default stream (CUDA).
+ *
+ * With a CUDA group
+ *
+ *   - all arrays of routing, dispatch and combine are memory that the card
+ *     reaches; epx_mem_alloc's is the card's own.  A send-only plan with
+ *     send_only_row_bytes is EPX_ERR_UNSUPPORTED in this version.
+ *   - calls return once their kernels are on the stream.  Only what needs
+ * counts on the host waits for them: epx_plan_counts, and a dispatch or combine
+ * of a plan with neither recv_capacity nor EPX_LAYOUT_EXPERT_SLOTS.
+ *   - the calls of one group run one after the other also when their streams
+ *     differ.  A stream must stay valid until the plans that used it last are
+ *     destroyed or have moved to another.
+ *   - a plan with recv_capacity, or of EPX_LAYOUT_EXPERT_SLOTS, can be
+ * captured: updates, dispatches and combines, on every rank alike.  Destroy it
+ * only when the graph will not run again.
+ *   - what the device finds (a peer that is late, ranks that disagree, bad or
+ *     too much routing) is reported by the next call and epx_group_status.
+ *     Routing that is bad on one rank gives EPX_ERR_EXPERT on every rank; ranks
+ *     that disagree break the group.
+ *   - ranks that are threads need streams of their own, and as many hardware
+ *     queues as streams: CUDA_DEVICE_MAX_CONNECTIONS=32.
+ */
 typedef void *epx_stream_t;
 
 /* Runs what it is given in order, on a thread of its own. */
@@ -472,7 +495,8 @@ EPX_API epx_status_t epx_plan_counts(epx_plan_t *plan,
 /*
  * Local.  Fails with EPX_ERR_STATE while a send-only operation of the plan is
  * not complete, unless the group is broken.  Waits for what is queued on the
- * plan's stream.  NULL is allowed.
+ * plan's stream; with CUDA the plan's memory is reused once that has run, and
+ * nobody waits.  NULL is allowed.
  */
 EPX_API epx_status_t epx_plan_destroy(epx_plan_t *plan);
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "conformance/memory.h"
 #include <cuda_runtime_api.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -30,6 +31,35 @@ typedef struct cuda_memory {
     int32_t num_own;
 } cuda_memory_t;
 
+/* Streams are made once and used again, since the driver spreads over the
+ * card's queues only those that it makes one after the other. */
+static pthread_mutex_t pool_lock = PTHREAD_MUTEX_INITIALIZER;
+static cudaStream_t pool[WORLD_MAX_RANKS * MEMORY_MAX_STREAMS];
+static int32_t num_pooled;
+
+static cudaError_t
+take_stream(cudaStream_t *stream_p)
+{
+    cudaError_t error = cudaSuccess;
+
+    pthread_mutex_lock(&pool_lock);
+    if (num_pooled > 0) {
+        *stream_p = pool[--num_pooled];
+    } else {
+        error = cudaStreamCreateWithFlags(stream_p, cudaStreamNonBlocking);
+    }
+    pthread_mutex_unlock(&pool_lock);
+    return error;
+}
+
+static void
+give_stream(cudaStream_t stream)
+{
+    pthread_mutex_lock(&pool_lock);
+    pool[num_pooled++] = stream;
+    pthread_mutex_unlock(&pool_lock);
+}
+
 static bool
 failed(const memory_t *memory, cudaError_t error, const char *call)
 {
@@ -45,8 +75,7 @@ cuda_close(memory_t *memory)
     cuda_memory_t *self = (cuda_memory_t *)memory;
 
     while (self->num_own > 0) {
-        failed(memory, cudaStreamDestroy(self->own[--self->num_own]),
-               "cudaStreamDestroy");
+        give_stream(self->own[--self->num_own]);
     }
     failed(memory, cudaFreeHost(self->staging), "cudaFreeHost");
     failed(memory, cudaFree(self->arena), "cudaFree");
@@ -164,9 +193,7 @@ make_streams(cuda_memory_t *self)
     int32_t wanted = scarce ? 1 : MEMORY_MAX_STREAMS;
 
     while (self->num_own < wanted) {
-        if (failed(memory,
-                   cudaStreamCreateWithFlags(&self->own[self->num_own],
-                                             cudaStreamNonBlocking),
+        if (failed(memory, take_stream(&self->own[self->num_own]),
                    "cudaStreamCreateWithFlags")) {
             return false;
         }

@@ -17,6 +17,7 @@
 //     barriers [warps][stages]
 //     counts   [warps][stages]       rows of the unit in a stage
 //     stages   [warps][stages][batch][chunk]
+//     outs     [warps][2][chunk]     sums on their way out
 
 // Of a warp's ROWS chunks, tokens with few rows make more stages.
 #include "engine/common/numeric.h"
@@ -41,7 +42,7 @@ struct source {
 };
 
 struct shared_map {
-    size_t weights, barriers, counts, stages, end;
+    size_t weights, barriers, counts, stages, outs, end;
 };
 
 __host__ __device__ shared_map
@@ -53,7 +54,8 @@ shared_make(int num_ranks, bool is_bulk)
     map.barriers = map.weights + WARPS * ROWS * sizeof(float);
     map.counts = map.barriers + WARPS * ROWS * sizeof(uint64_t);
     map.stages = (map.counts + WARPS * ROWS * sizeof(int) + 127) / 128 * 128;
-    map.end = map.stages + (is_bulk ? (size_t)WARPS * ROWS * CHUNK : 0);
+    map.outs = map.stages + (is_bulk ? (size_t)WARPS * ROWS * CHUNK : 0);
+    map.end = map.outs + (is_bulk ? (size_t)WARPS * 2 * CHUNK : 0);
     return map;
 }
 
@@ -63,6 +65,7 @@ struct worker {
     uint64_t *barriers; // [stages]
     int *counts;        // [stages]
     char *stages;       // [stages][batch][chunk]
+    char *outs;         // [2][chunk]
 
     int64_t index, count;
     int lane;
@@ -81,6 +84,7 @@ worker_make(const cuda_combine_args_t &args, char *shared, bool is_bulk)
     w.counts = reinterpret_cast<int *>(shared + map.counts) + first;
     w.stages = shared + map.stages + (size_t)first * CHUNK;
 
+    w.outs = shared + map.outs + (size_t)threadIdx.x / 32 * 2 * CHUNK;
     w.index = (int64_t)blockIdx.x * WARPS + threadIdx.x / 32;
     w.count = (int64_t)gridDim.x * WARPS;
     w.lane = threadIdx.x % 32;
@@ -479,6 +483,34 @@ load_unit(const cuda_combine_args_t &args, const worker &w, const unit &u,
     }
 }
 
+// The same by a bulk store, which leaves the warp free; *turn_p is the half of
+// outs to use.
+template <epx_dtype_t DTYPE>
+__device__ void
+end_sums_bulk(const cuda_combine_args_t &args, const worker &w, const unit &u,
+              const sums<DTYPE> &sum, uint32_t *turn_p)
+{
+    char *from = w.outs + *turn_p * CHUNK;
+
+    // This half was read when all stores but the last one were.
+    bulk_wait_read<1>();
+    __syncwarp();
+#pragma unroll
+    for (int v = 0; v < VECTORS; v++) {
+        *reinterpret_cast<uint4 *>(from + 16 * (v * 32 + w.lane)) =
+            element<DTYPE>::round(sum.of[v]);
+    }
+    fence_proxy_async_shared();
+    __syncwarp();
+    if (w.lane == 0) {
+        bulk_store(args.out + u.token * args.row_bytes +
+                       (uint64_t)u.chunk * CHUNK,
+                   from, unit_bytes(args, u));
+    }
+    bulk_commit();
+    *turn_p ^= 1;
+}
+
 // 3, with bulk loads: num_stages - 1 units ahead, and routes one more.
 template <epx_dtype_t DTYPE, bool WEIGHTED>
 __device__ void
@@ -487,7 +519,7 @@ pull_bulk(const cuda_combine_args_t &args, const worker &w)
     stride by = stride_make(args, w);
     unit u = unit_first(args, w), ahead = u;
     route_load load = load_route(args, w, ahead);
-    uint32_t parity = 0;
+    uint32_t parity = 0, turn = 0;
     sums<DTYPE> sum;
 
     auto load_next = [&]() {
@@ -525,12 +557,15 @@ pull_bulk(const cuda_combine_args_t &args, const worker &w)
                                       return *reinterpret_cast<const uint4 *>(
                                           rows + r * CHUNK + offset);
                                   });
-        if (u.batch + 1 == args.num_batches) {
+        if (u.batch + 1 == args.num_batches && args.own_is_aligned) {
+            end_sums_bulk(args, w, u, sum, &turn);
+        } else if (u.batch + 1 == args.num_batches) {
             end_sums(args, w, u, sum);
         }
         unit_next(args, by, &u);
         parity ^= u.stage == 0;
     }
+    bulk_wait_written();
 }
 
 #endif

@@ -179,12 +179,12 @@ load_piece(const cuda_dispatch_args_t &args, const worker &w, int64_t item,
         has_scales ? (uint32_t)(args.num_scales * sizeof(uint32_t)) : 0;
 
     mbarrier_arrive_expect(&w.barriers[stage], p.bytes + scale_bytes);
-    bulk_load_once(to, args.x + p.token * args.in_bytes + p.offset, p.bytes,
-                   &w.barriers[stage]);
+    bulk_load(to, args.x + p.token * args.in_bytes + p.offset, p.bytes,
+              &w.barriers[stage]);
     if (has_scales) {
-        bulk_load_once(to + round_up(args.chunk_bytes, ALIGN),
-                       args.scales + p.token * args.scale_token_stride,
-                       scale_bytes, &w.barriers[stage]);
+        bulk_load(to + round_up(args.chunk_bytes, ALIGN),
+                  args.scales + p.token * args.scale_token_stride, scale_bytes,
+                  &w.barriers[stage]);
     }
 }
 
@@ -300,9 +300,9 @@ send_bulk(const cuda_dispatch_args_t &args, const worker &w)
             cuda_route_t route = w.routes[k];
 
             if (route.rank >= 0) {
-                bulk_store_once(w.targets[route.rank].x +
-                                    route.row * args.row_bytes + at,
-                                from, bytes);
+                bulk_store(w.targets[route.rank].x +
+                               route.row * args.row_bytes + at,
+                           from, bytes);
             }
         }
         bulk_commit();

@@ -179,34 +179,7 @@ mbarrier_wait(uint64_t *barrier, uint32_t parity)
                  : "memory");
 }
 
-// What passes through once, and leaves the second-level cache first:
-// createpolicy with L2::evict_first for all of it makes this word.
-constexpr uint64_t POLICY_EVICT_FIRST = UINT64_C(0x12f0000000000000);
-
 // Addresses and sizes are multiples of 16 bytes.
-EPX__DEVICE void
-bulk_load_once(void *to_shared, const void *from, uint32_t bytes,
-               uint64_t *barrier)
-{
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::"
-                 "complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
-                 :
-                 : "r"(shared_address(to_shared)), "l"(from), "r"(bytes),
-                   "r"(shared_address(barrier)), "l"(POLICY_EVICT_FIRST)
-                 : "memory");
-}
-
-EPX__DEVICE void
-bulk_store_once(void *to, const void *from_shared, uint32_t bytes)
-{
-    asm volatile("cp.async.bulk.global.shared::cta.bulk_group.L2::cache_hint "
-                 "[%0], [%1], %2, %3;"
-                 :
-                 : "l"(to), "r"(shared_address(from_shared)), "r"(bytes),
-                   "l"(POLICY_EVICT_FIRST)
-                 : "memory");
-}
-
 EPX__DEVICE void
 bulk_load(void *to_shared, const void *from, uint32_t bytes, uint64_t *barrier)
 {
