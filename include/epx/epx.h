@@ -334,26 +334,33 @@ EPX_API epx_status_t epx_mem_free(epx_group_t *group, void *ptr);
  * An epx_queue_t* (CPU) or a cudaStream_t (CUDA); NULL runs in the call (CPU)
  * or on the default stream (CUDA).
  *
- * With a CUDA group
+ * The rest of this comment is about CUDA groups.
  *
- *   - all arrays of routing, dispatch and combine are memory that the card
- *     reaches; epx_mem_alloc's is the card's own.  A send-only plan with
- *     send_only_row_bytes is EPX_ERR_UNSUPPORTED in this version.
- *   - calls return once their kernels are on the stream.  Only what needs
+ * Arrays.  All arrays of routing, dispatch and combine are memory that the card
+ * reaches; epx_mem_alloc's is the card's own.  A plan with send_only_row_bytes
+ * is EPX_ERR_UNSUPPORTED in this version.
+ *
+ * Waiting.  Calls return once their kernels are on the stream.  Only what needs
  * counts on the host waits for them: epx_plan_counts, and a dispatch or combine
  * of a plan with neither recv_capacity nor EPX_LAYOUT_EXPERT_SLOTS.
- *   - the calls of one group run one after the other also when their streams
- *     differ.  A stream must stay valid until the plans that used it last are
- *     destroyed or have moved to another.
- *   - a plan with recv_capacity, or of EPX_LAYOUT_EXPERT_SLOTS, can be
- * captured: updates, dispatches and combines, on every rank alike.  Destroy it
- * only when the graph will not run again.
- *   - what the device finds (a peer that is late, ranks that disagree, bad or
- *     too much routing) is reported by the next call and epx_group_status.
- *     Routing that is bad on one rank gives EPX_ERR_EXPERT on every rank; ranks
- *     that disagree break the group.
- *   - ranks that are threads need streams of their own, and as many hardware
- *     queues as streams: CUDA_DEVICE_MAX_CONNECTIONS=32.
+ *
+ * Order.  The calls of one group run one after the other also when their
+ * streams differ; launches of graphs the caller puts in that order.  A stream
+ * must stay valid until the plans that used it last are destroyed or have moved
+ * to another.
+ *
+ * Graphs.  Updates, dispatches and combines of a plan with recv_capacity, or of
+ * EPX_LAYOUT_EXPERT_SLOTS, can be captured, on every rank alike.  Destroy the
+ * plan only when the graph will not run again.
+ *
+ * Errors.  What the device finds (a peer that is late, ranks that disagree)
+ * breaks the group, and is reported by the next call and epx_group_status.
+ * Routing that is bad on one rank, or too much for the capacity, is refused on
+ * every rank: nothing moves, and the next call on its plan reports it.
+ *
+ * Sharing.  The SMs of all groups at work on a card at once must fit it.  Ranks
+ * that are threads need streams of their own, and as many hardware queues as
+ * streams: CUDA_DEVICE_MAX_CONNECTIONS=32.
  */
 typedef void *epx_stream_t;
 

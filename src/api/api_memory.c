@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "core/group.h"
+#include "engine/engine.h"
 
 epx_status_t
 epx_mem_alloc(epx_group_t *group, uint64_t bytes, void **ptr_p)
@@ -9,6 +10,9 @@ epx_mem_alloc(epx_group_t *group, uint64_t bytes, void **ptr_p)
     if (group == NULL || ptr_p == NULL) {
         return epx__fail(EPX_ERR_NULL, "%s is null",
                          group == NULL ? "group" : "ptr_p");
+    }
+    if (group->engine->check != NULL) {
+        (void)group->engine->check(group);
     }
     /* Peers may still write to what operations of a broken group had. */
     status = epx__group_check(group);

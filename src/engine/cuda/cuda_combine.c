@@ -119,16 +119,25 @@ fill_kernel(draft_t *draft)
         epx__weights_bits(draft->has_weights, takes_part);
     draft->stage.view = kernel->view;
     draft->stage.plan = kernel->plan;
+    draft->stage.max_rows =
+        (uint64_t)(args->num_rows < draft->num_rows ? args->num_rows
+                                                    : draft->num_rows);
 }
 
 static epx_status_t
 launch_kernel(const cuda_op_t *op, const cuda_combine_args_t *args,
               epx_dtype_t dtype, int num_blocks)
 {
+    const epx_group_t *group = op->plan->base.group;
+    const cuda_engine_t *engine = cuda_engine(group);
+    cuda_mover_t mover = engine->mover;
+
+    if (cuda_combine_shared_bytes(group->num_ranks, mover) >
+        engine->max_shared) {
+        mover = CUDA_MOVER_PLAIN; /* which stages nothing */
+    }
     return epx__cuda_check(
-        cuda_combine_launch(args, dtype,
-                            cuda_engine(op->plan->base.group)->mover,
-                            num_blocks, op->stream),
+        cuda_combine_launch(args, dtype, mover, num_blocks, op->stream),
         "cannot launch a combine");
 }
 

@@ -722,6 +722,12 @@ cuda_combine_load(size_t max_shared)
     return error;
 }
 
+size_t
+cuda_combine_shared_bytes(int num_ranks, cuda_mover_t mover)
+{
+    return shared_make(num_ranks, mover == CUDA_MOVER_BULK).end;
+}
+
 void
 cuda_combine_shape(cuda_combine_args_t *args, uint32_t rows_per_token)
 {

@@ -170,6 +170,7 @@ fill_kernel(draft_t *draft)
     draft->stage.view = kernel->view;
     draft->stage.plan = kernel->plan;
     draft->stage.to_user = 1;
+    draft->stage.max_rows = (uint64_t)draft->num_rows;
 }
 
 static epx_status_t
@@ -189,7 +190,11 @@ launch(draft_t *draft, const cuda_op_t *op)
         draft->kernel.x_is_aligned ? engine->mover : CUDA_MOVER_PLAIN;
     epx_status_t status;
 
-    cuda_dispatch_shape(&draft->kernel, mover, engine->max_shared);
+    if (cuda_dispatch_shape(&draft->kernel, mover, engine->max_shared) >
+        engine->max_shared) {
+        mover = CUDA_MOVER_PLAIN; /* which stages nothing */
+        (void)cuda_dispatch_shape(&draft->kernel, mover, engine->max_shared);
+    }
     status = epx__cuda_check(
         cuda_dispatch_launch(&draft->kernel, mover, num_blocks, op->stream),
         "cannot launch a dispatch");

@@ -476,7 +476,7 @@ cuda_dispatch_load(size_t max_shared)
     return error;
 }
 
-void
+size_t
 cuda_dispatch_shape(cuda_dispatch_args_t *args, cuda_mover_t mover,
                     size_t max_shared)
 {
@@ -508,6 +508,7 @@ cuda_dispatch_shape(cuda_dispatch_args_t *args, cuda_mover_t mover,
            shared_make(*args, mover == CUDA_MOVER_BULK).end > most_shared) {
         args->num_warps--;
     }
+    return shared_make(*args, mover == CUDA_MOVER_BULK).end;
 }
 
 cudaError_t

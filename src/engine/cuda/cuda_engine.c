@@ -9,8 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define DEFAULT_WORKERS 24 /* SMs, where the card has as many for each rank */
-#define SEATS_PER_CHUNK 64
+#define DEFAULT_WORKERS 24  /* SMs, where the card has as many for each rank */
+#define SEATS_PER_CHUNK 512 /* more plans at once take more, which may wait */
 /* Of a block's shared memory, for what kernels declare by themselves. */
 #define STATIC_SHARED 1024
 
@@ -78,6 +78,14 @@ close_entered(epx_group_t *group)
     cuda_chunk_t *next;
 
     cuda_plans_reclaim(group, true);
+    for (cuda_plan_t *plan = engine->retired; plan != NULL;) {
+        /* The device has failed: only the host's memory is left to free. */
+        cuda_plan_t *after = plan->next;
+
+        free(plan->outgrown);
+        free(plan);
+        plan = after;
+    }
     for (cuda_chunk_t *chunk = engine->chunks; chunk != NULL; chunk = next) {
         next = chunk->next;
         chunk_free(chunk);
@@ -304,14 +312,17 @@ cuda_choose_workers(epx_group_t *group, const epx__fabric_place_t *places)
     return EPX_OK;
 }
 
-/* Any stream will do: CUDA has no way to tell which device one belongs to
- * without taking part in a capture. */
+/* CUDA has no way to tell which device a stream belongs to without taking part
+ * in a capture. */
 static epx_status_t
 cuda_check_stream(const epx_group_t *group, epx_stream_t stream)
 {
     (void)group;
-    (void)stream;
-    return EPX_OK;
+    return stream == cudaStreamPerThread
+               ? epx__fail(EPX_ERR_UNSUPPORTED,
+                           "the stream is cudaStreamPerThread, another stream "
+                           "on each thread; give one of your own")
+               : EPX_OK;
 }
 
 static const char *

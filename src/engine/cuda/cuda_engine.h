@@ -71,10 +71,11 @@ typedef struct cuda_plan {
     int num_outgrown;
 
     int64_t num_tokens;
-    uint64_t num_routings; /* that the host has asked for */
-    bool is_captured;      /* some operation lives in a graph */
-    bool was_queued;       /* some other has been put on a stream: */
-    cudaStream_t stream;   /* the last one on this */
+    uint64_t num_routings;   /* generation of the last one, graphs apart */
+    bool is_routed_in_graph; /* the last routing lives in a graph */
+    bool needs_record;       /* retired while its stream was capturing */
+    bool was_queued;         /* some other has been put on a stream: */
+    cudaStream_t stream;     /* the last one on this */
 
     epx__pending_t pending;
     uint64_t pending_call; /* when it was started, in calls of the group */
@@ -116,6 +117,17 @@ epx_status_t cuda_step_take(const cuda_op_t *op, epx__pending_t pending);
 
 /* cuda_engine.c: make sure that there is a free seat. */
 epx_status_t cuda_seats_reserve(epx_group_t *group);
+
+/* Whether the receive rows are known without the counts. */
+static inline bool
+cuda_plan_is_fixed(const cuda_plan_t *plan)
+{
+    return plan->base.key.recv_capacity > 0 ||
+           plan->base.key.layout == EPX_LAYOUT_EXPERT_SLOTS;
+}
+
+/* The error of capturing what needs counts on the host. */
+epx_status_t cuda_capture_refused(void);
 
 /* cuda_plan.c */
 epx_status_t cuda_plan_open(epx_group_t *group, const epx_plan_args_t *args,

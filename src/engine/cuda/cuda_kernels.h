@@ -89,7 +89,7 @@ typedef struct cuda_refusal {
 /* A plan's counts for the host; rank_tokens[R], expert_rows[L] and
  * expert_offsets[L + 1] follow. */
 typedef struct cuda_record {
-    uint64_t generation; /* routings taken in; written last */
+    uint64_t generation; /* of the last routing; written last */
     cuda_refusal_t refusal;
     int64_t num_rows;
     int64_t num_recv_rows;
@@ -105,7 +105,7 @@ cuda_record_rank_tokens(cuda_record_t *record)
 typedef struct cuda_routing {
     uint64_t plan_id;    /* the step of its first exchange; 0 before */
     uint64_t open_step;  /* of a send-only operation */
-    uint64_t generation; /* routings taken in */
+    uint64_t generation; /* of the last routing */
     uint32_t failed;     /* the last one was refused */
     /* This rank's experts in its own receive buffer. */
     uint64_t num_recv_rows; /* rows with padding; EXPERT_SLOTS: of the buffer */
@@ -131,8 +131,9 @@ typedef struct cuda_plan_args {
     cuda_plan_view_t plan;
     const void *topk_idx; /* [T, K] */
     int64_t num_tokens;
-    uint32_t is_new;        /* the plan's first routing */
-    uint32_t *notes;        /* [T, K, 2] scratch */
+    uint32_t is_new;     /* the plan's first routing */
+    uint64_t generation; /* of it; 0: in a graph, whose runs are not counted */
+    uint32_t *notes;     /* [T, K, 2] scratch */
     uint32_t *block_totals; /* [blocks, R + E] scratch */
     cuda_record_t *record;
     int32_t num_warps; /* of a block */
@@ -204,7 +205,8 @@ typedef struct cuda_stage_args {
     cuda_plan_view_t plan;
     cuda_staged_t arrays[EPX__NUM_ARRAYS];
     uint32_t num_arrays;
-    uint32_t to_user; /* else to the heap */
+    uint32_t to_user;  /* else to the heap */
+    uint64_t max_rows; /* that the arrays hold */
     /* recv_scales, apart because of their strides; NULL: not staged. */
     uint32_t *user_scales;
     const uint32_t *heap_scales;
@@ -236,12 +238,14 @@ size_t cuda_plan_shared_bytes(const cuda_plan_args_t *args);
 cudaError_t cuda_plan_launch(const cuda_plan_args_t *args, int num_blocks,
                              cudaStream_t stream);
 /* Completes args: chunk_bytes, num_chunks, num_warps, num_stages,
- * scales_ride. */
-void cuda_dispatch_shape(cuda_dispatch_args_t *args, cuda_mover_t mover,
-                         size_t max_shared);
+ * scales_ride.
+ * Returns the shared memory that a block then needs. */
+size_t cuda_dispatch_shape(cuda_dispatch_args_t *args, cuda_mover_t mover,
+                           size_t max_shared);
 cudaError_t cuda_dispatch_launch(const cuda_dispatch_args_t *args,
                                  cuda_mover_t mover, int num_blocks,
                                  cudaStream_t stream);
+size_t cuda_combine_shared_bytes(int num_ranks, cuda_mover_t mover);
 /* Completes args: num_chunks, batch_rows, num_batches, num_stages. */
 void cuda_combine_shape(cuda_combine_args_t *args, uint32_t rows_per_token);
 cudaError_t cuda_combine_launch(const cuda_combine_args_t *args,

@@ -9,15 +9,30 @@ is_capturing(cudaStream_t stream)
 
     if (cudaStreamIsCapturing(stream, &status) != cudaSuccess) {
         (void)cudaGetLastError(); /* the legacy stream, beside a capture */
+        return false;
     }
     return status != cudaStreamCaptureStatusNone;
+}
+
+epx_status_t
+cuda_capture_refused(void)
+{
+    return epx__fail(EPX_ERR_STATE,
+                     "only a plan with recv_capacity, or of "
+                     "EPX_LAYOUT_EXPERT_SLOTS, can be captured in a graph: the "
+                     "others need their counts on the host");
 }
 
 cudaError_t
 cuda_plan_record(cuda_plan_t *plan)
 {
-    return plan->was_queued ? cudaEventRecord(plan->seat->done, plan->stream)
-                            : cudaSuccess;
+    if (!plan->was_queued) {
+        return cudaSuccess;
+    }
+    /* The event would become part of the graph. */
+    return is_capturing(plan->stream)
+               ? cudaErrorStreamCaptureUnsupported
+               : cudaEventRecord(plan->seat->done, plan->stream);
 }
 
 /* Put the stream behind the group's last operation. */
@@ -69,14 +84,12 @@ cuda_op_end(cuda_op_t *op, epx_status_t status, bool launched)
     cuda_plan_t *plan = op->plan;
     epx_group_t *group = plan->base.group;
 
-    if (launched && op->is_captured) {
-        plan->is_captured = true;
-    } else if (launched) {
+    if (launched && !op->is_captured) {
         plan->was_queued = true;
         plan->stream = op->stream;
         cuda_engine(group)->last_plan = plan;
     }
-    if (launched && status != EPX_OK) {
+    if (launched && !op->is_captured && status != EPX_OK) {
         /* The peers will miss it: this rank is out of step. */
         (void)epx__group_break(group, status);
     }
@@ -90,8 +103,7 @@ cuda_op_check(const cuda_op_t *op, int64_t *rows_p)
 {
     cuda_plan_t *plan = op->plan;
     uint64_t fixed = epx__plan_fixed_rows(&plan->base);
-    bool is_fixed =
-        fixed > 0 || plan->base.key.layout == EPX_LAYOUT_EXPERT_SLOTS;
+    bool is_fixed = cuda_plan_is_fixed(plan);
     epx_status_t status;
 
     if (plan->pending != EPX__PENDING_NONE) {
@@ -106,10 +118,7 @@ cuda_op_check(const cuda_op_t *op, int64_t *rows_p)
                                         "that should have given it failed");
     }
     if (!is_fixed && op->is_captured) {
-        return epx__fail(EPX_ERR_STATE,
-                         "only a plan with recv_capacity, or of "
-                         "EPX_LAYOUT_EXPERT_SLOTS, can be captured in a "
-                         "graph: the others need their counts on the host");
+        return cuda_capture_refused();
     }
     status = is_fixed ? cuda_refused(plan) : cuda_counts_wait(plan);
     *rows_p = is_fixed ? (int64_t)fixed : plan->seat->record->num_rows;

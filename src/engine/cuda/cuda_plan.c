@@ -195,16 +195,22 @@ cuda_plans_reclaim(epx_group_t *group, bool wait)
     while (*link != NULL) {
         cuda_plan_t *plan = *link;
 
-        if (plan->was_queued && wait) {
+        if (plan->needs_record) {
+            plan->needs_record = cuda_plan_record(plan) != cudaSuccess;
+        }
+        if (plan->was_queued && !plan->needs_record && wait) {
             /* Kernels end by themselves, by their deadlines. */
             (void)cudaEventSynchronize(plan->seat->done);
         }
-        if (plan->was_queued &&
-            cudaEventQuery(plan->seat->done) == cudaErrorNotReady) {
+        if (plan->needs_record ||
+            (plan->was_queued &&
+             cudaEventQuery(plan->seat->done) != cudaSuccess)) {
             (void)cudaGetLastError();
             link = &plan->next;
             continue;
         }
+        /* What its kernels found decides whether its memory can be reused. */
+        (void)cuda_check(group);
         *link = plan->next;
         plan_free(plan);
     }
@@ -229,11 +235,8 @@ cuda_plan_close(epx_plan_t *base)
                            "a plan with a send-only operation open cannot be "
                            "destroyed before epx_complete");
     } else {
-        /* Without the event nothing can be known: wait here and now. */
-        if (cuda_plan_record(plan) != cudaSuccess) {
-            (void)cudaGetLastError();
-            (void)cudaStreamSynchronize(plan->stream);
-        }
+        plan->needs_record = cuda_plan_record(plan) != cudaSuccess;
+        (void)cudaGetLastError();
         if (engine->last_plan == plan) {
             engine->last_plan = NULL;
             engine->last_done = plan->was_queued ? plan->seat->done : NULL;
@@ -285,13 +288,20 @@ cuda_plan_route(epx_plan_t *base, int64_t num_tokens, const void *topk_idx,
         status = epx__fail(EPX_ERR_STATE,
                            "the plan has a send-only operation open; "
                            "epx_complete must come before new routing");
+    } else if (op.is_captured && !cuda_plan_is_fixed(plan)) {
+        status = cuda_capture_refused();
     } else {
         status = cuda_step_take(&op, EPX__PENDING_NONE);
     }
     if (status == EPX_OK) {
         launched = true;
         plan->num_tokens = num_tokens;
-        plan->num_routings++;
+        plan->is_routed_in_graph = op.is_captured;
+        if (!op.is_captured) {
+            args.generation = ++plan->num_routings;
+        } else if (plan->num_routings == 0) {
+            plan->num_routings = 1;
+        }
         status = epx__cuda_check(
             cuda_plan_launch(&args,
                              route_blocks(plan, num_tokens, args.num_warps),
@@ -369,7 +379,7 @@ cuda_plan_counts(epx_plan_t *base, epx_plan_counts_t *counts)
     if (status != EPX_OK) {
         return status;
     }
-    if (plan->is_captured &&
+    if (plan->is_routed_in_graph &&
         epx__load_acquire_u64(&record->generation) < plan->num_routings) {
         status = epx__fail(EPX_ERR_STATE,
                            "the plan's routing is in a graph that has not run "

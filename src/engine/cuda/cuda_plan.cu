@@ -404,7 +404,10 @@ check_counts(const cuda_plan_args_t &args, uint64_t step, uint64_t plan_id,
             refusal->own_plan_id = plan_id;
             refusal->bad_entry = row.bad_entry;
             refusal->bad_expert = row.bad_expert;
-            refusal->status = check_row(args, row, step, plan_id);
+            uint32_t why = check_row(args, row, step, plan_id);
+
+            // A peer may have changed it meanwhile.
+            refusal->status = why != 0 ? why : (uint32_t)-EPX_ERR_PEER_DATA;
         }
         __syncthreads();
         return true;
@@ -593,7 +596,12 @@ tell(const cuda_plan_args_t &args, uint64_t step, uint64_t plan_id,
         routing->plan_id = plan_id;
         routing->failed = !ok;
         routing->num_recv_rows = own;
-        routing->generation = args.is_new ? 1 : routing->generation + 1;
+        // What runs in a graph is not counted, but told of.
+        if (args.generation != 0) {
+            routing->generation = args.generation;
+        } else if (args.is_new) {
+            routing->generation = 1;
+        }
         fence_acq_rel_sys();
         // Acquired by the host, in epx_plan_counts.
         st_release_sys(&args.record->generation, routing->generation);

@@ -91,6 +91,11 @@ cuda_check(epx_group_t *group)
             report->posts[0].offset[EPX__ARRAY_X],
             report->posts[0].offset[EPX__ARRAY_SCALES]);
     }
+    if (status == EPX_OK) { /* what the device saw has changed since */
+        status = epx__fail(EPX_ERR_PEER_DATA,
+                           "the ranks disagreed in %s, but no longer do",
+                           name_of(report->what));
+    }
     return epx__group_break(group, status);
 }
 
@@ -135,11 +140,13 @@ cuda_refused(cuda_plan_t *plan)
         epx__plan_key_t own = plan->base.key;
 
         own.plan_id = refusal->own_plan_id;
-        return refusal->key.plan_id == 0
-                   ? epx__agree_not(refusal->rank, group->rank,
-                                    name_of(CUDA_IN_COUNTS))
-                   : epx__agree_keys(group->rank, &own, refusal->rank,
-                                     &refusal->key);
+        /* Only some ranks may have seen it: nobody can go on. */
+        return epx__group_break(
+            group, refusal->key.plan_id == 0
+                       ? epx__agree_not(refusal->rank, group->rank,
+                                        name_of(CUDA_IN_COUNTS))
+                       : epx__agree_keys(group->rank, &own, refusal->rank,
+                                         &refusal->key));
     }
     default:
         return epx__group_break(

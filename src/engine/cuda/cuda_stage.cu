@@ -25,10 +25,12 @@ __device__ run
 run_at(const cuda_stage_args_t &args, int i)
 {
     if (args.plan.key.layout == EPX_LAYOUT_EXPERT_SLOTS) {
+        uint64_t most = args.plan.key.max_tokens_per_rank * args.view.num_ranks;
+
         return { (uint64_t)args.plan.expert_offsets[i],
-                 (uint64_t)args.plan.expert_rows[i] };
+                 min((uint64_t)args.plan.expert_rows[i], most) };
     }
-    return { 0, args.plan.rank_rows[args.view.rank] };
+    return { 0, min(args.plan.rank_rows[args.view.rank], args.max_rows) };
 }
 
 template <typename Unit>

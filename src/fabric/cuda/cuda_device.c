@@ -95,6 +95,11 @@ context_of(int32_t ordinal, CUcontext *context_p)
                                                "card");
 }
 
+/* Inside, looking at an event does not spoil a capture that some thread has
+ * begun; what the thread itself had chosen is kept for when it leaves. */
+static _Thread_local int depth;
+static _Thread_local enum cudaStreamCaptureMode capture_mode;
+
 epx_status_t
 epx__cuda_device_enter(int32_t ordinal)
 {
@@ -116,9 +121,14 @@ epx__cuda_device_enter(int32_t ordinal)
         return status;
     }
     result = epx__cuda_driver()->context_push(context);
-    return result == CUDA_SUCCESS
-               ? EPX_OK
-               : epx__cuda_driver_fail(result, "cannot turn to the card");
+    if (result != CUDA_SUCCESS) {
+        return epx__cuda_driver_fail(result, "cannot turn to the card");
+    }
+    if (depth++ == 0) {
+        capture_mode = cudaStreamCaptureModeRelaxed;
+        (void)cudaThreadExchangeStreamCaptureMode(&capture_mode);
+    }
+    return EPX_OK;
 }
 
 void
@@ -126,6 +136,9 @@ epx__cuda_device_leave(void)
 {
     CUcontext context;
 
+    if (--depth == 0) {
+        (void)cudaThreadExchangeStreamCaptureMode(&capture_mode);
+    }
     (void)epx__cuda_driver()->context_pop(&context);
 }
 
