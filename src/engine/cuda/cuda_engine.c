@@ -292,10 +292,10 @@ static epx_status_t
 cuda_choose_workers(epx_group_t *group, const epx__fabric_place_t *places)
 {
     const epx__fabric_place_t *own = &places[group->rank];
-    int32_t sharers = 0, sum = 0;
+    int32_t sharers = 1, sum = 0; /* this rank, and those beside it */
 
     for (int32_t r = 0; r < group->num_ranks; r++) {
-        sharers += shares_card(own, &places[r]);
+        sharers += r != group->rank && shares_card(own, &places[r]);
     }
     for (int32_t r = 0; r < group->num_ranks; r++) {
         sum += shares_card(own, &places[r]) ? share_of(&places[r], sharers) : 0;

@@ -132,10 +132,10 @@ epx_status_t cuda_capture_refused(void);
 /* cuda_plan.c */
 epx_status_t cuda_plan_open(epx_group_t *group, const epx_plan_args_t *args,
                             epx_plan_t **plan_p);
-epx_status_t cuda_plan_close(epx_plan_t *plan);
-epx_status_t cuda_plan_route(epx_plan_t *plan, int64_t num_tokens,
+epx_status_t cuda_plan_close(epx_plan_t *base);
+epx_status_t cuda_plan_route(epx_plan_t *base, int64_t num_tokens,
                              const void *topk_idx, epx_stream_t stream);
-epx_status_t cuda_plan_counts(epx_plan_t *plan, epx_plan_counts_t *counts);
+epx_status_t cuda_plan_counts(epx_plan_t *base, epx_plan_counts_t *counts);
 /* Until the counts of the last routing are there, or a reason why not. */
 epx_status_t cuda_counts_wait(cuda_plan_t *plan);
 /* Give back what retired plans held, once they have run; with `wait`, until
@@ -155,9 +155,9 @@ uint64_t cuda_heap_offset(const cuda_plan_t *plan, const char *heap);
 void cuda_stand_ins_close(cuda_plan_t *plan);
 
 /* cuda_dispatch.c, cuda_combine.c */
-epx_status_t cuda_dispatch(epx_plan_t *plan, const epx_dispatch_args_t *args,
+epx_status_t cuda_dispatch(epx_plan_t *base, const epx_dispatch_args_t *args,
                            epx_stream_t stream);
-epx_status_t cuda_combine(epx_plan_t *plan, const epx_combine_args_t *args,
+epx_status_t cuda_combine(epx_plan_t *base, const epx_combine_args_t *args,
                           epx_stream_t stream);
 epx_status_t cuda_dispatch_complete(const cuda_op_t *op);
 epx_status_t cuda_combine_complete(const cuda_op_t *op);

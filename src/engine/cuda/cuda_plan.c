@@ -255,7 +255,7 @@ static int
 route_blocks(const cuda_plan_t *plan, int64_t num_tokens, int num_warps)
 {
     int64_t entries = num_tokens * (int64_t)plan->base.key.topk;
-    int64_t blocks = entries / (num_warps * 32 * 4) + 1;
+    int64_t blocks = entries / ((int64_t)num_warps * 32 * 4) + 1;
     int64_t most = plan->base.group->num_workers;
 
     return (int)(blocks < most ? blocks : most);
