@@ -109,8 +109,13 @@ epx__segments_connect(epx_group_t *group, const epx__fabric_card_t *cards,
 }
 
 void
-epx__segments_close(const epx_group_t *group, epx__segment_holds_t *holds)
+epx__segments_close(epx_group_t *group)
 {
+    epx__segment_holds_t *holds = group->fabric_state;
+
+    if (holds == NULL) {
+        return;
+    }
     withdraw(holds[group->rank]);
     for (int32_t rank = 0; rank < group->num_ranks; rank++) {
         if (holds[rank] != NULL) {
@@ -118,4 +123,5 @@ epx__segments_close(const epx_group_t *group, epx__segment_holds_t *holds)
         }
     }
     free(holds);
+    group->fabric_state = NULL;
 }

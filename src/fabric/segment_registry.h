@@ -36,6 +36,6 @@ epx_status_t epx__segments_connect(epx_group_t *group,
                                    epx__segment_holds_t *holds);
 
 /* Let go of all of them. */
-void epx__segments_close(const epx_group_t *group, epx__segment_holds_t *holds);
+void epx__segments_close(epx_group_t *group);
 
 #endif

@@ -179,3 +179,24 @@ epx__check_pointers(const epx__pointer_t *pointers, int num_pointers,
     }
     return EPX_OK;
 }
+
+epx_status_t
+epx__check_pending(epx__pending_t pending)
+{
+    return pending == EPX__PENDING_NONE
+               ? EPX_OK
+               : epx__fail(EPX_ERR_STATE,
+                           "the plan has a send-only %s open; epx_complete "
+                           "must come before its next operation",
+                           pending == EPX__PENDING_DISPATCH ? "dispatch"
+                                                            : "combine");
+}
+
+epx_status_t
+epx__window_full(void)
+{
+    return epx__fail(EPX_ERR_STATE,
+                     "a send-only operation is still open %d operations after "
+                     "its start; epx_complete must come before",
+                     EPX__MAX_OPEN);
+}

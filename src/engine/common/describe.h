@@ -42,6 +42,12 @@ uint32_t epx__weights_bits(bool has_weights, bool takes_part);
 uint64_t epx__scale_extent(const epx_plan_t *plan, int32_t num_local,
                            uint64_t num_rows, const epx__post_t *post);
 
+/* EPX_ERR_STATE while a plan's send-only operation waits for epx_complete. */
+epx_status_t epx__check_pending(epx__pending_t pending);
+
+/* The error of the step that would be one too many after such an operation. */
+epx_status_t epx__window_full(void);
+
 /* A pointer that must not be null when it is needed and its count is not 0. */
 typedef struct epx__pointer {
     const char *name;

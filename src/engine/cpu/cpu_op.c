@@ -7,15 +7,11 @@ cpu_op_check(cpu_plan_t *plan)
 {
     epx_status_t status = epx__group_check(plan->base.group);
 
+    if (status == EPX_OK) {
+        status = epx__check_pending(plan->pending);
+    }
     if (status != EPX_OK) {
         return status;
-    }
-    if (plan->pending != EPX__PENDING_NONE) {
-        return epx__fail(EPX_ERR_STATE,
-                         "the plan has a send-only %s open; epx_complete must "
-                         "come before its next operation",
-                         plan->pending == EPX__PENDING_DISPATCH ? "dispatch"
-                                                                : "combine");
     }
     /* Without routing, or with one that failed, resolving says why. */
     if (plan->state == CPU_PLAN_EMPTY || plan->state == CPU_PLAN_FAILED) {

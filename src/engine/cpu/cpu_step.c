@@ -24,10 +24,7 @@ close_old_step(epx_group_t *group, uint64_t step)
         return EPX_OK;
     }
     if (!open->is_counts) {
-        return epx__fail(EPX_ERR_STATE,
-                         "a send-only operation is still open %d operations "
-                         "after its start; epx_complete must come before",
-                         EPX__MAX_OPEN);
+        return epx__window_full();
     }
     if (open->plan != NULL) {
         /* Counts that do not fit together are that plan's error, which its

@@ -329,21 +329,7 @@ template <epx_dtype_t DTYPE> struct sums {
     }
 };
 
-// 16 bytes of this rank's own arrays, which need not be aligned.
-__device__ uint4
-load_own(const char *from, bool is_aligned)
-{
-    uint4 value;
-
-    if (is_aligned) {
-        return ld_stream(from);
-    }
-    for (int i = 0; i < 16; i++) {
-        reinterpret_cast<char *>(&value)[i] = from[i];
-    }
-    return value;
-}
-
+// 16 bytes of this rank's own output, which need not be aligned.
 __device__ void
 store_own(char *to, const uint4 &value, bool is_aligned)
 {
@@ -374,7 +360,7 @@ begin_sums(const cuda_combine_args_t &args, const worker &w, const unit &u,
             uint32_t at = 16 * (v * 32 + w.lane);
 
             if (at < unit_bytes(args, u)) {
-                sum->add(v, load_own(bias + at, args.own_is_aligned != 0));
+                sum->add(v, load_16(bias + at, args.own_is_aligned != 0));
             }
         }
     }

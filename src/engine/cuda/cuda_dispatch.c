@@ -155,7 +155,6 @@ fill_kernel(draft_t *draft)
     kernel->row_bytes = (uint64_t)draft->shape.row_bytes;
     kernel->x_is_aligned = (uintptr_t)args->x % EPX_ROW_ALIGN == 0;
     kernel->quantize = args->quantize;
-    kernel->hidden = args->hidden;
     kernel->scales = args->scales;
     kernel->num_scales = draft->shape.num_scales;
     kernel->scale_token_stride = args->scale_token_stride;

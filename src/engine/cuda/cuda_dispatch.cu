@@ -80,21 +80,6 @@ quantize_piece(const cuda_dispatch_args_t &args, const worker &w,
     return scales;
 }
 
-// 16 bytes of a row that need not be aligned.
-__device__ uint4
-load_16(const char *from, bool is_aligned)
-{
-    uint4 value;
-
-    if (is_aligned) {
-        return ld_stream(from);
-    }
-    for (int i = 0; i < 16; i++) {
-        reinterpret_cast<char *>(&value)[i] = from[i];
-    }
-    return value;
-}
-
 // Four loads are on their way before the first is stored.
 template <typename Load, typename Store>
 __device__ void

@@ -107,15 +107,12 @@ typedef struct cuda_routing {
     uint64_t open_step;  /* of a send-only operation */
     uint64_t generation; /* of the last routing */
     uint32_t failed;     /* the last one was refused */
-    /* This rank's experts in its own receive buffer. */
-    uint64_t num_recv_rows; /* rows with padding; EXPERT_SLOTS: of the buffer */
 } cuda_routing_t;
 
 /* Pointers into a plan's device memory. */
 typedef struct cuda_plan_view {
     epx__plan_key_t key; /* plan_id comes from the routing */
     int32_t num_local;
-    int32_t first_expert;
     cuda_routing_t *routing;
     cuda_route_t *routes;    /* [T, K]: RANK_MAJOR, a token's distinct ranks,
                                 ascending, then -1; else by k */
@@ -154,7 +151,6 @@ typedef struct cuda_dispatch_args {
     uint32_t num_stages;   /* of a warp */
     uint32_t x_is_aligned; /* to 16 bytes */
     epx_quantize_t quantize;
-    int64_t hidden;
     const uint32_t *scales;
     int64_t num_scales;
     int64_t scale_token_stride;

@@ -106,12 +106,9 @@ cuda_op_check(const cuda_op_t *op, int64_t *rows_p)
     bool is_fixed = cuda_plan_is_fixed(plan);
     epx_status_t status;
 
-    if (plan->pending != EPX__PENDING_NONE) {
-        return epx__fail(EPX_ERR_STATE,
-                         "the plan has a send-only %s open; epx_complete must "
-                         "come before its next operation",
-                         plan->pending == EPX__PENDING_DISPATCH ? "dispatch"
-                                                                : "combine");
+    status = epx__check_pending(plan->pending);
+    if (status != EPX_OK) {
+        return status;
     }
     if (plan->num_routings == 0) {
         return epx__fail(EPX_ERR_STATE, "the plan has no routing: the call "
@@ -134,10 +131,7 @@ cuda_step_take(const cuda_op_t *op, epx__pending_t pending)
         &group->open_steps[epx__slot(step + EPX__MAX_OPEN)];
 
     if (oldest->step != 0 && oldest->step + EPX__MAX_OPEN == step) {
-        return epx__fail(EPX_ERR_STATE,
-                         "a send-only operation is still open %d operations "
-                         "after its start; epx_complete must come before",
-                         EPX__MAX_OPEN);
+        return epx__window_full();
     }
     group->last_step = step;
     group->open_steps[epx__slot(step)] = (epx__open_step_t){

@@ -133,7 +133,6 @@ open_locked(epx_group_t *group, const epx_plan_args_t *args,
                                : args->num_tokens;
     plan->view.key = plan->base.key;
     plan->view.num_local = plan->base.num_local_experts;
-    plan->view.first_expert = plan->base.first_expert;
     cuda_plans_reclaim(group, false);
     status = check_shape(plan);
     if (status == EPX_OK) {

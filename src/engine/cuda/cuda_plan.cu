@@ -595,7 +595,6 @@ tell(const cuda_plan_args_t &args, uint64_t step, uint64_t plan_id,
         args.record->num_recv_rows = by_rank ? own : received;
         routing->plan_id = plan_id;
         routing->failed = !ok;
-        routing->num_recv_rows = own;
         // What runs in a graph is not counted, but told of.
         if (args.generation != 0) {
             routing->generation = args.generation;

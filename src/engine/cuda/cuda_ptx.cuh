@@ -130,6 +130,21 @@ ld_stream(const void *from)
     return v;
 }
 
+// 16 bytes that need not be aligned.
+EPX__DEVICE uint4
+load_16(const char *from, bool is_aligned)
+{
+    uint4 value;
+
+    if (is_aligned) {
+        return ld_stream(from);
+    }
+    for (int i = 0; i < 16; i++) {
+        reinterpret_cast<char *>(&value)[i] = from[i];
+    }
+    return value;
+}
+
 #if EPX__HAS_BULK
 
 EPX__DEVICE uint32_t

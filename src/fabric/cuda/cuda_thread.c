@@ -141,19 +141,10 @@ thread_connect(epx_group_t *group, const epx__fabric_card_t *cards,
     return status;
 }
 
-static void
-thread_close(epx_group_t *group)
-{
-    if (group->fabric_state != NULL) {
-        epx__segments_close(group, group->fabric_state);
-        group->fabric_state = NULL;
-    }
-}
-
 const epx__fabric_ops_t epx__fabric_cuda_thread = {
     .name = "cuda_thread",
     .obstacle = thread_obstacle,
     .open = thread_open,
     .connect = thread_connect,
-    .close = thread_close,
+    .close = epx__segments_close,
 };
