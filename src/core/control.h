@@ -10,7 +10,9 @@
  *                                signalled at this gate
  *     posts     [16][R]          where source's buffers are (epx__post_t)
  *     counts    [16][R]          source's count row (epx__count_row_t, then
- *                                u32 tokens[R], u32 rows[max_experts])
+ *                                u32 tokens[R], u32 rows[max_experts]); with
+ *                                engines that poll, all that a source tells
+ *                                at a step's start, in words (epx__word)
  *     heap      the rest         handed out by core/heap.c
  *
  * Collective steps of a group are numbered 1, 2, 3, ... alike on every rank;
@@ -32,7 +34,7 @@
 #define EPX__LINE           64
 #define EPX__PAGE           4096
 #define EPX__SEGMENT_MAGIC  UINT64_C(0x746e656d67657358) /* "Xsegment" */
-#define EPX__LAYOUT_VERSION 1
+#define EPX__LAYOUT_VERSION 2
 
 typedef struct epx__segment_header {
     uint64_t magic;
@@ -106,6 +108,9 @@ typedef struct epx__post {
     uint64_t scale_stride;
     uint64_t scale_expert_stride;
     uint64_t slot_parity; /* which half of the receive slots was filled */
+    /* Words: what the DONE arrivals from this source count up to once all of
+     * the step has landed; there they are a sum, not a step. */
+    uint64_t arrivals;
 } epx__post_t;
 
 /* The parameters of a plan that every rank must share. */
@@ -134,6 +139,21 @@ typedef struct epx__count_row {
     int64_t bad_expert;
 } epx__count_row_t;
 
+/*
+ * Words of 8 bytes that tell by themselves whether they are there: 4 bytes of
+ * content below the low half of the step that they belong to.  A word of the
+ * same slot is 16 steps older, or a multiple of that; to be taken for the new
+ * one it would have to be 2^32 steps old, through which slots are reused.
+ *
+ *     post        epx__post_t
+ *     count row   epx__count_row_t
+ *     tokens      [R]
+ *     rows        [max_experts]
+ */
+#define EPX__POST_WORDS (sizeof(epx__post_t) / sizeof(uint32_t))
+#define EPX__HEAD_WORDS \
+    (EPX__POST_WORDS + sizeof(epx__count_row_t) / sizeof(uint32_t))
+
 /* Offsets of one group's control regions; alike on every rank. */
 typedef struct epx__map {
     uint32_t num_ranks;
@@ -160,10 +180,9 @@ epx__map_make(uint32_t num_ranks, uint32_t max_experts)
 
     map.num_ranks = num_ranks;
     map.max_experts = max_experts;
-    map.count_row_bytes =
-        epx__round_up(sizeof(epx__count_row_t) +
-                          sizeof(uint32_t) * ((size_t)num_ranks + max_experts),
-                      EPX__LINE);
+    map.count_row_bytes = epx__round_up(
+        sizeof(uint64_t) * (EPX__HEAD_WORDS + num_ranks + max_experts),
+        EPX__LINE);
     map.gates = EPX__PAGE;
     map.arrivals = map.gates + (size_t)EPX__NUM_SLOTS * EPX__NUM_GATES *
                                    sizeof(epx__gate_line_t);
@@ -218,6 +237,13 @@ epx__map_counts(const epx__map_t *map, void *segment, uint64_t step,
 
     return (epx__count_row_t *)((char *)segment + map->counts +
                                 row * map->count_row_bytes);
+}
+
+EPX__INLINE uint64_t *
+epx__map_words(const epx__map_t *map, void *segment, uint64_t step,
+               uint32_t source)
+{
+    return (uint64_t *)(void *)epx__map_counts(map, segment, step, source);
 }
 
 EPX__INLINE uint32_t *

@@ -159,6 +159,7 @@ launch(draft_t *draft, const cuda_op_t *op)
     }
     draft->kernel.posts = 1;
     draft->kernel.pulls = !is_send_only;
+    draft->kernel.num_pullers = (uint32_t)num_blocks;
     if (is_send_only) {
         plan->pending_combine = draft->kernel;
         plan->pending_combine.posts = 0;

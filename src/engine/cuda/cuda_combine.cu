@@ -6,8 +6,8 @@
 //     3. each warp takes chunks of tokens: it pulls the chunk of every row of
 //        the token, a batch at a time, adds them up in the
 //        order of the routes, rounds once and writes once
-//     4. the last block signals DONE and waits for everybody's: then x may
-//        change
+//     4. each block tells every rank that it is done; block 0 waits for the
+//        blocks of all ranks: then x may change
 // A send-only combine is 1 alone, and its completion 2 to 4.
 //
 // Shared memory of a block:
@@ -39,6 +39,7 @@ struct source {
     const char *x;
     const float *topk_weights;
     uint64_t num_rows;
+    uint64_t arrivals; // see epx__post_t
 };
 
 struct shared_map {
@@ -110,6 +111,7 @@ source_open(const cuda_combine_args_t &args, int r, const epx__post_t &post,
                 extent_fits(view, r, weights, rows, weight_bytes, 4)));
 
     to->num_rows = rows;
+    to->arrivals = post.arrivals;
     to->x = view.segments[r] + x;
     to->topk_weights =
         reinterpret_cast<const float *>(view.segments[r] + weights);
@@ -614,12 +616,16 @@ pull(const cuda_combine_args_t &args, uint64_t step,
 {
     source *sources = reinterpret_cast<source *>(shared);
 
-    if (!posts_wait(args.view, step, CUDA_IN_COMBINE, mine,
-                    [&](int r, const epx__post_t &theirs) {
-                        return source_open(args, r, theirs, &sources[r]);
-                    })) {
+    if (!posts_wait<epx__post_t>(args.view, step, CUDA_IN_COMBINE, mine,
+                                 [&](int r, const epx__post_t &theirs) {
+                                     return source_open(args, r, theirs,
+                                                        &sources[r]);
+                                 })) {
         return false;
     }
+    // What the posts announce was there before them.
+    fence_acq_rel_sys();
+    __syncthreads();
 #if EPX__HAS_BULK
     fence_proxy_async_global();
 #endif
@@ -647,28 +653,31 @@ __launch_bounds__(WARPS * 32, 1)
         post = args.post;
         post.step = step;
         post.signature.plan_id = args.plan.routing->plan_id;
+        post.arrivals = *arrivals_sum(view, step) + args.num_pullers;
     }
     // A plan that was refused was so on every rank: nobody takes this step.
     if (!__syncthreads_and(works)) {
         return;
     }
     if (args.posts && blockIdx.x == 0) {
-        post_all(view, step, post);
+        tell_all(view, step, 0, post, true);
     }
-    if (args.pulls) {
-        pull<DTYPE, BULK>(args, step, post.signature, shared);
+    if (!args.pulls) {
+        if (threadIdx.x == 0) {
+            args.plan.routing->open_step = step;
+        }
+        step_end(view, step, post.arrivals);
+        return;
     }
-    if (last_block(view)) {
-        if (args.pulls && !is_broken(view)) {
-            signal_all(view, step, EPX__GATE_DONE);
-            wait_all(view, step, EPX__GATE_DONE, CUDA_IN_COMBINE);
-        }
-        if (args.posts) {
-            if (threadIdx.x == 0) {
-                args.plan.routing->open_step = step;
-            }
-            step_end(view, step);
-        }
+    if (!pull<DTYPE, BULK>(args, step, post.signature, shared)) {
+        return;
+    }
+    arrive_all(view, step);
+    if (blockIdx.x == 0 &&
+        arrivals_wait_all(view, step, CUDA_IN_COMBINE,
+                          reinterpret_cast<source *>(shared), false, nullptr) &&
+        args.posts) {
+        step_end(view, step, post.arrivals);
     }
 }
 

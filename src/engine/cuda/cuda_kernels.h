@@ -30,10 +30,11 @@ extern "C" {
 typedef struct cuda_state {
     uint64_t step;    /* the last one that this rank has started */
     uint32_t broken;  /* kernels return at once */
-    uint32_t exited;  /* blocks that have come to a kernel's end */
     uint32_t arrived; /* blocks that wait at a barrier of the grid */
     uint32_t barrier; /* barriers passed */
     uint32_t taken;   /* pieces of work that warps have asked for */
+    /* What this rank's arrivals at each peer have come to. */
+    uint64_t arrivals[EPX__NUM_SLOTS];
 } cuda_state_t;
 
 /* What a kernel was doing when it failed. */
@@ -118,6 +119,8 @@ typedef struct cuda_plan_view {
                                 ascending, then -1; else by k */
     int32_t *experts;        /* [T, K] -1 for none */
     uint64_t *rank_rows;     /* [R] rows that each rank's buffer needs */
+    uint64_t *slots;         /* [R] where each rank's receive slots begin; 0:
+                                it has none */
     int64_t *expert_rows;    /* [L] */
     int64_t *expert_offsets; /* [L + 1] */
 } cuda_plan_view_t;
@@ -128,7 +131,8 @@ typedef struct cuda_plan_args {
     cuda_plan_view_t plan;
     const void *topk_idx; /* [T, K] */
     int64_t num_tokens;
-    uint32_t is_new;     /* the plan's first routing */
+    uint64_t slots_offset; /* of this rank's receive slots, or 0 */
+    uint32_t is_new;       /* the plan's first routing */
     uint64_t generation; /* of it; 0: in a graph, whose runs are not counted */
     uint32_t *notes;     /* [T, K, 2] scratch */
     uint32_t *block_totals; /* [blocks, R + E] scratch */
@@ -178,6 +182,7 @@ typedef struct cuda_combine_args {
     uint32_t num_stages;     /* batches in shared memory */
     uint32_t posts;          /* announces x */
     uint32_t pulls;          /* waits for the peers and sums */
+    uint32_t num_pullers;    /* blocks that do */
     float *out_topk_weights;
 } cuda_combine_args_t;
 

@@ -45,6 +45,7 @@ carve_arrays(cuda_plan_t *plan, carve_t *c)
     view->experts = carve(c, entries, sizeof(*view->experts));
     view->rank_rows =
         carve(c, (uint64_t)group->num_ranks, sizeof(*view->rank_rows));
+    view->slots = carve(c, (uint64_t)group->num_ranks, sizeof(*view->slots));
     view->expert_rows = carve(c, local, sizeof(*view->expert_rows));
     view->expert_offsets = carve(c, local + 1, sizeof(*view->expert_offsets));
     plan->notes = carve(c, 2 * entries, sizeof(*plan->notes));

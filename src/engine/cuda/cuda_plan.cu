@@ -285,67 +285,54 @@ __device__ void
 send_counts(const cuda_plan_args_t &args, const histograms &h, uint64_t step,
             uint64_t plan_id, uint64_t bad_entry)
 {
+    constexpr int COUNT = sizeof(epx__count_row_t) / sizeof(uint32_t);
     const cuda_view_t &view = args.view;
+    __shared__ epx__count_row_t row;
 
+    if (threadIdx.x == 0) {
+        row.step = step;
+        row.key = args.plan.key;
+        row.key.plan_id = plan_id;
+        row.num_tokens = args.num_tokens;
+        row.slots_offset = args.slots_offset;
+        row.bad_entry = bad_entry;
+        row.bad_expert = bad_entry == 0 ? 0 : index_at(args, bad_entry - 1);
+    }
+    __syncthreads();
     for (int r = blockIdx.x; r < view.num_ranks; r += gridDim.x) {
         int peer = (view.rank + 1 + r) % view.num_ranks;
-        epx__count_row_t *row =
-            epx__map_counts(&view.map, view.segments[peer], step, view.rank);
-        uint32_t *counts = epx__count_row_tokens(row);
+        uint64_t *words = words_at(view, peer, step, view.rank) + POST_WORDS;
+        const uint32_t *from = reinterpret_cast<const uint32_t *>(&row);
 
-        if (threadIdx.x == 0) {
-            epx__count_row_t head = {};
-
-            head.step = step;
-            head.key = args.plan.key;
-            head.key.plan_id = plan_id;
-            head.num_tokens = args.num_tokens;
-            head.bad_entry = bad_entry;
-            head.bad_expert =
-                bad_entry == 0 ? 0 : index_at(args, bad_entry - 1);
-            *row = head;
-        }
-        for (int key = threadIdx.x; key < h.keys; key += blockDim.x) {
-            counts[key] = h.total[key];
-        }
-        __syncthreads();
-        if (threadIdx.x == 0) {
-            // Acquired in check_counts.
-            st_release_sys(epx__map_arrival(&view.map, view.segments[peer],
-                                            step, EPX__GATE_READY, view.rank),
-                           step);
+        for (int i = threadIdx.x; i < COUNT + h.keys; i += blockDim.x) {
+            word_put(words + i, step, i < COUNT ? from[i] : h.total[i - COUNT]);
         }
     }
 }
 
-__device__ bool
-same_key(const epx__plan_key_t &a, const epx__plan_key_t &b)
+// Counts of a source that are known to be there: tokens[R], then rows[E].
+__device__ uint32_t
+count_read(const uint64_t *words, int key)
 {
-    return a.plan_id == b.plan_id && a.layout == b.layout &&
-           a.num_experts == b.num_experts && a.topk == b.topk &&
-           a.idx_dtype == b.idx_dtype &&
-           a.expert_alignment == b.expert_alignment &&
-           a.max_tokens_per_rank == b.max_tokens_per_rank &&
-           a.recv_capacity == b.recv_capacity &&
-           a.send_only_row_bytes == b.send_only_row_bytes;
+    return (uint32_t)__ldcg(
+        reinterpret_cast<const unsigned long long *>(words + HEAD_WORDS + key));
 }
 
 // Whether counts can be those of tokens: each goes to a rank once, and there to
 // 1 to K experts, to each of them once.
 __device__ bool
-counts_are_possible(const cuda_plan_args_t &args, epx__count_row_t *row, int r)
+counts_are_possible(const cuda_plan_args_t &args, const uint64_t *words, int r)
 {
     int num_experts = (int)args.plan.key.num_experts;
-    int end = epx__first_expert(num_experts, args.view.num_ranks, r + 1);
-    uint64_t tokens = epx__count_row_tokens(row)[r];
-    const uint32_t *rows = epx__count_row_experts(row, args.view.num_ranks);
+    int num_ranks = args.view.num_ranks;
+    int end = epx__first_expert(num_experts, num_ranks, r + 1);
+    uint64_t tokens = count_read(words, r);
     uint64_t sum = 0;
-    bool ok = tokens <= row->num_tokens;
+    bool ok = true;
 
 #pragma unroll 8
-    for (int e = epx__first_expert(num_experts, args.view.num_ranks, r);
-         e < end; e++) {
-        uint64_t count = rows[e];
+    for (int e = epx__first_expert(num_experts, num_ranks, r); e < end; e++) {
+        uint64_t count = count_read(words, num_ranks + e);
 
         ok = ok && count <= tokens;
         sum += count;
@@ -371,80 +358,74 @@ check_row(const cuda_plan_args_t &args, const epx__count_row_t &row,
                                     : 0;
 }
 
-// 3b. Wait for the counts of all ranks and see whether they can be used.  Every
-// block comes to the same verdict, and names the lowest rank.  False: the group
-// is broken.
+// 3b. Wait for the count rows of all ranks and see whether they can be used.
+// Every block comes to the same verdict, and names the lowest rank.  False: the
+// group is broken.
 __device__ bool
-check_counts(const cuda_plan_args_t &args, uint64_t step, uint64_t plan_id,
-             cuda_refusal_t *refusal)
+check_rows(const cuda_plan_args_t &args, uint64_t step, uint64_t plan_id,
+           cuda_refusal_t *refusal)
 {
+    __shared__ epx__count_row_t rows[CUDA_PLAN_WARPS];
     const cuda_view_t &view = args.view;
+    epx__count_row_t *row = &rows[threadIdx.x / 32];
     bool ok = true;
 
-    for (int r = threadIdx.x; r < view.num_ranks && ok; r += blockDim.x) {
-        ok = wait_rank(view, step, EPX__GATE_READY, CUDA_IN_COUNTS, r);
-        if (ok &&
-            check_row(args,
-                      *epx__map_counts(&view.map, own_segment(view), step, r),
-                      step, plan_id) != 0) {
+    for (int r = threadIdx.x / 32; r < view.num_ranks && ok;
+         r += args.num_warps) {
+        __syncwarp();
+        ok = words_wait(view, step, CUDA_IN_COUNTS, r, POST_WORDS, row);
+        __syncwarp();
+        if (ok && threadIdx.x % 32 == 0 &&
+            check_row(args, *row, step, plan_id) != 0) {
             atomicMin(&refusal->rank, r);
+        }
+        if (ok && threadIdx.x % 32 == 0 && blockIdx.x == 0) {
+            args.plan.slots[r] = row->slots_offset;
         }
     }
     if (!__syncthreads_and(ok)) {
         return false;
     }
-    if (refusal->rank != INT32_MAX) {
-        if (threadIdx.x == 0) {
-            epx__count_row_t row = *epx__map_counts(
-                &view.map, own_segment(view), step, refusal->rank);
+    if (refusal->rank != INT32_MAX && threadIdx.x == 0) {
+        epx__count_row_t bad =
+            words_read<epx__count_row_t>(view, step, refusal->rank, POST_WORDS);
+        uint32_t why = check_row(args, bad, step, plan_id);
 
-            if (row.step == step) {
-                refusal->key = row.key;
-            }
-            refusal->own_plan_id = plan_id;
-            refusal->bad_entry = row.bad_entry;
-            refusal->bad_expert = row.bad_expert;
-            uint32_t why = check_row(args, row, step, plan_id);
-
-            // A peer may have changed it meanwhile.
-            refusal->status = why != 0 ? why : (uint32_t)-EPX_ERR_PEER_DATA;
+        if (bad.step == step) {
+            refusal->key = bad.key;
         }
-        __syncthreads();
-        return true;
+        refusal->own_plan_id = plan_id;
+        refusal->bad_entry = bad.bad_entry;
+        refusal->bad_expert = bad.bad_expert;
+        // A peer may have changed it meanwhile.
+        refusal->status = why != 0 ? why : (uint32_t)-EPX_ERR_PEER_DATA;
     }
-    for (int i = threadIdx.x; i < view.num_ranks * view.num_ranks;
-         i += blockDim.x) {
-        epx__count_row_t *row = epx__map_counts(&view.map, own_segment(view),
-                                                step, i / view.num_ranks);
-
-        if (!counts_are_possible(args, row, i % view.num_ranks)) {
-            report_rank(view, CUDA_IN_COUNTS, step, EPX_ERR_PEER_DATA,
-                        i / view.num_ranks);
-            ok = false;
-        }
-    }
-    return __syncthreads_and(ok) != 0;
+    __syncthreads();
+    return true;
 }
 
 // 4a. Add up the sources: rows of the ranks before this one go into base, those
-// of all into total.
-__device__ void
+// of all into total.  False: the group is broken.
+__device__ bool
 sum_sources(const cuda_plan_args_t &args, const histograms &h, uint64_t step)
 {
     const cuda_view_t &view = args.view;
-    const char *rows = reinterpret_cast<const char *>(
-        epx__map_counts(&view.map, own_segment(view), step, 0));
+    int num_ranks = view.num_ranks;
+    bool ok = true;
 
-    for (int key = threadIdx.x; key < h.keys; key += blockDim.x) {
+    for (int key = threadIdx.x; key < h.keys && ok; key += blockDim.x) {
         uint32_t before = 0, after = 0;
 
 #pragma unroll 8
-        for (int s = 0; s < view.num_ranks; s++) {
-            uint32_t count = __ldcg(reinterpret_cast<const uint32_t *>(
-                                        rows + s * view.map.count_row_bytes +
-                                        sizeof(epx__count_row_t)) +
-                                    key);
+        for (int s = 0; s < num_ranks; s++) {
+            uint64_t word = ld_relaxed_sys(words_at(view, view.rank, step, s) +
+                                           HEAD_WORDS + key);
+            uint32_t count = (uint32_t)word;
 
+            if (!word_is_of(word, step)) {
+                ok = ok && word_wait(view, step, CUDA_IN_COUNTS, s,
+                                     HEAD_WORDS + key, &count);
+            }
             before += s < view.rank ? count : 0;
             after += s > view.rank ? count : 0;
         }
@@ -452,7 +433,19 @@ sum_sources(const cuda_plan_args_t &args, const histograms &h, uint64_t step)
         // Ours not from memory that peers can write.
         h.total[key] += before + after;
     }
-    __syncthreads();
+    if (!__syncthreads_and(ok)) {
+        return false;
+    }
+    for (int i = threadIdx.x; i < num_ranks * num_ranks; i += blockDim.x) {
+        int source = i / num_ranks;
+
+        if (!counts_are_possible(args, words_at(view, view.rank, step, source),
+                                 i % num_ranks)) {
+            report_rank(view, CUDA_IN_COUNTS, step, EPX_ERR_PEER_DATA, source);
+            ok = false;
+        }
+    }
+    return __syncthreads_and(ok) != 0;
 }
 
 // Rows from an expert's start to the next one's.
@@ -568,8 +561,7 @@ tell(const cuda_plan_args_t &args, uint64_t step, uint64_t plan_id,
     int64_t *offsets = rows + num_local;
 
     for (int r = threadIdx.x; ok && r < view.num_ranks; r += blockDim.x) {
-        tokens[r] = epx__count_row_tokens(
-            epx__map_counts(&view.map, own_segment(view), step, r))[view.rank];
+        tokens[r] = count_read(words_at(view, view.rank, step, r), view.rank);
     }
     for (int e = threadIdx.x; ok && e <= num_local; e += blockDim.x) {
         if (e < num_local) {
@@ -658,13 +650,13 @@ __launch_bounds__(CUDA_PLAN_WARPS * 32, 1)
         }
         // 3. Exchange them.
         send_counts(args, h, step, plan_id, first_bad == NONE ? 0 : first_bad);
-        ok = check_counts(args, step, plan_id, &refusal);
+        ok = check_rows(args, step, plan_id, &refusal) &&
+             (refusal.status != 0 || sum_sources(args, h, step));
     }
     if (ok) {
         // 4. Place everybody's rows.
         ok = refusal.status == 0;
         if (ok) {
-            sum_sources(args, h, step);
             place_experts(args, h, &refusal);
             ok = refusal.status == 0;
         }
@@ -676,8 +668,9 @@ __launch_bounds__(CUDA_PLAN_WARPS * 32, 1)
         // 5. Write the routes.
         write_routes(args, h);
     }
-    if (last_block(view)) {
-        step_end(view, step);
+    // All blocks know the step's number since the barrier.
+    if (blockIdx.x == 0 && !is_broken(view)) {
+        step_end(view, step, *arrivals_sum(view, step));
     }
 }
 

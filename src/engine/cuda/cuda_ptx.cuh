@@ -90,6 +90,24 @@ st_release_sys(uint32_t *word, uint32_t value)
 }
 
 EPX__DEVICE void
+st_relaxed_sys(uint64_t *word, uint64_t value)
+{
+    asm volatile("st.relaxed.sys.global.u64 [%0], %1;"
+                 :
+                 : "l"(word), "l"(value)
+                 : "memory");
+}
+
+EPX__DEVICE void
+red_add_release_sys(uint64_t *word, uint64_t value)
+{
+    asm volatile("red.release.sys.global.add.u64 [%0], %1;"
+                 :
+                 : "l"(word), "l"(value)
+                 : "memory");
+}
+
+EPX__DEVICE void
 red_add_release_gpu(uint32_t *word, uint32_t value)
 {
     asm volatile("red.release.gpu.global.add.u32 [%0], %1;"

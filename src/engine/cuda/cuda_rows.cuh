@@ -7,6 +7,7 @@
 //     targets  [R]
 //     routes   [warps][K]            of the token at hand
 //     entries  [warps][K]            what topk_idx and topk_weights hold of it
+//     tokens   [warps]               its number
 //     scales   [warps][2][words]     of the chunk at hand, when quantising
 // and with bulk copies
 //     barriers [warps][stages]
@@ -30,6 +31,7 @@ struct target {
     int32_t *src_token;
     uint64_t num_rows;
     uint64_t scale_row_stride, scale_stride, scale_expert_stride;
+    uint64_t arrivals; // see epx__post_t
     int32_t first_expert, end_expert;
     bool takes_bulk_scales; // they lie dense, at multiples of 16 bytes
 };
@@ -70,7 +72,7 @@ values_bytes(const cuda_dispatch_args_t &args)
 
 // Offsets of what the shared memory holds.
 struct shared_map {
-    size_t routes, entries, scales, barriers, stages, values, end;
+    size_t routes, entries, tokens, scales, barriers, stages, values, end;
 };
 
 __host__ __device__ shared_map
@@ -83,8 +85,8 @@ shared_make(const cuda_dispatch_args_t &args, bool is_bulk)
     map.routes = round_up((size_t)args.view.num_ranks * sizeof(target), 16);
     map.entries =
         map.routes + warps * args.plan.key.topk * sizeof(cuda_route_t);
-    map.scales =
-        round_up(map.entries + warps * args.plan.key.topk * sizeof(entry), 16);
+    map.tokens = map.entries + warps * args.plan.key.topk * sizeof(entry);
+    map.scales = round_up(map.tokens + warps * sizeof(int32_t), 16);
     map.barriers = round_up(
         map.scales +
             (quantizes ? warps * 2 * CHUNK_SCALES * sizeof(uint32_t) : 0),
@@ -106,6 +108,7 @@ struct worker {
     const target *targets;
     cuda_route_t *routes; // [K]
     entry *entries;       // [K]
+    int32_t *token;       // its number
     uint32_t *scales;     // [2][CHUNK_SCALES]
     uint64_t *barriers;
     char *stages;         // [num_stages]
@@ -126,6 +129,7 @@ worker_make(const cuda_dispatch_args_t &args, char *shared, bool is_bulk)
                warp * args.plan.key.topk;
     w.entries = reinterpret_cast<entry *>(shared + map.entries) +
                 warp * args.plan.key.topk;
+    w.token = reinterpret_cast<int32_t *>(shared + map.tokens) + warp;
     w.scales = reinterpret_cast<uint32_t *>(shared + map.scales) +
                warp * 2 * CHUNK_SCALES;
     w.barriers = reinterpret_cast<uint64_t *>(shared + map.barriers) +
@@ -185,6 +189,7 @@ target_open(const cuda_dispatch_args_t &args, int r, const epx__post_t &post,
     target t = {};
 
     t.num_rows = rows;
+    t.arrivals = post.arrivals;
     t.first_expert = epx__first_expert(num_experts, view.num_ranks, r);
     t.end_expert = epx__first_expert(num_experts, view.num_ranks, r + 1);
     t.scale_row_stride = post.scale_row_stride;
@@ -247,6 +252,7 @@ scales_at(const cuda_dispatch_args_t &args, const target &to, uint64_t row)
 
 // What is known of a token, on its way from memory: two entries to a lane.
 struct token_load {
+    int32_t token; // its number at its source
     cuda_route_t routes[EPX_MAX_TOPK / 32];
     entry entries[EPX_MAX_TOPK / 32];
 };
@@ -257,6 +263,7 @@ load_token(const cuda_dispatch_args_t &args, const worker &w, int64_t token)
     int topk = (int)args.plan.key.topk;
     token_load load;
 
+    load.token = (int32_t)token;
 #pragma unroll
     for (int i = 0; i < EPX_MAX_TOPK / 32; i++) {
         int k = i * 32 + w.lane;
@@ -296,6 +303,9 @@ take_token(const cuda_dispatch_args_t &args, const worker &w,
             w.routes[k] = route;
             w.entries[k] = load.entries[i];
         }
+    }
+    if (w.lane == 0) {
+        *w.token = load.token;
     }
     __syncwarp();
 }
@@ -377,9 +387,11 @@ put_entry(const cuda_dispatch_args_t &args, const target &to, uint64_t row,
     }
 }
 
-// All that goes with a row but its payload and what rides with it.
+// All that goes with a row but its payload and what rides with it; scales may
+// be null.
 __device__ void
-put_companions(const cuda_dispatch_args_t &args, const worker &w, int64_t token)
+put_companions(const cuda_dispatch_args_t &args, const worker &w,
+               const uint32_t *scales)
 {
     int topk = (int)args.plan.key.topk;
     bool by_rank = args.plan.key.layout == EPX_LAYOUT_RANK_MAJOR;
@@ -391,7 +403,7 @@ put_companions(const cuda_dispatch_args_t &args, const worker &w, int64_t token)
             const target &to = w.targets[route.rank];
 
             if (to.src_token != nullptr) {
-                to.src_token[route.row] = (int32_t)token;
+                to.src_token[route.row] = *w.token;
             }
             if (!by_rank && to.topk_weights != nullptr) {
                 to.topk_weights[route.row] = w.entries[k].weight;
@@ -411,12 +423,10 @@ put_companions(const cuda_dispatch_args_t &args, const worker &w, int64_t token)
         i += k >= topk;
         k -= k >= topk ? topk : 0;
     }
-    if (args.scales != nullptr && !args.scales_ride) {
-        const uint32_t *from = args.scales + token * args.scale_token_stride;
-
+    if (scales != nullptr && !args.scales_ride) {
         put_scales(
             args, w, 0, args.num_scales,
-            [&](int64_t j) { return from[j * args.scale_stride]; },
+            [&](int64_t j) { return scales[j * args.scale_stride]; },
             [](const target &) { return true; });
     }
 }

@@ -44,6 +44,54 @@ report_publish(const cuda_view_t &view, cuda_what_t what, uint64_t step,
     st_release_sys(&view.report->status, (uint32_t)-status);
 }
 
+// ---- words: what a rank tells its peers at a step's start (core/control.h)
+// ----
+
+constexpr int POST_WORDS = EPX__POST_WORDS;
+constexpr int HEAD_WORDS = EPX__HEAD_WORDS;
+
+// All of it but the counts, in the order of the words.
+struct head {
+    epx__post_t post;
+    epx__count_row_t row;
+};
+static_assert(sizeof(head) == HEAD_WORDS * sizeof(uint32_t), "no padding");
+
+EPX__DEVICE uint64_t *
+words_at(const cuda_view_t &view, int owner, uint64_t step, int source)
+{
+    return epx__map_words(&view.map, view.segments[owner], step, source);
+}
+
+EPX__DEVICE bool
+word_is_of(uint64_t word, uint64_t step)
+{
+    return (uint32_t)(word >> 32) == (uint32_t)step;
+}
+
+EPX__DEVICE void
+word_put(uint64_t *word, uint64_t step, uint32_t content)
+{
+    st_relaxed_sys(word, step << 32 | content);
+}
+
+// One thread: what a peer has told by now, there or not, for reports.
+template <typename Part>
+EPX__DEVICE Part
+words_read(const cuda_view_t &view, uint64_t step, int source, int first)
+{
+    const uint64_t *words = words_at(view, view.rank, step, source) + first;
+    Part part;
+
+    for (int i = 0; i < sizeof(Part) / sizeof(uint32_t); i++) {
+        reinterpret_cast<uint32_t *>(&part)[i] =
+            (uint32_t)ld_relaxed_sys(words + i);
+    }
+    return part;
+}
+
+// ---- reports ----
+
 static __device__ __noinline__ void
 report_rank(const cuda_view_t &view, cuda_what_t what, uint64_t step,
             epx_status_t status, int32_t rank)
@@ -51,15 +99,29 @@ report_rank(const cuda_view_t &view, cuda_what_t what, uint64_t step,
     if (report_claim(view)) {
         view.report->rank[0] = rank;
         view.report->rank[1] = rank;
-        view.report->posts[0] =
-            *epx__map_post(&view.map, own_segment(view), step, rank);
+        view.report->posts[0] = words_read<epx__post_t>(view, step, rank, 0);
         report_publish(view, what, step, status);
     }
 }
 
+// Whether a rank still owes this one the word `first`, or with first < 0 some
+// of its arrivals.
+EPX__DEVICE bool
+is_missing(const cuda_view_t &view, uint64_t step, int first, int rank)
+{
+    if (first >= 0) {
+        return !word_is_of(
+            ld_relaxed_sys(words_at(view, view.rank, step, rank) + first),
+            step);
+    }
+    return ld_relaxed_sys(epx__map_arrival(&view.map, own_segment(view), step,
+                                           EPX__GATE_DONE, rank)) <
+           words_read<epx__post_t>(view, step, rank, 0).arrivals;
+}
+
 static __device__ __noinline__ void
 report_timeout(const cuda_view_t &view, cuda_what_t what, uint64_t step,
-               epx__gate_t gate)
+               int first)
 {
     if (!report_claim(view)) {
         return;
@@ -70,9 +132,7 @@ report_timeout(const cuda_view_t &view, cuda_what_t what, uint64_t step,
         for (int bit = 0; bit < 64; bit++) {
             int rank = word * 64 + bit;
 
-            if (rank < view.num_ranks &&
-                ld_acquire_sys(epx__map_arrival(&view.map, own_segment(view),
-                                                step, gate, rank)) < step) {
+            if (rank < view.num_ranks && is_missing(view, step, first, rank)) {
                 missing |= UINT64_C(1) << bit;
             }
         }
@@ -80,6 +140,8 @@ report_timeout(const cuda_view_t &view, cuda_what_t what, uint64_t step,
     }
     report_publish(view, what, step, EPX_ERR_TIMEOUT);
 }
+
+// ---- waits ----
 
 // A thread's own wait, with the group's deadline.
 struct cuda_deadline {
@@ -106,84 +168,142 @@ deadline_holds(const cuda_view_t &view, cuda_deadline *deadline, bool *late)
     return !*late;
 }
 
-// One thread: wait until a rank has signalled this gate; acquires what came
-// before its signal.  False: the group is broken.
+// One thread: wait for a word; false when the group is broken.
 EPX__DEVICE bool
-wait_rank(const cuda_view_t &view, uint64_t step, epx__gate_t gate,
-          cuda_what_t what, int rank)
+word_wait(const cuda_view_t &view, uint64_t step, cuda_what_t what, int source,
+          int index, uint32_t *content)
 {
-    const uint64_t *word =
-        epx__map_arrival(&view.map, own_segment(view), step, gate, rank);
+    const uint64_t *at = words_at(view, view.rank, step, source) + index;
+    uint64_t word = ld_relaxed_sys(at);
+    cuda_deadline deadline = {};
+    bool late;
+
+    while (!word_is_of(word, step)) {
+        if (!deadline_holds(view, &deadline, &late)) {
+            if (late) {
+                report_timeout(view, what, step, index);
+            }
+            return false;
+        }
+        word = ld_relaxed_sys(at);
+    }
+    *content = (uint32_t)word;
+    return true;
+}
+
+// A warp: wait for a source's words from `first` on, as many as Part holds.
+template <typename Part>
+EPX__DEVICE bool
+words_wait(const cuda_view_t &view, uint64_t step, cuda_what_t what, int source,
+           int first, Part *to)
+{
+    constexpr int COUNT = sizeof(Part) / sizeof(uint32_t);
+    constexpr int TURNS = (COUNT + 31) / 32;
+    const uint64_t *from = words_at(view, view.rank, step, source) + first;
+    int lane = threadIdx.x % 32;
+    uint64_t words[TURNS];
+    bool ok = true;
+
+    // All loads are on their way before the first is looked at.
+#pragma unroll
+    for (int i = 0; i < TURNS; i++) {
+        words[i] = ld_relaxed_sys(from + min(i * 32 + lane, COUNT - 1));
+    }
+#pragma unroll
+    for (int i = 0; i < TURNS; i++) {
+        int at = min(i * 32 + lane, COUNT - 1);
+        uint32_t content = (uint32_t)words[i];
+
+        if (!word_is_of(words[i], step)) {
+            ok =
+                ok && word_wait(view, step, what, source, first + at, &content);
+        }
+        reinterpret_cast<uint32_t *>(to)[at] = content;
+    }
+    return __all_sync(~0u, ok) != 0;
+}
+
+// One thread: wait until all that a rank does in this step has arrived, which
+// target counts; acquires it.  False: the group is broken.
+EPX__DEVICE bool
+arrivals_wait(const cuda_view_t &view, uint64_t step, cuda_what_t what,
+              int source, uint64_t target)
+{
+    const uint64_t *word = epx__map_arrival(&view.map, own_segment(view), step,
+                                            EPX__GATE_DONE, source);
     cuda_deadline deadline = {};
     uint64_t seen;
     bool late;
 
-    // Looking is cheap; only the look that sees the signal must acquire.
-    while (ld_relaxed_sys(word) < step) {
+    // Looking is cheap; only the look that sees the last one must acquire.
+    while (ld_relaxed_sys(word) < target) {
         if (!deadline_holds(view, &deadline, &late)) {
             if (late) {
-                report_timeout(view, what, step, gate);
+                report_timeout(view, what, step, -1);
             }
             return false;
         }
     }
     seen = ld_acquire_sys(word);
-    // No signal of a step can be ahead of one that is open here.
-    if (seen != step) {
-        report_rank(view, what, step, EPX_ERR_PEER_DATA, rank);
+    // Nothing of a later step can be there while this one is open.
+    if (seen != target) {
+        report_rank(view, what, step, EPX_ERR_PEER_DATA, source);
     }
-    return seen == step;
+    return seen == target;
 }
 
-// The same for all ranks and the whole block.
-EPX__DEVICE bool
-wait_all(const cuda_view_t &view, uint64_t step, epx__gate_t gate,
-         cuda_what_t what)
+// ---- the parts of a step ----
+
+// Where this rank keeps the sum of its arrivals in the step's slot.
+EPX__DEVICE uint64_t *
+arrivals_sum(const cuda_view_t &view, uint64_t step)
 {
-    bool ok = true;
-
-    for (int r = threadIdx.x; r < view.num_ranks && ok; r += blockDim.x) {
-        ok = wait_rank(view, step, gate, what, r);
-    }
-    return __syncthreads_and(ok) != 0;
+    return &view.state->arrivals[epx__slot(step)];
 }
 
-// Tell every rank that what belongs to this gate is in place: a release of all
-// that this block has written or acquired (see wait_all).
+// Tell every peer a part of the head, from the word `first` on: one block.  A
+// release, where asked for, of all that the stream has written before.
+template <typename Part>
 EPX__DEVICE void
-signal_all(const cuda_view_t &view, uint64_t step, epx__gate_t gate)
+tell_all(const cuda_view_t &view, uint64_t step, int first, const Part &part,
+         bool releases)
+{
+    constexpr int COUNT = sizeof(Part) / sizeof(uint32_t);
+    const uint32_t *from = reinterpret_cast<const uint32_t *>(&part);
+
+    if (releases) {
+        fence_acq_rel_sys();
+    }
+    for (int i = threadIdx.x; i < view.num_ranks * COUNT; i += blockDim.x) {
+        int peer = (view.rank + 1 + i / COUNT) % view.num_ranks;
+
+        word_put(words_at(view, peer, step, view.rank) + first + i % COUNT,
+                 step, from[i % COUNT]);
+    }
+}
+
+// A block has done its part of the step, for every rank: a release of all that
+// it has written or acquired.
+EPX__DEVICE void
+arrive_all(const cuda_view_t &view, uint64_t step)
 {
     __syncthreads();
     for (int i = threadIdx.x; i < view.num_ranks; i += blockDim.x) {
         int peer = (view.rank + 1 + i) % view.num_ranks;
 
-        st_release_sys(epx__map_arrival(&view.map, view.segments[peer], step,
-                                        gate, view.rank),
-                       step);
+        red_add_release_sys(epx__map_arrival(&view.map, view.segments[peer],
+                                             step, EPX__GATE_DONE, view.rank),
+                            1);
     }
 }
 
-// The end of a block's work: true in the block that is the last one, for which
-// all that the others have written is then visible.  The scope of the device
-// suffices: what the last block goes on to release to peers includes it.
-EPX__DEVICE bool
-last_block(const cuda_view_t &view)
-{
-    bool last = false;
-
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        last = atom_inc_acq_rel_gpu(&view.state->exited, gridDim.x - 1) ==
-               gridDim.x - 1;
-    }
-    return __syncthreads_or(last) != 0;
-}
-
-// The last block: the step has been made.
+// Block 0, when all blocks have come to know the step's number: it has been
+// made, with this sum of arrivals.
 EPX__DEVICE void
-step_end(const cuda_view_t &view, uint64_t step)
+step_end(const cuda_view_t &view, uint64_t step, uint64_t arrivals)
 {
     if (threadIdx.x == 0) {
+        *arrivals_sum(view, step) = arrivals;
         view.state->step = step;
         view.state->taken = 0;
     }
@@ -216,23 +336,6 @@ grid_barrier(const cuda_view_t &view, uint64_t step)
     return __syncthreads_and(ok) != 0;
 }
 
-// Write this rank's post to every peer and signal READY: one block.
-EPX__DEVICE void
-post_all(const cuda_view_t &view, uint64_t step, const epx__post_t &post)
-{
-    constexpr int WORDS = sizeof(epx__post_t) / sizeof(uint64_t);
-    static_assert(sizeof(epx__post_t) % sizeof(uint64_t) == 0, "words");
-    const uint64_t *from = reinterpret_cast<const uint64_t *>(&post);
-
-    for (int i = threadIdx.x; i < view.num_ranks * WORDS; i += blockDim.x) {
-        uint64_t *to = reinterpret_cast<uint64_t *>(epx__map_post(
-            &view.map, view.segments[i / WORDS], step, view.rank));
-
-        to[i % WORDS] = from[i % WORDS];
-    }
-    signal_all(view, step, EPX__GATE_READY);
-}
-
 EPX__DEVICE bool
 same_signature(const epx__signature_t &a, const epx__signature_t &b)
 {
@@ -241,6 +344,18 @@ same_signature(const epx__signature_t &a, const epx__signature_t &b)
            a.num_scales == b.num_scales && a.hidden == b.hidden &&
            (a.arrays == b.arrays ||
             ((a.arrays | b.arrays) & EPX__ARRAYS_ANY) != 0);
+}
+
+EPX__DEVICE bool
+same_key(const epx__plan_key_t &a, const epx__plan_key_t &b)
+{
+    return a.plan_id == b.plan_id && a.layout == b.layout &&
+           a.num_experts == b.num_experts && a.topk == b.topk &&
+           a.idx_dtype == b.idx_dtype &&
+           a.expert_alignment == b.expert_alignment &&
+           a.max_tokens_per_rank == b.max_tokens_per_rank &&
+           a.recv_capacity == b.recv_capacity &&
+           a.send_only_row_bytes == b.send_only_row_bytes;
 }
 
 // One thread: which two ranks disagree, for the report.
@@ -253,52 +368,56 @@ report_disagreement(const cuda_view_t &view, uint64_t step, cuda_what_t what)
         return;
     }
     while (first < view.num_ranks - 1 &&
-           (epx__map_post(&view.map, own_segment(view), step, first)
-                ->signature.arrays &
+           (words_read<epx__post_t>(view, step, first, 0).signature.arrays &
             EPX__ARRAYS_ANY) != 0) {
         first++;
     }
-    const epx__post_t *a =
-        epx__map_post(&view.map, own_segment(view), step, first);
+    const epx__post_t a = words_read<epx__post_t>(view, step, first, 0);
     for (int r = 0; r < view.num_ranks; r++) {
-        const epx__post_t *b =
-            epx__map_post(&view.map, own_segment(view), step, r);
+        const epx__post_t b = words_read<epx__post_t>(view, step, r, 0);
 
         view.report->rank[0] = first;
         view.report->rank[1] = r;
-        view.report->posts[0] = *a;
-        view.report->posts[1] = *b;
-        if (b->step != step || !same_signature(a->signature, b->signature)) {
+        view.report->posts[0] = a;
+        view.report->posts[1] = b;
+        if (b.step != step || !same_signature(a.signature, b.signature)) {
             break;
         }
     }
     report_publish(view, what, step, EPX_ERR_MISMATCH);
 }
 
-// Wait for every rank's post, copy it, compare them all (`mine` is this rank's)
-// and open what each is about: open(rank, post) says whether it can be.
-template <typename Open>
+// Wait for every rank's post, and with Part = head its count row, compare the
+// posts (`mine` is this rank's) and open what each is about: open(rank, part)
+// says whether it can be.
+template <typename Part, typename Open>
 EPX__DEVICE bool
 posts_wait(const cuda_view_t &view, uint64_t step, cuda_what_t what,
            const epx__signature_t &mine, Open open)
 {
+    constexpr int WARPS = 16;
+    __shared__ Part parts[WARPS];
     bool waited = true, agrees = true, opened = true;
     uint32_t with = 0, without = 0;
+    int warp = threadIdx.x / 32, num_warps = blockDim.x / 32;
+    Part *part = &parts[warp];
 
-    for (int r = threadIdx.x; r < view.num_ranks && waited; r += blockDim.x) {
-        waited = wait_rank(view, step, EPX__GATE_READY, what, r);
-        if (!waited) {
-            break;
+    for (int r = warp; r < view.num_ranks && waited; r += num_warps) {
+        __syncwarp();
+        waited = words_wait(view, step, what, r, 0, part);
+        __syncwarp();
+        if (waited && threadIdx.x % 32 == 0) {
+            // A post is where its part begins.
+            const epx__post_t &post =
+                *reinterpret_cast<const epx__post_t *>(part);
+            uint32_t arrays = post.signature.arrays;
+
+            agrees = agrees && post.step == step &&
+                     same_signature(mine, post.signature);
+            with |= (arrays & EPX__ARRAYS_ANY) == 0 && arrays != 0;
+            without |= arrays == 0;
+            opened = agrees && open(r, *part) && opened;
         }
-        const epx__post_t post =
-            *epx__map_post(&view.map, own_segment(view), step, r);
-        uint32_t arrays = post.signature.arrays;
-
-        agrees =
-            agrees && post.step == step && same_signature(mine, post.signature);
-        with |= (arrays & EPX__ARRAYS_ANY) == 0 && arrays != 0;
-        without |= arrays == 0;
-        opened = agrees && open(r, post) && opened;
     }
     // The report needs everybody's posts.
     if (!__syncthreads_and(waited)) {
@@ -311,6 +430,29 @@ posts_wait(const cuda_view_t &view, uint64_t step, cuda_what_t what,
         report_disagreement(view, step, what);
     }
     return __syncthreads_and(agrees && opened) != 0;
+}
+
+// Block 0: wait until all that every rank does in this step has arrived, of
+// which targets[r].arrivals is the count; with only_own just this rank's own,
+// so that all of its blocks know the step's number.  wait_ns may be null.
+template <typename Target>
+EPX__DEVICE bool
+arrivals_wait_all(const cuda_view_t &view, uint64_t step, cuda_what_t what,
+                  const Target *targets, bool only_own, int64_t *wait_ns)
+{
+    uint64_t start = wait_ns == nullptr ? 0 : global_timer_ns();
+    bool ok = true;
+
+    for (int r = threadIdx.x; r < view.num_ranks && ok; r += blockDim.x) {
+        if (only_own && r != view.rank) {
+            continue;
+        }
+        ok = arrivals_wait(view, step, what, r, targets[r].arrivals);
+        if (wait_ns != nullptr && r != view.rank) {
+            wait_ns[r] += (int64_t)(global_timer_ns() - start);
+        }
+    }
+    return __syncthreads_and(ok) != 0;
 }
 
 // Whether rows of a peer's array lie in its heap, aligned.
