@@ -111,10 +111,12 @@ bench_op_capture(struct bench_rank *self)
             continue;
         }
         card->ops->capture(card);
-        if (layer) {
-            call_layer(self);
-        } else {
-            bench_rank_check(self, call(self, op));
+        for (int32_t n = 0; n < self->run->options->in_a_row; n++) {
+            if (layer) {
+                call_layer(self);
+            } else {
+                bench_rank_check(self, call(self, op));
+            }
         }
         card->ops->captured(card, op);
     }

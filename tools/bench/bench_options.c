@@ -257,6 +257,7 @@ enum option_id {
     OPT_WORKERS,
     OPT_ITERS,
     OPT_WARMUP,
+    OPT_IN_A_ROW,
     OPT_SEED,
     OPT_CHECK,
     OPT_VS,
@@ -286,6 +287,7 @@ static const struct option option_table[] = {
     { "workers", required_argument, NULL, OPT_WORKERS },
     { "iters", required_argument, NULL, OPT_ITERS },
     { "warmup", required_argument, NULL, OPT_WARMUP },
+    { "in-a-row", required_argument, NULL, OPT_IN_A_ROW },
     { "seed", required_argument, NULL, OPT_SEED },
     { "check", no_argument, NULL, OPT_CHECK },
     { "vs", required_argument, NULL, OPT_VS },
@@ -319,6 +321,7 @@ set_number(enum option_id id, const char *name, const char *text,
         { OPT_WORKERS, 1, 1024, &o->workers, NULL },
         { OPT_ITERS, 1, 1000000, &o->iters, NULL },
         { OPT_WARMUP, 0, 1000000, &o->warmup, NULL },
+        { OPT_IN_A_ROW, 1, BENCH_MAX_IN_A_ROW, &o->in_a_row, NULL },
     };
     for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
         uint64_t value = 0;
@@ -464,6 +467,10 @@ check_device(const struct bench_options *o, struct bench_error *error)
     if (o->graph && !cuda) {
         return bench_fail(error, "--graph needs --device cuda");
     }
+    if (o->in_a_row > 1 && (!cuda || o->send_only)) {
+        return bench_fail(error, "--in-a-row needs --device cuda, and cannot "
+                                 "go with --send-only");
+    }
     if (cuda && !o->procs && o->ranks > MAX_THREADS_ON_CARD) {
         return bench_fail(error,
                           "--ranks is %d; allowed with --device cuda and "
@@ -515,6 +522,7 @@ bench_options_parse(int argc, char **argv, int32_t cores,
                                        .dtype = EPX_BF16,
                                        .routing_text = "uniform",
                                        .warmup = -1,
+                                       .in_a_row = 1,
                                        .seed = 1,
                                        .bind = true,
                                        .cores = cores };

@@ -24,6 +24,9 @@ enum bench_routing_kind {
 /* As a card's number: ranks are spread over all of them. */
 #define BENCH_ALL_CARDS (-1)
 
+/* A stream takes some hundred calls before it makes its caller wait. */
+#define BENCH_MAX_IN_A_ROW 64
+
 struct bench_options {
     epx_device_t device;
     int32_t card; /* with EPX_DEVICE_CUDA */
@@ -46,6 +49,7 @@ struct bench_options {
     int32_t workers;
     int32_t iters;
     int32_t warmup;
+    int32_t in_a_row; /* on a card: calls that are timed together */
     uint64_t seed;
     bool check;
     bool vs_memcpy;

@@ -83,6 +83,7 @@ bench_report_json(FILE *file, const struct bench_run *run,
         { "quantize", TEXT, bench_quantize_name(o->quantize), 0, 0, 0 },
         { "routing", TEXT, o->routing_text, 0, 0, 0 },
         { "launch", TEXT, o->graph ? "graph" : "call", 0, 0, 0 },
+        { "in_a_row", WHOLE, NULL, o->in_a_row, 0, 0 },
     };
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
         fputs(i ? ", " : "{", file);

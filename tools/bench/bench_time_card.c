@@ -40,11 +40,28 @@ moving_ops(const struct bench_options *o)
     return sequence;
 }
 
+/* What is timed together; a graph holds all of it. */
+static int32_t
+calls_together(const struct bench_options *o)
+{
+    return o->graph ? 1 : o->in_a_row;
+}
+
 static void
 start_op(struct bench_rank *self, enum bench_op op)
 {
     epx_plan_counts_t unused = EPX_PLAN_COUNTS_INIT;
-    bench_rank_check(self, bench_op_start(self, op, &unused));
+    for (int32_t n = 0; n < calls_together(self->run->options); n++) {
+        bench_rank_check(self, bench_op_start(self, op, &unused));
+    }
+}
+
+/* Iterations that are in a stream at once. */
+static int32_t
+piece_of(const struct bench_options *o)
+{
+    int32_t piece = PIECE / calls_together(o);
+    return piece > 1 ? piece : 1;
 }
 
 static void
@@ -53,7 +70,8 @@ note_piece(const struct bench_rank *self, const struct sequence *sequence,
 {
     struct bench_card *card = self->card;
     for (int32_t i = 0; i < count * sequence->count; i++) {
-        struct bench_span span = { 0, card->ops->between_ns(card, i, i + 1) };
+        int64_t ns = card->ops->between_ns(card, i, i + 1);
+        struct bench_span span = { 0, ns / self->run->options->in_a_row };
         bench_op_note(self, sequence->ops[i % sequence->count],
                       first + i / sequence->count, span);
     }
@@ -66,7 +84,8 @@ time_piece(struct bench_rank *self, const struct sequence *sequence,
 {
     struct bench_card *card = self->card;
     int32_t warmup = self->run->options->warmup;
-    int32_t warm = (warmup < PIECE ? warmup : PIECE) * sequence->count;
+    int32_t piece = piece_of(self->run->options);
+    int32_t warm = (warmup < piece ? warmup : piece) * sequence->count;
     int32_t last = count * sequence->count;
     bench_barrier_wait(&self->run->shared->ranks, BENCH_NO_DEADLINE);
     for (int32_t i = -warm; i < last; i++) {
@@ -87,7 +106,8 @@ time_sequence(struct bench_rank *self, const struct sequence *sequence,
     int32_t end = bench_block_start(self->run, block + 1);
     int32_t first = bench_block_start(self->run, block);
     while (first < end) {
-        int32_t count = end - first < PIECE ? end - first : PIECE;
+        int32_t piece = piece_of(self->run->options);
+        int32_t count = end - first < piece ? end - first : piece;
         if (self->rank == 0) {
             bench_progress_show(&self->progress, self->run, "timed", first,
                                 self->run->options->iters);
