@@ -337,8 +337,7 @@ EPX_API epx_status_t epx_mem_free(epx_group_t *group, void *ptr);
  * The rest of this comment is about CUDA groups.
  *
  * Arrays.  All arrays of routing, dispatch and combine are memory that the card
- * reaches; epx_mem_alloc's is the card's own.  A plan with send_only_row_bytes
- * is EPX_ERR_UNSUPPORTED in this version.
+ * reaches; epx_mem_alloc's is the card's own.
  *
  * Waiting.  Calls return once their kernels are on the stream.  Only what needs
  * counts on the host waits for them: epx_plan_counts, and a dispatch or combine
@@ -545,6 +544,19 @@ typedef enum epx_quantize {
 #define EPX_SEND_ONLY 1u
 
 /*
+ * Dispatch: new routing comes with the call, which then means
+ *
+ *     epx_plan_update(plan, num_tokens, topk_idx, stream);
+ *     epx_dispatch(plan, the other arguments, stream);
+ *
+ * in one: an engine may save a launch and a wait.  For plans that can be
+ * updated and whose receive rows are fixed (EXPERT_SLOTS, or recv_capacity);
+ * one that knows no routing yet is made with num_tokens 0.  When the dispatch
+ * fails the routing may have been taken in.
+ */
+#define EPX_NEW_ROUTING 2u
+
+/*
  * Every array may lie in EPX memory or anywhere else, aligned to its element.
  * What peers write (recv_*) goes through a staging block of the heap when it
  * lies elsewhere, which costs one more copy.  Whether topk_weights and scales
@@ -596,8 +608,15 @@ typedef struct epx_dispatch_args {
     /* [L] (token, expert) pairs that each local expert received; optional, for
      * this rank alone. */
     int32_t *recv_expert_counts;
-    uint32_t flags;      /* 0 or EPX_SEND_ONLY; same on every rank */
+    uint32_t flags;      /* 0, EPX_SEND_ONLY, EPX_NEW_ROUTING or both; same on
+                            every rank */
     int32_t num_workers; /* 0: the group's; at most the group's */
+    /* EPX_NEW_ROUTING only, as in epx_plan_update. */
+    int64_t num_tokens;   /* T, 0..T_max */
+    const void *topk_idx; /* [T, K]; may be NULL when T is 0 */
+    /* [L], to each of which the (token, expert) pairs that arrived are added,
+     * modulo 2^32; optional, for this rank alone. */
+    int32_t *recv_expert_totals;
 } epx_dispatch_args_t;
 
 #define EPX_DISPATCH_ARGS_INIT     \
@@ -606,6 +625,9 @@ typedef struct epx_dispatch_args {
       0,                           \
       (epx_dtype_t)0,              \
       EPX_QUANTIZE_NONE,           \
+      0,                           \
+      0,                           \
+      0,                           \
       0,                           \
       0,                           \
       0,                           \

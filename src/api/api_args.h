@@ -3,6 +3,8 @@
 #ifndef EPX_API_API_ARGS_H
 #define EPX_API_API_ARGS_H
 
+#include "core/plan.h"
+
 #include <epx/epx.h>
 #include <stddef.h>
 
@@ -22,5 +24,9 @@ epx_status_t epx__args_copy(void *to, size_t bytes, const void *from,
  * caller's size. */
 epx_status_t epx__args_return(void *to, const void *from, size_t bytes,
                               size_t first_bytes, const char *name);
+
+/* api_plan.c: whether a plan can take in this routing. */
+epx_status_t epx__check_update(const epx_plan_t *plan, int64_t num_tokens,
+                               const void *topk_idx);
 
 #endif

@@ -12,14 +12,14 @@
 #define MAX_STRIDE    (INT64_C(1) << 40)
 
 static epx_status_t
-check_flags(uint32_t flags)
+check_flags(uint32_t flags, uint32_t allowed)
 {
-    return (flags & ~EPX_SEND_ONLY) == 0
+    return (flags & ~allowed) == 0
                ? EPX_OK
                : epx__fail(EPX_ERR_INVALID,
-                           "args->flags is %#x; allowed are 0 and "
-                           "EPX_SEND_ONLY (%#x)",
-                           flags, EPX_SEND_ONLY);
+                           "args->flags is %#x; allowed are EPX_SEND_ONLY "
+                           "(%#x) and, for a dispatch, EPX_NEW_ROUTING (%#x)",
+                           flags, EPX_SEND_ONLY, EPX_NEW_ROUTING);
 }
 
 static epx_status_t
@@ -169,9 +169,22 @@ check_dispatch_arrays(const epx_plan_t *plan, const epx_dispatch_args_t *args)
         { "recv_topk_weights", args->recv_topk_weights, sizeof(float) },
         { "recv_src_token", args->recv_src_token, sizeof(int32_t) },
         { "recv_expert_counts", args->recv_expert_counts, sizeof(int32_t) },
+        { "recv_expert_totals", args->recv_expert_totals, sizeof(int32_t) },
     };
 
     return check_alignment(arrays, sizeof(arrays) / sizeof(*arrays));
+}
+
+static epx_status_t
+check_new_routing(const epx_plan_t *plan, const epx_dispatch_args_t *args)
+{
+    if (epx__plan_fixed_rows(plan) == 0 && plan->num_local_experts > 0) {
+        return epx__fail(EPX_ERR_STATE,
+                         "args->flags has EPX_NEW_ROUTING, but the plan was "
+                         "made without recv_capacity, so that it can only be "
+                         "updated apart");
+    }
+    return epx__check_update(plan, args->num_tokens, args->topk_idx);
 }
 
 static epx_status_t
@@ -190,7 +203,10 @@ check_dispatch(const epx_plan_t *plan, const epx_dispatch_args_t *args)
         status = check_rows("recv_rows", args->recv_rows);
     }
     if (status == EPX_OK) {
-        status = check_flags(args->flags);
+        status = check_flags(args->flags, EPX_SEND_ONLY | EPX_NEW_ROUTING);
+    }
+    if (status == EPX_OK && (args->flags & EPX_NEW_ROUTING) != 0) {
+        status = check_new_routing(plan, args);
     }
     if (status == EPX_OK) {
         status = check_workers(plan->group, args->num_workers);
@@ -279,7 +295,7 @@ check_combine(const epx_plan_t *plan, const epx_combine_args_t *args)
         status = check_rows("num_rows", args->num_rows);
     }
     if (status == EPX_OK) {
-        status = check_flags(args->flags);
+        status = check_flags(args->flags, EPX_SEND_ONLY);
     }
     return status == EPX_OK ? check_workers(plan->group, args->num_workers)
                             : status;

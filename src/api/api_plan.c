@@ -177,16 +177,11 @@ epx_plan_create(epx_group_t *group, const epx_plan_args_t *args,
 }
 
 epx_status_t
-epx_plan_update(epx_plan_t *plan, int64_t num_tokens, const void *topk_idx,
-                epx_stream_t stream)
+epx__check_update(const epx_plan_t *plan, int64_t num_tokens,
+                  const void *topk_idx)
 {
-    epx_status_t status;
-    int64_t limit;
+    int64_t limit = (int64_t)plan->key.max_tokens_per_rank;
 
-    if (plan == NULL) {
-        return epx__fail(EPX_ERR_NULL, "plan is null");
-    }
-    limit = (int64_t)plan->key.max_tokens_per_rank;
     if (limit == 0) {
         return epx__fail(EPX_ERR_STATE, "the plan was made without "
                                         "max_tokens_per_rank, so it cannot be "
@@ -198,8 +193,20 @@ epx_plan_update(epx_plan_t *plan, int64_t num_tokens, const void *topk_idx,
                          "; allowed are 0 to max_tokens_per_rank, %" PRId64,
                          num_tokens, limit);
     }
-    status =
-        check_routing(num_tokens, topk_idx, (epx_dtype_t)plan->key.idx_dtype);
+    return check_routing(num_tokens, topk_idx,
+                         (epx_dtype_t)plan->key.idx_dtype);
+}
+
+epx_status_t
+epx_plan_update(epx_plan_t *plan, int64_t num_tokens, const void *topk_idx,
+                epx_stream_t stream)
+{
+    epx_status_t status;
+
+    if (plan == NULL) {
+        return epx__fail(EPX_ERR_NULL, "plan is null");
+    }
+    status = epx__check_update(plan, num_tokens, topk_idx);
     if (status == EPX_OK) {
         status = plan->group->engine->check_stream(plan->group, stream);
     }

@@ -282,15 +282,6 @@ draw_plan(plan_shape_t *plan, epx_layout_t layout, int32_t num_ranks,
     draw_ops(plan, num_ranks, wish, rng);
 }
 
-/* What the engine of the device does not do. */
-static void
-restrict_plan(plan_shape_t *plan, epx_device_t device)
-{
-    if (device == EPX_DEVICE_CUDA) {
-        plan->send_only_row_bytes = 0;
-    }
-}
-
 void
 shape_draw(shape_t *shape, uint64_t seed, epx_layout_t layout,
            const wish_t *wish, epx_device_t device)
@@ -316,7 +307,6 @@ shape_draw(shape_t *shape, uint64_t seed, epx_layout_t layout,
                                            EPX_LAYOUT_EXPERT_SLOTS);
 
         draw_plan(&shape->plans[p], its, shape->num_ranks, wish, &rng);
-        restrict_plan(&shape->plans[p], device);
     }
 }
 

@@ -38,17 +38,17 @@ bench_block_start(const struct bench_run *run, int32_t block)
     return (int32_t)(block * (int64_t)run->options->iters / run->blocks);
 }
 
-/* In LL each dispatch has new routing, so the update is part of it. */
+/* In LL each dispatch brings new routing. */
 static epx_status_t
 dispatch(struct bench_rank *self)
 {
     epx_dispatch_args_t args = bench_rank_dispatch_args(self);
-    epx_status_t status = EPX_OK;
     if (self->run->options->mode == BENCH_LL) {
-        status = bench_op_plan(self);
+        args.flags |= EPX_NEW_ROUTING;
+        args.num_tokens = self->tokens;
+        args.topk_idx = bench_rank_plan_args(self).topk_idx;
     }
-    return status ? status
-                  : epx_dispatch(self->plan, &args, bench_rank_stream(self));
+    return epx_dispatch(self->plan, &args, bench_rank_stream(self));
 }
 
 static epx_status_t

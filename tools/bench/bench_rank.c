@@ -326,8 +326,7 @@ bench_rank_plan_args(const struct bench_rank *self)
     if (bench_options_fixed(o) && !slots) {
         args.recv_capacity = shape->recv_rows;
     }
-    /* The CUDA engine writes rows to their places at once. */
-    if (o->send_only && !self->card) {
+    if (o->send_only) {
         args.send_only_row_bytes =
             (int64_t)shape->sent_bytes + 4 * (int64_t)shape->sent_scales;
     }

@@ -142,9 +142,10 @@ bench_shape_make(struct bench_shape *shape, const struct bench_routing *routing,
                                     (double)shape->combine_bytes) +
         (double)routing->max_tokens *
             ((double)(shape->x_bytes + shape->combine_bytes) + scales + meta);
-    if (o->send_only && o->device == EPX_DEVICE_CPU) {
-        bytes += 2 * ranks * (double)routing->max_tokens *
-                 ((double)shape->sent_bytes + scales + meta);
+    if (o->send_only) {
+        bytes +=
+            2 * ranks * (double)routing->max_tokens *
+            ((double)shape->sent_bytes + scales + meta + 4 * routing->topk);
     }
     bytes += SPARE_BYTES_PER_ENTRY *
              (ranks * o->experts +

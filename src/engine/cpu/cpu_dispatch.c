@@ -358,12 +358,28 @@ receive_slots(cpu_plan_t *plan)
     return status == EPX_OK ? cpu_slots_receive(plan) : status;
 }
 
+static void
+give_counts(const cpu_plan_t *plan)
+{
+    int32_t *counts = plan->dispatch.args.recv_expert_counts;
+    int32_t *totals = plan->dispatch.args.recv_expert_totals;
+
+    for (int32_t e = 0; e < plan->base.num_local_experts; e++) {
+        if (counts != NULL) {
+            counts[e] = (int32_t)plan->expert_rows[e];
+        }
+        if (totals != NULL) {
+            totals[e] =
+                (int32_t)((uint32_t)totals[e] + (uint32_t)plan->expert_rows[e]);
+        }
+    }
+}
+
 epx_status_t
 cpu_dispatch_finish(cpu_plan_t *plan)
 {
     epx_group_t *group = plan->base.group;
     cpu_dispatch_t *op = &plan->dispatch;
-    int32_t *counts = op->args.recv_expert_counts;
     epx_status_t status =
         op->uses_slots
             ? receive_slots(plan)
@@ -372,10 +388,8 @@ cpu_dispatch_finish(cpu_plan_t *plan)
     if (status == EPX_OK) {
         cpu_receive_close(plan);
     }
-    for (int32_t e = 0;
-         status == EPX_OK && counts != NULL && e < plan->base.num_local_experts;
-         e++) {
-        counts[e] = (int32_t)plan->expert_rows[e];
+    if (status == EPX_OK) {
+        give_counts(plan);
     }
     end_dispatch(plan);
     return status;

@@ -277,8 +277,14 @@ engine_dispatch(epx_plan_t *plan, const epx_dispatch_args_t *args,
                 epx_stream_t stream)
 {
     task_t task = { .plan = cpu_plan(plan), .args.dispatch = *args };
+    epx_status_t status = EPX_OK;
 
-    return submit(&task, queued_dispatch, stream);
+    if ((args->flags & EPX_NEW_ROUTING) != 0) {
+        task.args.dispatch.flags &= ~EPX_NEW_ROUTING;
+        status =
+            engine_plan_route(plan, args->num_tokens, args->topk_idx, stream);
+    }
+    return status == EPX_OK ? submit(&task, queued_dispatch, stream) : status;
 }
 
 static epx_status_t

@@ -95,10 +95,10 @@ worker_make(const cuda_combine_args_t &args, char *shared, bool is_bulk)
 // 2. Where one rank's outputs are, by its post, whose numbers are checked.
 __device__ bool
 source_open(const cuda_combine_args_t &args, int r, const epx__post_t &post,
-            source *to)
+            const peer &p, source *to)
 {
     const cuda_view_t &view = args.view;
-    uint64_t rows = args.plan.rank_rows[r];
+    uint64_t rows = p.rows;
     bool by_rank = args.plan.key.layout == EPX_LAYOUT_RANK_MAJOR;
     uint64_t weight_bytes = by_rank ? args.plan.key.topk * 4 : 4;
     uint64_t x = post.offset[EPX__ARRAY_X];
@@ -106,15 +106,14 @@ source_open(const cuda_combine_args_t &args, int r, const epx__post_t &post,
     bool needs_weights = args.out_topk_weights != nullptr;
     bool ok = rows == 0 ||
               (post.num_rows >= rows &&
-               extent_fits(view, r, x, rows, args.row_bytes, EPX_ROW_ALIGN) &&
+               extent_fits(view, p, x, rows, args.row_bytes, EPX_ROW_ALIGN) &&
                (!needs_weights ||
-                extent_fits(view, r, weights, rows, weight_bytes, 4)));
+                extent_fits(view, p, weights, rows, weight_bytes, 4)));
 
     to->num_rows = rows;
     to->arrivals = post.arrivals;
-    to->x = view.segments[r] + x;
-    to->topk_weights =
-        reinterpret_cast<const float *>(view.segments[r] + weights);
+    to->x = p.segment + x;
+    to->topk_weights = reinterpret_cast<const float *>(p.segment + weights);
     if (!ok) {
         report_rank(view, CUDA_IN_COMBINE, post.step, EPX_ERR_PEER_DATA, r);
     }
@@ -410,18 +409,20 @@ add_rows(sums<DTYPE> *sum, int count, const float *weights, int lane, Get get)
 // 3, with loads and stores.
 template <epx_dtype_t DTYPE, bool WEIGHTED>
 __device__ void
-pull_plain(const cuda_combine_args_t &args, const worker &w)
+pull_plain(const cuda_combine_args_t &args, const worker &w,
+           const route_load &first)
 {
     stride by = stride_make(args, w);
+    route_load load = first;
     sums<DTYPE> sum;
 
-    for (unit u = unit_first(args, w); u.token < args.num_tokens;
-         unit_next(args, by, &u)) {
-        route_load load = load_route(args, w, u);
+    for (unit u = unit_first(args, w), next = u; u.token < args.num_tokens;
+         u = next, load = load_route(args, w, u)) {
         const char *row = row_of(args, w, u, load.route);
         uint32_t present = __ballot_sync(~0u, row != nullptr);
         uint32_t bytes = unit_bytes(args, u);
 
+        unit_next(args, by, &next);
         if (u.batch == 0) {
             begin_sums(args, w, u, &sum);
         }
@@ -502,11 +503,12 @@ end_sums_bulk(const cuda_combine_args_t &args, const worker &w, const unit &u,
 // 3, with bulk loads: num_stages - 1 units ahead, and routes one more.
 template <epx_dtype_t DTYPE, bool WEIGHTED>
 __device__ void
-pull_bulk(const cuda_combine_args_t &args, const worker &w)
+pull_bulk(const cuda_combine_args_t &args, const worker &w,
+          const route_load &first)
 {
     stride by = stride_make(args, w);
     unit u = unit_first(args, w), ahead = u;
-    route_load load = load_route(args, w, ahead);
+    route_load load = first;
     uint32_t parity = 0, turn = 0;
     sums<DTYPE> sum;
 
@@ -590,22 +592,23 @@ pull_weights(const cuda_combine_args_t &args, const worker &w)
 
 template <epx_dtype_t DTYPE, bool BULK>
 __device__ void
-pull_rows(const cuda_combine_args_t &args, const worker &w)
+pull_rows(const cuda_combine_args_t &args, const worker &w,
+          const route_load &first)
 {
 #if EPX__HAS_BULK
     if constexpr (BULK) {
         if (args.topk_weights != nullptr) {
-            pull_bulk<DTYPE, true>(args, w);
+            pull_bulk<DTYPE, true>(args, w, first);
         } else {
-            pull_bulk<DTYPE, false>(args, w);
+            pull_bulk<DTYPE, false>(args, w, first);
         }
         return;
     }
 #endif
     if (args.topk_weights != nullptr) {
-        pull_plain<DTYPE, true>(args, w);
+        pull_plain<DTYPE, true>(args, w, first);
     } else {
-        pull_plain<DTYPE, false>(args, w);
+        pull_plain<DTYPE, false>(args, w, first);
     }
 }
 
@@ -616,21 +619,20 @@ pull(const cuda_combine_args_t &args, uint64_t step,
 {
     source *sources = reinterpret_cast<source *>(shared);
 
-    if (!posts_wait<epx__post_t>(args.view, step, CUDA_IN_COMBINE, mine,
-                                 [&](int r, const epx__post_t &theirs) {
-                                     return source_open(args, r, theirs,
-                                                        &sources[r]);
-                                 })) {
+    worker w = worker_make(args, shared, BULK);
+    route_load first = load_route(args, w, unit_first(args, w));
+
+    if (!posts_wait<epx__post_t, true>(
+            args.view, step, CUDA_IN_COMBINE, mine, args.plan.rank_rows,
+            [&](int r, const epx__post_t &theirs, const peer &p) {
+                return source_open(args, r, theirs, p, &sources[r]);
+            })) {
         return false;
     }
-    // What the posts announce was there before them.
-    fence_acq_rel_sys();
-    __syncthreads();
 #if EPX__HAS_BULK
     fence_proxy_async_global();
 #endif
-    worker w = worker_make(args, shared, BULK);
-    pull_rows<DTYPE, BULK>(args, w);
+    pull_rows<DTYPE, BULK>(args, w, first);
     if (args.out_topk_weights != nullptr) {
         pull_weights(args, w);
     }
@@ -648,6 +650,7 @@ __launch_bounds__(WARPS * 32, 1)
     // Announcing takes a step; what only pulls belongs to an earlier one.
     uint64_t step = args.posts ? step_now(view) : args.plan.routing->open_step;
     bool works = !is_broken(view) && args.plan.routing->failed == 0;
+    char *segment = first_segment(view);
 
     if (threadIdx.x == 0) {
         post = args.post;
@@ -672,10 +675,11 @@ __launch_bounds__(WARPS * 32, 1)
     if (!pull<DTYPE, BULK>(args, step, post.signature, shared)) {
         return;
     }
-    arrive_all(view, step);
+    arrive_all(view, step, segment);
     if (blockIdx.x == 0 &&
         arrivals_wait_all(view, step, CUDA_IN_COMBINE,
-                          reinterpret_cast<source *>(shared), false, nullptr) &&
+                          reinterpret_cast<source *>(shared), false,
+                          args.wait_ns) &&
         args.posts) {
         step_end(view, step, post.arrivals);
     }

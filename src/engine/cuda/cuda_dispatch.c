@@ -14,7 +14,10 @@ typedef struct draft {
     cuda_plan_t *plan;
     epx_dispatch_args_t args;
     epx__dispatch_shape_t shape;
+    int64_t num_tokens;
     int64_t num_rows; /* that the receive buffer needs */
+    bool is_new;      /* the dispatch counts new routing */
+    bool to_slots;    /* which receive the rows first */
     cuda_dispatch_args_t kernel;
     cuda_stage_args_t stage;
     bool stages;
@@ -38,7 +41,7 @@ check_pointers(const draft_t *draft)
           draft->shape.has_weights },
     };
     epx_status_t status =
-        epx__check_pointers(sent, 3, "num_tokens", draft->plan->num_tokens);
+        epx__check_pointers(sent, 3, "num_tokens", draft->num_tokens);
 
     if (status == EPX_OK && args->recv_rows < draft->num_rows) {
         status = epx__fail(EPX_ERR_TOO_SMALL,
@@ -144,12 +147,12 @@ fill_kernel(draft_t *draft)
 {
     const cuda_plan_t *plan = draft->plan;
     const epx_dispatch_args_t *args = &draft->args;
-    bool takes_part = plan->num_tokens > 0 || draft->num_rows > 0;
+    bool takes_part = draft->num_tokens > 0 || draft->num_rows > 0;
     cuda_dispatch_args_t *kernel = &draft->kernel;
 
     kernel->view = cuda_engine(plan->base.group)->view;
     kernel->plan = plan->view;
-    kernel->num_tokens = plan->num_tokens;
+    kernel->num_tokens = draft->num_tokens;
     kernel->x = args->x;
     kernel->in_bytes = (uint64_t)args->hidden * epx_dtype_size(args->dtype);
     kernel->row_bytes = (uint64_t)draft->shape.row_bytes;
@@ -161,6 +164,7 @@ fill_kernel(draft_t *draft)
     kernel->scale_stride = args->scale_stride;
     kernel->topk_weights = args->topk_weights;
     kernel->recv_expert_counts = args->recv_expert_counts;
+    kernel->recv_expert_totals = args->recv_expert_totals;
     kernel->is_send_only = (args->flags & EPX_SEND_ONLY) != 0;
     kernel->post.num_rows = (uint64_t)args->recv_rows;
     kernel->post.signature = draft->shape.signature;
@@ -180,31 +184,131 @@ stage_out(const cuda_stage_args_t *stage, int num_blocks, cudaStream_t stream)
 }
 
 static epx_status_t
-launch(draft_t *draft, const cuda_op_t *op)
+launch_kernel(draft_t *draft, const cuda_op_t *op, int num_blocks)
 {
-    cuda_plan_t *plan = draft->plan;
-    cuda_engine_t *engine = cuda_engine(plan->base.group);
-    int num_blocks = cuda_blocks(plan->base.group, draft->args.num_workers);
+    const cuda_engine_t *engine = cuda_engine(draft->plan->base.group);
     cuda_mover_t mover =
         draft->kernel.x_is_aligned ? engine->mover : CUDA_MOVER_PLAIN;
-    epx_status_t status;
 
+    if (draft->is_new || draft->to_slots) {
+        uint64_t generation =
+            draft->is_new ? cuda_plan_renew(draft->plan, op, draft->num_tokens)
+                          : 0;
+
+        return cuda_fused_start(op, &draft->kernel, draft->is_new,
+                                draft->args.topk_idx, num_blocks, generation);
+    }
     if (cuda_dispatch_shape(&draft->kernel, mover, engine->max_shared) >
         engine->max_shared) {
         mover = CUDA_MOVER_PLAIN; /* which stages nothing */
         (void)cuda_dispatch_shape(&draft->kernel, mover, engine->max_shared);
     }
-    status = epx__cuda_check(
+    return epx__cuda_check(
         cuda_dispatch_launch(&draft->kernel, mover, num_blocks, op->stream),
         "cannot launch a dispatch");
+}
+
+static epx_status_t
+launch(draft_t *draft, const cuda_op_t *op)
+{
+    cuda_plan_t *plan = draft->plan;
+    int num_blocks = cuda_blocks(plan->base.group, draft->args.num_workers);
+    epx_status_t status;
+
+    plan->pending_is_in_slots = false;
+    status = launch_kernel(draft, op, num_blocks);
     if (plan->pending != EPX__PENDING_NONE) {
         plan->pending_stage = draft->stage;
         plan->pending_stages = draft->stages;
         plan->pending_blocks = num_blocks;
+        plan->pending_rows = draft->args.recv_rows;
+
     } else if (status == EPX_OK && draft->stages) {
         status = stage_out(&draft->stage, num_blocks, op->stream);
     }
     return status;
+}
+
+/* The widest row that the plan's slots can hold. */
+static epx_status_t
+check_slot(const draft_t *draft)
+{
+    uint64_t bytes = (uint64_t)draft->shape.row_bytes +
+                     (uint64_t)draft->shape.num_scales * sizeof(uint32_t);
+    uint64_t most = draft->plan->base.key.send_only_row_bytes;
+
+    return bytes <= most
+               ? EPX_OK
+               : epx__fail(EPX_ERR_TOO_SMALL,
+                           "a row has %" PRIu64 " bytes with its scales; the "
+                           "plan's send_only_row_bytes is %" PRIu64,
+                           bytes, most);
+}
+
+/* What the plan's state allows, and what it says of the receive buffer. */
+static epx_status_t
+check_plan(draft_t *draft, const cuda_op_t *op)
+{
+    const cuda_plan_t *plan = draft->plan;
+    epx_status_t status;
+
+    draft->num_rows = cuda_plan_is_fixed(plan)
+                          ? (int64_t)epx__plan_fixed_rows(&plan->base)
+                          : draft->args.recv_rows;
+    if (draft->is_new) {
+        return cuda_op_check_free(op);
+    }
+    if (!draft->to_slots) {
+        return cuda_op_check(op, &draft->num_rows);
+    }
+    status = cuda_op_check_free(op);
+    return status == EPX_OK ? cuda_refused(draft->plan) : status;
+}
+
+static epx_status_t
+start(draft_t *draft, const cuda_op_t *op, bool *launched_p)
+{
+    epx_status_t status = check_plan(draft, op);
+
+    if (status == EPX_OK && draft->to_slots) {
+        status = check_slot(draft);
+    }
+    if (status == EPX_OK) {
+        status = check_pointers(draft);
+    }
+    if (status == EPX_OK) {
+        fill_kernel(draft);
+        status = open_arrays(draft);
+    }
+    if (status == EPX_OK) {
+        status = cuda_step_take(op, draft->kernel.is_send_only
+                                        ? EPX__PENDING_DISPATCH
+                                        : EPX__PENDING_NONE);
+    }
+    if (status == EPX_OK) {
+        *launched_p = true;
+        status = launch(draft, op);
+    }
+    return status;
+}
+
+/* New routing that the dispatch cannot count goes ahead of it. */
+static epx_status_t
+route_first(draft_t *draft, epx_stream_t stream)
+{
+    const epx_dispatch_args_t *args = &draft->args;
+    epx_status_t status = epx__check_pending(draft->plan->pending);
+
+    draft->num_tokens = args->num_tokens;
+    draft->num_rows = (int64_t)epx__plan_fixed_rows(&draft->plan->base);
+    if (status == EPX_OK) {
+        status = check_pointers(draft);
+    }
+    draft->is_new = false;
+    return status == EPX_OK
+               ? cuda_plan_route(&draft->plan->base, args->num_tokens,
+                                 args->topk_idx, stream)
+               : status;
 }
 
 epx_status_t
@@ -212,32 +316,48 @@ cuda_dispatch(epx_plan_t *base, const epx_dispatch_args_t *args,
               epx_stream_t stream)
 {
     draft_t draft = { .plan = cuda_plan(base), .args = *args };
-    cuda_op_t op;
-    epx_status_t status = cuda_op_begin(draft.plan, stream, &op);
     bool launched = false;
+    cuda_op_t op;
+    epx_status_t status;
 
+    epx__dispatch_describe(base, &draft.args, &draft.shape);
+    draft.is_new = (args->flags & EPX_NEW_ROUTING) != 0;
+    draft.to_slots =
+        (args->flags & EPX_SEND_ONLY) != 0 && draft.plan->slot_block != NULL;
+    draft.kernel.view.num_ranks = base->group->num_ranks;
+    draft.kernel.plan = draft.plan->view;
+    draft.kernel.row_bytes = (uint64_t)draft.shape.row_bytes;
+    draft.kernel.num_scales = draft.shape.num_scales;
+    if (draft.is_new && !cuda_can_count(draft.plan, &draft.kernel)) {
+        status = route_first(&draft, stream);
+        if (status != EPX_OK) {
+            return status;
+        }
+    }
+    status = cuda_op_begin(draft.plan, stream, &op);
     if (status != EPX_OK) {
         return status;
     }
-    epx__dispatch_describe(base, &draft.args, &draft.shape);
-    status = cuda_op_check(&op, &draft.num_rows);
-    if (status == EPX_OK) {
-        status = check_pointers(&draft);
-    }
-    if (status == EPX_OK) {
-        fill_kernel(&draft);
-        status = open_arrays(&draft);
-    }
-    if (status == EPX_OK) {
-        status = cuda_step_take(&op, draft.kernel.is_send_only
-                                         ? EPX__PENDING_DISPATCH
-                                         : EPX__PENDING_NONE);
-    }
-    if (status == EPX_OK) {
-        launched = true;
-        status = launch(&draft, &op);
-    }
+    draft.num_tokens = draft.is_new ? args->num_tokens : draft.plan->num_tokens;
+    status = start(&draft, &op, &launched);
     return cuda_op_end(&op, status, launched);
+}
+
+/* Of a dispatch whose counts were not known when it began. */
+static epx_status_t
+check_pending_rows(cuda_plan_t *plan)
+{
+    epx_status_t status =
+        cuda_plan_is_fixed(plan) ? EPX_OK : cuda_counts_wait(plan);
+    int64_t rows = plan->seat->record->num_rows;
+
+    return status == EPX_OK && !cuda_plan_is_fixed(plan) &&
+                   rows > plan->pending_rows
+               ? epx__fail(EPX_ERR_TOO_SMALL,
+                           "recv_rows is %" PRId64 ", but this rank's receive "
+                           "buffers need %" PRId64 " rows",
+                           plan->pending_rows, rows)
+               : status;
 }
 
 epx_status_t
@@ -247,11 +367,19 @@ cuda_dispatch_complete(const cuda_op_t *op)
     cuda_wait_args_t args = {
         .view = cuda_engine(plan->base.group)->view,
         .plan = plan->view,
+        .wait_ns = plan->pending_wait_ns,
     };
-    epx_status_t status =
-        epx__cuda_check(cuda_wait_launch(&args, op->stream),
-                        "cannot launch the end of a dispatch");
+    epx_status_t status;
 
+    if (plan->pending_is_in_slots) {
+        status = check_pending_rows(plan);
+        if (status == EPX_OK) {
+            status = cuda_unpack_start(op);
+        }
+    } else {
+        status = epx__cuda_check(cuda_wait_launch(&args, op->stream),
+                                 "cannot launch the end of a dispatch");
+    }
     if (status == EPX_OK && plan->pending_stages) {
         status =
             stage_out(&plan->pending_stage, plan->pending_blocks, op->stream);

@@ -9,48 +9,11 @@
 //     4. each block tells every rank that it is done; block 0 waits for the
 //        blocks of all ranks, in a send-only dispatch for this rank's alone
 // cuda_wait_launch waits for the others of a send-only dispatch.
+#include "engine/cuda/cuda_count.cuh"
 #include "engine/cuda/cuda_send.cuh"
 
 namespace
 {
-
-// Rows that pad an expert to the alignment: zero, and from no token.
-__device__ void
-clear_row(const cuda_dispatch_args_t &args, const worker &w, const target &own,
-          uint64_t row)
-{
-    for (uint64_t at = 16 * w.lane; at < args.row_bytes; at += 16 * 32) {
-        *reinterpret_cast<uint4 *>(own.x + row * args.row_bytes + at) =
-            make_uint4(0, 0, 0, 0);
-    }
-    for (int64_t j = w.lane; j < args.num_scales; j += 32) {
-        scales_at(args, own, row)[j * own.scale_stride] = 0;
-    }
-    if (w.lane == 0 && own.topk_weights != nullptr) {
-        own.topk_weights[row] = 0.0f;
-    }
-    if (w.lane == 0 && own.src_token != nullptr) {
-        own.src_token[row] = -1;
-    }
-}
-
-__device__ void
-clear_padding(const cuda_dispatch_args_t &args, const worker &w)
-{
-    const target &own = w.targets[args.view.rank];
-
-    if (args.plan.key.layout != EPX_LAYOUT_EXPERT_MAJOR || own.x == nullptr) {
-        return;
-    }
-    for (int e = 0; e < args.plan.num_local; e++) {
-        int64_t begin = args.plan.expert_offsets[e] + args.plan.expert_rows[e];
-
-        for (int64_t row = begin + (w.index + e) % w.count;
-             row < args.plan.expert_offsets[e + 1]; row += w.count) {
-            clear_row(args, w, own, row);
-        }
-    }
-}
 
 // This rank's tokens.
 struct token_source {
@@ -82,27 +45,6 @@ struct token_source {
 };
 
 template <bool BULK, bool QUANTIZE>
-__device__ void
-send_rows(const cuda_dispatch_args_t &args, const worker &w,
-          const token_source &source)
-{
-#if EPX__HAS_BULK
-    if (BULK) {
-        send_bulk<QUANTIZE>(args, w, source);
-    } else
-#endif
-    {
-        send_plain<QUANTIZE>(args, w, source);
-    }
-    clear_padding(args, w);
-    for (int e = blockIdx.x == 0 ? threadIdx.x : args.plan.num_local;
-         args.recv_expert_counts != nullptr && e < args.plan.num_local;
-         e += blockDim.x) {
-        args.recv_expert_counts[e] = (int32_t)args.plan.expert_rows[e];
-    }
-}
-
-template <bool BULK, bool QUANTIZE>
 __global__ void __launch_bounds__(256, 1)
     dispatch_kernel(const __grid_constant__ cuda_dispatch_args_t args)
 {
@@ -111,6 +53,7 @@ __global__ void __launch_bounds__(256, 1)
     const cuda_view_t &view = args.view;
     uint64_t step = step_now(view);
     bool works = !is_broken(view) && args.plan.routing->failed == 0;
+    char *segment = first_segment(view);
 
     if (threadIdx.x == 0) {
         post = args.post;
@@ -133,14 +76,18 @@ __global__ void __launch_bounds__(256, 1)
     }
 #endif
     target *targets = reinterpret_cast<target *>(shared);
-    bool ok = posts_wait<epx__post_t>(
-        view, step, CUDA_IN_DISPATCH, post.signature,
-        [&](int r, const epx__post_t &theirs) {
-            return target_open(args, r, theirs, &targets[r]);
+    bool ok = posts_wait<epx__post_t, false>(
+        view, step, CUDA_IN_DISPATCH, post.signature, args.plan.rank_rows,
+        [&](int r, const epx__post_t &theirs, const peer &p) {
+            return target_open(args, r, theirs, p, &targets[r]);
         });
     if (ok) {
         send_rows<BULK, QUANTIZE>(args, w, source);
-        arrive_all(view, step);
+        clear_padding(args, w);
+        if (blockIdx.x == 0) {
+            give_counts(args);
+        }
+        arrive_all(view, step, segment);
     }
 #if EPX__HAS_BULK
     if (BULK && !ok) {
@@ -152,7 +99,7 @@ __global__ void __launch_bounds__(256, 1)
             args.plan.routing->open_step = step;
         }
         if (arrivals_wait_all(view, step, CUDA_IN_DISPATCH, targets,
-                              args.is_send_only != 0, nullptr)) {
+                              args.is_send_only != 0, args.wait_ns)) {
             step_end(view, step, post.arrivals);
         }
     }
@@ -173,7 +120,8 @@ wait_kernel(const __grid_constant__ cuda_wait_args_t args)
         // Known to be there: the send has waited for it.
         uint64_t target = words_read<epx__post_t>(view, step, r, 0).arrivals;
 
-        if (!arrivals_wait(view, step, CUDA_IN_DISPATCH, r, target)) {
+        if (!arrivals_wait_timed(view, step, CUDA_IN_DISPATCH, r, target,
+                                 args.wait_ns)) {
             break;
         }
     }

@@ -151,6 +151,12 @@ load_kernels(epx_group_t *group)
         error = cuda_combine_load(engine->max_shared);
     }
     if (error == cudaSuccess) {
+        error = cuda_fused_load(engine->max_shared);
+    }
+    if (error == cudaSuccess) {
+        error = cuda_unpack_load(engine->max_shared);
+    }
+    if (error == cudaSuccess) {
         error = cuda_stage_load();
     }
     return error == cudaSuccess
@@ -356,7 +362,7 @@ cuda_complete(epx_plan_t *base, epx_stream_t stream)
         open->step = 0;
     }
     plan->pending = EPX__PENDING_NONE;
-    return cuda_op_end(&op, status, true);
+    return cuda_op_end(&op, status, status != EPX_ERR_TOO_SMALL);
 }
 
 __attribute__((visibility("default")))

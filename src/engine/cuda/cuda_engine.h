@@ -61,7 +61,9 @@ typedef struct cuda_plan {
     struct cuda_plan *next; /* among the retired */
     cuda_seat_t *seat;
     cuda_plan_view_t view;
-    char *block; /* of the heap; holds what view points to */
+    char *block;      /* of the heap; holds what view points to */
+    char *slot_block; /* receive slots, of the heap; NULL: none */
+    cuda_slots_t slots;
     uint32_t *notes;
     uint32_t *block_totals;
     int64_t token_capacity;
@@ -81,6 +83,10 @@ typedef struct cuda_plan {
     uint64_t pending_call; /* when it was started, in calls of the group */
     cuda_stage_args_t pending_stage; /* how its dispatch ends */
     bool pending_stages;
+    cuda_unpack_args_t pending_unpack; /* to_slots: what comes before that */
+    bool pending_is_in_slots;
+    int64_t pending_rows;     /* that its receive buffers hold */
+    int64_t *pending_wait_ns; /* of a dispatch that goes straight */
     cuda_combine_args_t pending_combine;
     epx_dtype_t pending_dtype;
     int pending_blocks;
@@ -112,6 +118,8 @@ epx_status_t cuda_op_end(cuda_op_t *op, epx_status_t status, bool launched);
 /* Whether the plan can start a dispatch or combine; *rows_p (may be NULL) is
  * what its receive buffer needs, waiting for the counts when they decide. */
 epx_status_t cuda_op_check(const cuda_op_t *op, int64_t *rows_p);
+/* The same, but that its counts need not be known. */
+epx_status_t cuda_op_check_free(const cuda_op_t *op);
 /* Take the group's next step; opens a send-only operation when asked to. */
 epx_status_t cuda_step_take(const cuda_op_t *op, epx__pending_t pending);
 
@@ -141,6 +149,24 @@ epx_status_t cuda_counts_wait(cuda_plan_t *plan);
 /* Give back what retired plans held, once they have run; with `wait`, until
  * they have. */
 void cuda_plans_reclaim(epx_group_t *group, bool wait);
+
+/* Take note of new routing on its way to a stream; returns its generation, 0 in
+ * a graph. */
+uint64_t cuda_plan_renew(cuda_plan_t *plan, const cuda_op_t *op,
+                         int64_t num_tokens);
+
+/* cuda_fused.c: dispatches that count their own routing. */
+/* Room for receive slots, if the plan has any; its shape is checked. */
+epx_status_t cuda_slots_open(cuda_plan_t *plan);
+/* Whether a dispatch can count the plan's new routing; on all ranks alike. */
+bool cuda_can_count(const cuda_plan_t *plan, const cuda_dispatch_args_t *move);
+/* Launch one that cuda_dispatch.c has drafted; topk_idx is NULL where the
+ * plan's routing is meant and `is_new` false. */
+epx_status_t cuda_fused_start(const cuda_op_t *op,
+                              const cuda_dispatch_args_t *move, bool is_new,
+                              const void *topk_idx, int num_blocks,
+                              uint64_t generation);
+epx_status_t cuda_unpack_start(const cuda_op_t *op);
 
 /* cuda_stand_in.c: where peers reach an array of `bytes`: at `user` itself if
  * that is in the heap and aligned, else in the plan's stand-in.  *heap_p is

@@ -107,6 +107,7 @@ typedef struct cuda_routing {
     uint64_t plan_id;    /* the step of its first exchange; 0 before */
     uint64_t open_step;  /* of a send-only operation */
     uint64_t generation; /* of the last routing */
+    uint64_t num_sends;  /* into receive slots */
     uint32_t failed;     /* the last one was refused */
 } cuda_routing_t;
 
@@ -125,6 +126,12 @@ typedef struct cuda_plan_view {
     int64_t *expert_offsets; /* [L + 1] */
 } cuda_plan_view_t;
 
+/* Where the host learns of a routing. */
+typedef struct cuda_told {
+    cuda_record_t *record;
+    uint64_t generation; /* of it; 0: in a graph, whose runs are not counted */
+} cuda_told_t;
+
 /* Taking in a routing. */
 typedef struct cuda_plan_args {
     cuda_view_t view;
@@ -132,11 +139,12 @@ typedef struct cuda_plan_args {
     const void *topk_idx; /* [T, K] */
     int64_t num_tokens;
     uint64_t slots_offset; /* of this rank's receive slots, or 0 */
+    uint64_t slot_bytes;   /* of one of them, or 0 */
     uint32_t is_new;       /* the plan's first routing */
     uint64_t generation; /* of it; 0: in a graph, whose runs are not counted */
     uint32_t *notes;     /* [T, K, 2] scratch */
     uint32_t *block_totals; /* [blocks, R + E] scratch */
-    cuda_record_t *record;
+    cuda_told_t told;
     int32_t num_warps; /* of a block */
 } cuda_plan_args_t;
 
@@ -162,8 +170,49 @@ typedef struct cuda_dispatch_args {
     uint32_t scales_ride; /* through shared memory, with the row */
     const float *topk_weights;
     int32_t *recv_expert_counts;
+    int32_t *recv_expert_totals;
+    int64_t *wait_ns;
     uint32_t is_send_only;
 } cuda_dispatch_args_t;
+
+/* Receive slots, where rows of a send-only dispatch wait to be placed:
+ *
+ *     of a rank   [2][R sources][T_max]
+ *     one slot    u32 token, 3 unused; i32 experts[K]; u32 rows[K];
+ *                 f32 weights[K]; from the next 16 bytes on u32 scales[S];
+ *                 from the next 16 bytes on the payload
+ *
+ * A source fills the slots of the tokens that it has for a rank in their order.
+ * The first dimension alternates: a source fills a half again only after it has
+ * completed the dispatch between, which the receiver sent after it had emptied
+ * that half. */
+typedef struct cuda_slots {
+    uint64_t slot_bytes;
+    uint64_t rows_at; /* in a slot */
+    uint64_t weights_at;
+    uint64_t scales_at;
+    uint64_t payload_at;
+} cuda_slots_t;
+
+/* Dispatch that counts its own routing: with EPX_NEW_ROUTING, or into slots. */
+typedef struct cuda_fused_args {
+    cuda_dispatch_args_t move; /* its plan's routes are made here */
+    const void *topk_idx;      /* [T, K] */
+    uint32_t idx_is_i64;
+    uint32_t is_new;       /* topk_idx is new routing, not the plan's */
+    uint32_t to_slots;     /* of every rank, instead of to their places */
+    uint32_t round_tokens; /* of a block, in shared memory together */
+    cuda_slots_t slots;
+    cuda_told_t told;
+} cuda_fused_args_t;
+
+/* Its end, where it went to slots. */
+typedef struct cuda_unpack_args {
+    cuda_dispatch_args_t move; /* of rows as they were sent */
+    uint32_t is_new;
+    cuda_slots_t slots;
+    cuda_told_t told;
+} cuda_unpack_args_t;
 
 /* Combine. */
 typedef struct cuda_combine_args {
@@ -184,12 +233,14 @@ typedef struct cuda_combine_args {
     uint32_t pulls;          /* waits for the peers and sums */
     uint32_t num_pullers;    /* blocks that do */
     float *out_topk_weights;
+    int64_t *wait_ns;
 } cuda_combine_args_t;
 
 /* Waiting for the end of a send-only dispatch. */
 typedef struct cuda_wait_args {
     cuda_view_t view;
     cuda_plan_view_t plan;
+    int64_t *wait_ns;
 } cuda_wait_args_t;
 
 /* An array that is staged: rows that lie dense in one place, and dense or, for
@@ -252,6 +303,20 @@ void cuda_combine_shape(cuda_combine_args_t *args, uint32_t rows_per_token);
 cudaError_t cuda_combine_launch(const cuda_combine_args_t *args,
                                 epx_dtype_t dtype, cuda_mover_t mover,
                                 int num_blocks, cudaStream_t stream);
+/* Completes args: round_tokens.  Returns the shared memory that a block needs,
+ * which is more than max_shared when there is too little. */
+size_t cuda_fused_shape(cuda_fused_args_t *args, int num_blocks,
+                        size_t max_shared);
+cudaError_t cuda_fused_load(size_t max_shared);
+cudaError_t cuda_fused_launch(const cuda_fused_args_t *args, cuda_mover_t mover,
+                              int num_blocks, cudaStream_t stream);
+/* Completes args->move like cuda_dispatch_shape. */
+size_t cuda_unpack_shape(cuda_unpack_args_t *args, cuda_mover_t mover,
+                         size_t max_shared);
+cudaError_t cuda_unpack_load(size_t max_shared);
+cudaError_t cuda_unpack_launch(const cuda_unpack_args_t *args,
+                               cuda_mover_t mover, int num_blocks,
+                               cudaStream_t stream);
 cudaError_t cuda_wait_launch(const cuda_wait_args_t *args, cudaStream_t stream);
 cudaError_t cuda_stage_launch(const cuda_stage_args_t *args, int num_blocks,
                               cudaStream_t stream);

@@ -99,23 +99,30 @@ cuda_op_end(cuda_op_t *op, epx_status_t status, bool launched)
 }
 
 epx_status_t
+cuda_op_check_free(const cuda_op_t *op)
+{
+    const cuda_plan_t *plan = op->plan;
+    epx_status_t status = epx__check_pending(plan->pending);
+
+    if (status == EPX_OK && plan->num_routings == 0) {
+        status = epx__fail(EPX_ERR_STATE, "the plan has no routing: the call "
+                                          "that should have given it failed");
+    }
+    return status == EPX_OK && op->is_captured && !cuda_plan_is_fixed(plan)
+               ? cuda_capture_refused()
+               : status;
+}
+
+epx_status_t
 cuda_op_check(const cuda_op_t *op, int64_t *rows_p)
 {
     cuda_plan_t *plan = op->plan;
     uint64_t fixed = epx__plan_fixed_rows(&plan->base);
     bool is_fixed = cuda_plan_is_fixed(plan);
-    epx_status_t status;
+    epx_status_t status = cuda_op_check_free(op);
 
-    status = epx__check_pending(plan->pending);
     if (status != EPX_OK) {
         return status;
-    }
-    if (plan->num_routings == 0) {
-        return epx__fail(EPX_ERR_STATE, "the plan has no routing: the call "
-                                        "that should have given it failed");
-    }
-    if (!is_fixed && op->is_captured) {
-        return cuda_capture_refused();
     }
     status = is_fixed ? cuda_refused(plan) : cuda_counts_wait(plan);
     *rows_p = is_fixed ? (int64_t)fixed : plan->seat->record->num_rows;

@@ -71,13 +71,6 @@ plan_warps(const cuda_plan_t *plan)
 static epx_status_t
 check_shape(const cuda_plan_t *plan)
 {
-    if (plan->base.key.send_only_row_bytes > 0) {
-        return epx__fail(EPX_ERR_UNSUPPORTED,
-                         "args->send_only_row_bytes is %" PRIu64
-                         "; plans on CUDA have no receive slots yet, so it "
-                         "must be 0",
-                         plan->base.key.send_only_row_bytes);
-    }
     if (epx__plan_fixed_rows(&plan->base) > UINT32_MAX) {
         return epx__fail(EPX_ERR_SHAPE,
                          "the plan fixes %" PRIu64
@@ -142,6 +135,12 @@ open_locked(epx_group_t *group, const epx_plan_args_t *args,
     if (status == EPX_OK) {
         status = open_block(plan);
     }
+    if (status == EPX_OK) {
+        status = cuda_slots_open(plan);
+        if (status != EPX_OK) {
+            (void)epx__heap_free(&group->heap, plan->block);
+        }
+    }
     if (status != EPX_OK) {
         free(plan);
         return status;
@@ -182,6 +181,7 @@ plan_free(cuda_plan_t *plan)
 
     cuda_stand_ins_close(plan);
     epx__group_heap_free(group, plan->block);
+    epx__group_heap_free(group, plan->slot_block);
     plan->seat->next = engine->seats;
     engine->seats = plan->seat;
     free(plan);
@@ -261,6 +261,18 @@ route_blocks(const cuda_plan_t *plan, int64_t num_tokens, int num_warps)
     return (int)(blocks < most ? blocks : most);
 }
 
+uint64_t
+cuda_plan_renew(cuda_plan_t *plan, const cuda_op_t *op, int64_t num_tokens)
+{
+    plan->num_tokens = num_tokens;
+    plan->is_routed_in_graph = op->is_captured;
+    if (op->is_captured) {
+        plan->num_routings += plan->num_routings == 0;
+        return 0;
+    }
+    return ++plan->num_routings;
+}
+
 epx_status_t
 cuda_plan_route(epx_plan_t *base, int64_t num_tokens, const void *topk_idx,
                 epx_stream_t stream)
@@ -274,7 +286,9 @@ cuda_plan_route(epx_plan_t *base, int64_t num_tokens, const void *topk_idx,
         .is_new = plan->num_routings == 0,
         .notes = plan->notes,
         .block_totals = plan->block_totals,
-        .record = plan->seat->record,
+        .slots_offset = cuda_heap_offset(plan, plan->slot_block),
+        .slot_bytes = plan->slots.slot_bytes,
+        .told.record = plan->seat->record,
         .num_warps = plan_warps(plan),
     };
     cuda_op_t op;
@@ -295,13 +309,7 @@ cuda_plan_route(epx_plan_t *base, int64_t num_tokens, const void *topk_idx,
     }
     if (status == EPX_OK) {
         launched = true;
-        plan->num_tokens = num_tokens;
-        plan->is_routed_in_graph = op.is_captured;
-        if (!op.is_captured) {
-            args.generation = ++plan->num_routings;
-        } else if (plan->num_routings == 0) {
-            plan->num_routings = 1;
-        }
+        args.told.generation = cuda_plan_renew(plan, &op, num_tokens);
         status = epx__cuda_check(
             cuda_plan_launch(&args,
                              route_blocks(plan, num_tokens, args.num_warps),

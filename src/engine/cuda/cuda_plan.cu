@@ -18,12 +18,11 @@
 //     total [keys]         of this rank; then of all
 //     ranks [E]            of the experts
 //     rounds [warps][3][ROUND]  entries at hand: experts, ranks, leaders' ranks
-#include "engine/cuda/cuda_step.cuh"
+#include "engine/cuda/cuda_count.cuh"
 
 namespace
 {
 
-constexpr uint32_t NONE = 0xffffffffu;
 // A round is the tokens whose entries fit ROUND words of shared memory, of
 // which each warp has its own.
 constexpr int ROUND = 64;
@@ -52,17 +51,6 @@ histograms_make(const cuda_plan_args_t &args)
     h.ranks = reinterpret_cast<int *>(h.hist) + args.num_warps * h.keys;
     h.rounds = h.ranks + args.plan.key.num_experts;
     return h;
-}
-
-__device__ int
-expert_rank(const cuda_plan_args_t &args, int expert)
-{
-    int quotient = (int)args.plan.key.num_experts / args.view.num_ranks;
-    int extra = (int)args.plan.key.num_experts % args.view.num_ranks;
-    int wide = extra * (quotient + 1);
-
-    return expert < wide ? expert / (quotient + 1)
-                         : extra + (expert - wide) / quotient;
 }
 
 __device__ int64_t
@@ -138,21 +126,6 @@ place_of(const entry &e, const int *leaders, int topk, int k)
         lower += rank >= 0 && rank < e.rank;
     }
     return lower | (k >= count ? ENDS : 0);
-}
-
-// Number an entry among the warp's for the same key: all lanes.
-__device__ uint32_t
-number(uint32_t *hist, int key)
-{
-    uint32_t same = __match_any_sync(~0u, key);
-    uint32_t before = __popc(same & ((1u << threadIdx.x % 32) - 1));
-    uint32_t ordinal = key < 0 ? NONE : hist[key] + before;
-
-    __syncwarp();
-    if (key >= 0 && before == 0) {
-        hist[key] += __popc(same);
-    }
-    return ordinal;
 }
 
 // 1. Count this warp's entries; returns 1 + the first bad one, or UINT64_MAX.
@@ -310,14 +283,6 @@ send_counts(const cuda_plan_args_t &args, const histograms &h, uint64_t step,
     }
 }
 
-// Counts of a source that are known to be there: tokens[R], then rows[E].
-__device__ uint32_t
-count_read(const uint64_t *words, int key)
-{
-    return (uint32_t)__ldcg(
-        reinterpret_cast<const unsigned long long *>(words + HEAD_WORDS + key));
-}
-
 // Whether counts can be those of tokens: each goes to a rank once, and there to
 // 1 to K experts, to each of them once.
 __device__ bool
@@ -358,6 +323,26 @@ check_row(const cuda_plan_args_t &args, const epx__count_row_t &row,
                                     : 0;
 }
 
+// One thread: where a rank's receive slots begin.
+__device__ bool
+keep_slots(const cuda_plan_args_t &args, const epx__count_row_t &row, int r)
+{
+    uint64_t count = 2 * args.plan.key.max_tokens_per_rank;
+
+    peer p = { args.view.segments[r], args.view.segment_bytes[r], 0 };
+
+    if (!extent_fits(args.view, p, row.slots_offset,
+                     count * args.view.num_ranks, args.slot_bytes,
+                     EPX_ROW_ALIGN)) {
+        report_rank(args.view, CUDA_IN_COUNTS, row.step, EPX_ERR_PEER_DATA, r);
+        return false;
+    }
+    if (blockIdx.x == 0) {
+        args.plan.slots[r] = row.slots_offset;
+    }
+    return true;
+}
+
 // 3b. Wait for the count rows of all ranks and see whether they can be used.
 // Every block comes to the same verdict, and names the lowest rank.  False: the
 // group is broken.
@@ -373,14 +358,14 @@ check_rows(const cuda_plan_args_t &args, uint64_t step, uint64_t plan_id,
     for (int r = threadIdx.x / 32; r < view.num_ranks && ok;
          r += args.num_warps) {
         __syncwarp();
-        ok = words_wait(view, step, CUDA_IN_COUNTS, r, POST_WORDS, row);
+        ok = words_wait<false>(view, step, CUDA_IN_COUNTS, r, POST_WORDS, row);
         __syncwarp();
         if (ok && threadIdx.x % 32 == 0 &&
             check_row(args, *row, step, plan_id) != 0) {
             atomicMin(&refusal->rank, r);
         }
-        if (ok && threadIdx.x % 32 == 0 && blockIdx.x == 0) {
-            args.plan.slots[r] = row->slots_offset;
+        if (ok && threadIdx.x % 32 == 0 && args.slot_bytes > 0) {
+            ok = keep_slots(args, *row, r);
         }
     }
     if (!__syncthreads_and(ok)) {
@@ -547,58 +532,6 @@ write_routes(const cuda_plan_args_t &args, const histograms &h)
     }
 }
 
-// Block 0: what the host, and later kernels, are told.
-__device__ void
-tell(const cuda_plan_args_t &args, uint64_t step, uint64_t plan_id,
-     const cuda_refusal_t &refusal)
-{
-    const cuda_view_t &view = args.view;
-    bool by_rank = args.plan.key.layout == EPX_LAYOUT_RANK_MAJOR;
-    int num_local = args.plan.num_local;
-    bool ok = refusal.status == 0;
-    int64_t *tokens = cuda_record_rank_tokens(args.record);
-    int64_t *rows = tokens + view.num_ranks;
-    int64_t *offsets = rows + num_local;
-
-    for (int r = threadIdx.x; ok && r < view.num_ranks; r += blockDim.x) {
-        tokens[r] = count_read(words_at(view, view.rank, step, r), view.rank);
-    }
-    for (int e = threadIdx.x; ok && e <= num_local; e += blockDim.x) {
-        if (e < num_local) {
-            rows[e] = args.plan.expert_rows[e];
-        }
-        offsets[e] = args.plan.expert_offsets[e];
-    }
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        uint64_t own = args.plan.rank_rows[view.rank];
-        cuda_routing_t *routing = args.plan.routing;
-        int64_t received = 0;
-
-        for (int e = 0; ok && e < num_local; e++) {
-            received += args.plan.expert_rows[e];
-        }
-        args.record->refusal = refusal;
-        if (refusal.status == (uint32_t)-EPX_ERR_CAPACITY) {
-            args.record->refusal.rows = args.plan.rank_rows[refusal.rank];
-        }
-        args.record->num_rows =
-            args.plan.key.recv_capacity > 0 ? args.plan.key.recv_capacity : own;
-        args.record->num_recv_rows = by_rank ? own : received;
-        routing->plan_id = plan_id;
-        routing->failed = !ok;
-        // What runs in a graph is not counted, but told of.
-        if (args.generation != 0) {
-            routing->generation = args.generation;
-        } else if (args.is_new) {
-            routing->generation = 1;
-        }
-        fence_acq_rel_sys();
-        // Acquired by the host, in epx_plan_counts.
-        st_release_sys(&args.record->generation, routing->generation);
-    }
-}
-
 __global__ void
 __launch_bounds__(CUDA_PLAN_WARPS * 32, 1)
     plan_kernel(const __grid_constant__ cuda_plan_args_t args)
@@ -623,7 +556,8 @@ __launch_bounds__(CUDA_PLAN_WARPS * 32, 1)
         h.hist[i] = 0;
     }
     for (int e = threadIdx.x; e < args.plan.key.num_experts; e += blockDim.x) {
-        h.ranks[e] = expert_rank(args, e);
+        h.ranks[e] =
+            expert_rank((int)args.plan.key.num_experts, args.view.num_ranks, e);
     }
     __syncthreads();
 
@@ -661,7 +595,8 @@ __launch_bounds__(CUDA_PLAN_WARPS * 32, 1)
             ok = refusal.status == 0;
         }
         if (blockIdx.x == 0) {
-            tell(args, step, plan_id, refusal);
+            tell_counts(args.view, args.plan, args.told, args.is_new != 0, step,
+                        plan_id, refusal);
         }
     }
     if (ok) {

@@ -178,14 +178,14 @@ scale_extent(const cuda_dispatch_args_t &args, const epx__post_t &post,
 // 2. Where rows go on one rank, by its post, whose numbers are checked.
 __device__ bool
 target_open(const cuda_dispatch_args_t &args, int r, const epx__post_t &post,
-            target *to)
+            const peer &p, target *to)
 {
     const cuda_view_t &view = args.view;
     int num_experts = (int)args.plan.key.num_experts;
     uint64_t topk = args.plan.key.topk;
     uint64_t idx_bytes = args.plan.key.idx_dtype == EPX_I64 ? 8 : 4;
     bool by_rank = args.plan.key.layout == EPX_LAYOUT_RANK_MAJOR;
-    uint64_t rows = args.plan.rank_rows[r];
+    uint64_t rows = p.rows;
     target t = {};
 
     t.num_rows = rows;
@@ -220,10 +220,10 @@ target_open(const cuda_dispatch_args_t &args, int r, const epx__post_t &post,
             continue;
         }
         ok = ok && (offset != 0
-                        ? extent_fits(view, r, offset, arrays[i].rows,
+                        ? extent_fits(view, p, offset, arrays[i].rows,
                                       arrays[i].row_bytes, arrays[i].alignment)
                         : !arrays[i].needed);
-        at[i] = offset != 0 ? view.segments[r] + offset : nullptr;
+        at[i] = offset != 0 ? p.segment + offset : nullptr;
     }
     t.x = at[EPX__ARRAY_X];
     t.scales = reinterpret_cast<uint32_t *>(at[EPX__ARRAY_SCALES]);

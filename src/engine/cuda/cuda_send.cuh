@@ -319,6 +319,59 @@ send_bulk(const cuda_dispatch_args_t &args, const worker &w,
 
 #endif
 
+// Rows that pad an expert to the alignment: zero, and from no token.
+__device__ void
+clear_row(const cuda_dispatch_args_t &args, const worker &w, const target &own,
+          uint64_t row)
+{
+    for (uint64_t at = 16 * w.lane; at < args.row_bytes; at += 16 * 32) {
+        *reinterpret_cast<uint4 *>(own.x + row * args.row_bytes + at) =
+            make_uint4(0, 0, 0, 0);
+    }
+    for (int64_t j = w.lane; j < args.num_scales; j += 32) {
+        scales_at(args, own, row)[j * own.scale_stride] = 0;
+    }
+    if (w.lane == 0 && own.topk_weights != nullptr) {
+        own.topk_weights[row] = 0.0f;
+    }
+    if (w.lane == 0 && own.src_token != nullptr) {
+        own.src_token[row] = -1;
+    }
+}
+
+__device__ void
+clear_padding(const cuda_dispatch_args_t &args, const worker &w)
+{
+    const target &own = w.targets[args.view.rank];
+
+    if (args.plan.key.layout != EPX_LAYOUT_EXPERT_MAJOR || own.x == nullptr) {
+        return;
+    }
+    for (int e = 0; e < args.plan.num_local; e++) {
+        int64_t begin = args.plan.expert_offsets[e] + args.plan.expert_rows[e];
+
+        for (int64_t row = begin + (w.index + e) % w.count;
+             row < args.plan.expert_offsets[e + 1]; row += w.count) {
+            clear_row(args, w, own, row);
+        }
+    }
+}
+
+template <bool BULK, bool QUANTIZE, typename Source>
+__device__ void
+send_rows(const cuda_dispatch_args_t &args, const worker &w,
+          const Source &source)
+{
+#if EPX__HAS_BULK
+    if constexpr (BULK) {
+        send_bulk<QUANTIZE>(args, w, source);
+    } else
+#endif
+    {
+        send_plain<QUANTIZE>(args, w, source);
+    }
+}
+
 } // namespace
 
 #endif

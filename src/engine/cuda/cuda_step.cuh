@@ -191,8 +191,9 @@ word_wait(const cuda_view_t &view, uint64_t step, cuda_what_t what, int source,
     return true;
 }
 
-// A warp: wait for a source's words from `first` on, as many as Part holds.
-template <typename Part>
+// A warp: wait for a source's words from `first` on, as many as Part holds;
+// with ACQUIRES what the source had released before it told them.
+template <bool ACQUIRES, typename Part>
 EPX__DEVICE bool
 words_wait(const cuda_view_t &view, uint64_t step, cuda_what_t what, int source,
            int first, Part *to)
@@ -207,7 +208,9 @@ words_wait(const cuda_view_t &view, uint64_t step, cuda_what_t what, int source,
     // All loads are on their way before the first is looked at.
 #pragma unroll
     for (int i = 0; i < TURNS; i++) {
-        words[i] = ld_relaxed_sys(from + min(i * 32 + lane, COUNT - 1));
+        const uint64_t *word = from + min(i * 32 + lane, COUNT - 1);
+
+        words[i] = ACQUIRES ? ld_acquire_sys(word) : ld_relaxed_sys(word);
     }
 #pragma unroll
     for (int i = 0; i < TURNS; i++) {
@@ -217,11 +220,21 @@ words_wait(const cuda_view_t &view, uint64_t step, cuda_what_t what, int source,
         if (!word_is_of(words[i], step)) {
             ok =
                 ok && word_wait(view, step, what, source, first + at, &content);
+            if (ACQUIRES) {
+                (void)ld_acquire_sys(from + at);
+            }
         }
         reinterpret_cast<uint32_t *>(to)[at] = content;
     }
     return __all_sync(~0u, ok) != 0;
 }
+
+// What a rank's post is checked against, as this rank knows it.
+struct peer {
+    char *segment;
+    uint64_t segment_bytes;
+    uint64_t rows; // that the plan gives it
+};
 
 // One thread: wait until all that a rank does in this step has arrived, which
 // target counts; acquires it.  False: the group is broken.
@@ -261,6 +274,13 @@ arrivals_sum(const cuda_view_t &view, uint64_t step)
     return &view.state->arrivals[epx__slot(step)];
 }
 
+// The peers in the order in which this rank turns to them.
+EPX__DEVICE int
+neighbour(const cuda_view_t &view, int i)
+{
+    return (view.rank + 1 + i) % view.num_ranks;
+}
+
 // Tell every peer a part of the head, from the word `first` on: one block.  A
 // release, where asked for, of all that the stream has written before.
 template <typename Part>
@@ -275,26 +295,36 @@ tell_all(const cuda_view_t &view, uint64_t step, int first, const Part &part,
         fence_acq_rel_sys();
     }
     for (int i = threadIdx.x; i < view.num_ranks * COUNT; i += blockDim.x) {
-        int peer = (view.rank + 1 + i / COUNT) % view.num_ranks;
+        int to = neighbour(view, i / COUNT);
 
-        word_put(words_at(view, peer, step, view.rank) + first + i % COUNT,
-                 step, from[i % COUNT]);
+        word_put(words_at(view, to, step, view.rank) + first + i % COUNT, step,
+                 from[i % COUNT]);
     }
 }
 
 // A block has done its part of the step, for every rank: a release of all that
-// it has written or acquired.
+// it has written or acquired.  first is first_segment's.
 EPX__DEVICE void
-arrive_all(const cuda_view_t &view, uint64_t step)
+arrive_all(const cuda_view_t &view, uint64_t step, char *first)
 {
+    char *segment = first;
+
     __syncthreads();
     for (int i = threadIdx.x; i < view.num_ranks; i += blockDim.x) {
-        int peer = (view.rank + 1 + i) % view.num_ranks;
-
-        red_add_release_sys(epx__map_arrival(&view.map, view.segments[peer],
-                                             step, EPX__GATE_DONE, view.rank),
+        if (i != threadIdx.x) {
+            segment = view.segments[neighbour(view, i)];
+        }
+        red_add_release_sys(epx__map_arrival(&view.map, segment, step,
+                                             EPX__GATE_DONE, view.rank),
                             1);
     }
+}
+
+// The segment that this thread will tell first, read early for arrive_all.
+EPX__DEVICE char *
+first_segment(const cuda_view_t &view)
+{
+    return view.segments[neighbour(view, threadIdx.x)];
 }
 
 // Block 0, when all blocks have come to know the step's number: it has been
@@ -388,12 +418,12 @@ report_disagreement(const cuda_view_t &view, uint64_t step, cuda_what_t what)
 }
 
 // Wait for every rank's post, and with Part = head its count row, compare the
-// posts (`mine` is this rank's) and open what each is about: open(rank, part)
-// says whether it can be.
-template <typename Part, typename Open>
+// posts (`mine` is this rank's) and open what each is about: open(rank, part,
+// peer) says whether it can be.
+template <typename Part, bool ACQUIRES, typename Open>
 EPX__DEVICE bool
 posts_wait(const cuda_view_t &view, uint64_t step, cuda_what_t what,
-           const epx__signature_t &mine, Open open)
+           const epx__signature_t &mine, const uint64_t *rank_rows, Open open)
 {
     constexpr int WARPS = 16;
     __shared__ Part parts[WARPS];
@@ -403,8 +433,11 @@ posts_wait(const cuda_view_t &view, uint64_t step, cuda_what_t what,
     Part *part = &parts[warp];
 
     for (int r = warp; r < view.num_ranks && waited; r += num_warps) {
+        // Read while the words are on their way.
+        peer p = { view.segments[r], view.segment_bytes[r], rank_rows[r] };
+
         __syncwarp();
-        waited = words_wait(view, step, what, r, 0, part);
+        waited = words_wait<ACQUIRES>(view, step, what, r, 0, part);
         __syncwarp();
         if (waited && threadIdx.x % 32 == 0) {
             // A post is where its part begins.
@@ -416,7 +449,7 @@ posts_wait(const cuda_view_t &view, uint64_t step, cuda_what_t what,
                      same_signature(mine, post.signature);
             with |= (arrays & EPX__ARRAYS_ANY) == 0 && arrays != 0;
             without |= arrays == 0;
-            opened = agrees && open(r, *part) && opened;
+            opened = agrees && open(r, *part, p) && opened;
         }
     }
     // The report needs everybody's posts.
@@ -432,24 +465,35 @@ posts_wait(const cuda_view_t &view, uint64_t step, cuda_what_t what,
     return __syncthreads_and(agrees && opened) != 0;
 }
 
+// The same, adding to wait_ns[source], if that is not null, how long it took.
+EPX__DEVICE bool
+arrivals_wait_timed(const cuda_view_t &view, uint64_t step, cuda_what_t what,
+                    int source, uint64_t target, int64_t *wait_ns)
+{
+    if (wait_ns == nullptr || source == view.rank) {
+        return arrivals_wait(view, step, what, source, target);
+    }
+    uint64_t start = global_timer_ns();
+    bool ok = arrivals_wait(view, step, what, source, target);
+
+    wait_ns[source] += (int64_t)(global_timer_ns() - start);
+    return ok;
+}
+
 // Block 0: wait until all that every rank does in this step has arrived, of
 // which targets[r].arrivals is the count; with only_own just this rank's own,
-// so that all of its blocks know the step's number.  wait_ns may be null.
+// so that all of its blocks know the step's number.
 template <typename Target>
 EPX__DEVICE bool
 arrivals_wait_all(const cuda_view_t &view, uint64_t step, cuda_what_t what,
                   const Target *targets, bool only_own, int64_t *wait_ns)
 {
-    uint64_t start = wait_ns == nullptr ? 0 : global_timer_ns();
     bool ok = true;
 
     for (int r = threadIdx.x; r < view.num_ranks && ok; r += blockDim.x) {
-        if (only_own && r != view.rank) {
-            continue;
-        }
-        ok = arrivals_wait(view, step, what, r, targets[r].arrivals);
-        if (wait_ns != nullptr && r != view.rank) {
-            wait_ns[r] += (int64_t)(global_timer_ns() - start);
+        if (!only_own || r == view.rank) {
+            ok = arrivals_wait_timed(view, step, what, r, targets[r].arrivals,
+                                     only_own ? nullptr : wait_ns);
         }
     }
     return __syncthreads_and(ok) != 0;
@@ -457,10 +501,10 @@ arrivals_wait_all(const cuda_view_t &view, uint64_t step, cuda_what_t what,
 
 // Whether rows of a peer's array lie in its heap, aligned.
 EPX__DEVICE bool
-extent_fits(const cuda_view_t &view, int rank, uint64_t offset, uint64_t rows,
-            uint64_t row_bytes, uint64_t alignment)
+extent_fits(const cuda_view_t &view, const peer &p, uint64_t offset,
+            uint64_t rows, uint64_t row_bytes, uint64_t alignment)
 {
-    uint64_t end = view.segment_bytes[rank];
+    uint64_t end = p.segment_bytes;
 
     return offset >= view.map.heap && offset <= end &&
            offset % alignment == 0 && __umul64hi(rows, row_bytes) == 0 &&
