@@ -239,7 +239,7 @@ epx_dispatch(epx_plan_t *plan, const epx_dispatch_args_t *args,
     }
     status = epx__args_copy(
         &full, sizeof(full), args,
-        EPX__BYTES_THROUGH(epx_dispatch_args_t, num_workers), "args");
+        EPX__BYTES_THROUGH(epx_dispatch_args_t, recv_expert_totals), "args");
     if (status == EPX_OK) {
         status = check_dispatch(plan, &full);
     }

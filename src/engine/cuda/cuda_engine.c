@@ -5,6 +5,7 @@
 #include "engine/cuda/cuda_pinned.h"
 #include "engine/engine.h"
 #include "fabric/cuda/cuda_fabric.h"
+#include "fabric/cuda/cuda_memory.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -164,28 +165,6 @@ load_kernels(epx_group_t *group)
                : epx__cuda_fail(error, "cannot load the CUDA kernels");
 }
 
-/* Copy to the device on a stream of our own: others may be busy waiting for
- * peers. */
-static cudaError_t
-upload(void *to, const void *from, size_t bytes)
-{
-    cudaStream_t stream = NULL;
-    cudaError_t error =
-        cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
-
-    if (error == cudaSuccess) {
-        error =
-            cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream);
-    }
-    if (error == cudaSuccess) {
-        error = cudaStreamSynchronize(stream);
-    }
-    if (stream != NULL) {
-        (void)cudaStreamDestroy(stream);
-    }
-    return error;
-}
-
 /* What kernels need to know of the group:
  *     cuda_state_t, char *segments[R], u64 segment_bytes[R] */
 static epx_status_t
@@ -198,7 +177,6 @@ open_view(epx_group_t *group)
     size_t bytes = sizes + num_ranks * sizeof(uint64_t);
     char *image = calloc(1, bytes);
     epx_status_t status;
-    cudaError_t error;
 
     if (image == NULL) {
         return epx__fail(EPX_ERR_NO_MEMORY, "no memory for the CUDA engine");
@@ -219,12 +197,13 @@ open_view(epx_group_t *group)
         engine->view.state = (cuda_state_t *)(void *)base;
         engine->view.segments = (char *const *)(void *)(base + segments);
         engine->view.segment_bytes = (uint64_t *)(void *)(base + sizes);
-        error = upload(base, image, bytes);
-        if (error == cudaSuccess) {
-            error = cuda_pinned_take(sizeof(*engine->view.report),
-                                     (void **)&engine->view.report);
-        }
-        status = epx__cuda_check(error, "cannot set up the CUDA engine");
+        status = epx__cuda_copy(base, image, bytes);
+    }
+    if (status == EPX_OK) {
+        status =
+            epx__cuda_check(cuda_pinned_take(sizeof(*engine->view.report),
+                                             (void **)&engine->view.report),
+                            "cannot set up the CUDA engine");
     }
     free(image);
     return status;

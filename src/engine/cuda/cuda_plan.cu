@@ -364,8 +364,9 @@ check_rows(const cuda_plan_args_t &args, uint64_t step, uint64_t plan_id,
             check_row(args, *row, step, plan_id) != 0) {
             atomicMin(&refusal->rank, r);
         }
-        if (ok && threadIdx.x % 32 == 0 && args.slot_bytes > 0) {
-            ok = keep_slots(args, *row, r);
+        if (ok && args.slot_bytes > 0) {
+            ok = __any_sync(~0u, threadIdx.x % 32 == 0 &&
+                                     keep_slots(args, *row, r)) != 0;
         }
     }
     if (!__syncthreads_and(ok)) {

@@ -6,6 +6,7 @@
 #include "fabric/cuda/cuda_error.h"
 
 #include <inttypes.h>
+#include <pthread.h>
 #include <unistd.h>
 
 /* cudaMalloc packs small allocations together, and a handle is of the whole
@@ -284,25 +285,48 @@ epx__cuda_block_close(epx__cuda_block_t *block)
     }
 }
 
+#define MAX_DEVICES 64
+
+/* Of each device, made when first needed and kept: the driver spreads a
+ * program's streams over the device's queues in the order in which they are
+ * made, and streams that come and go between them make two of them share one.
+ */
+static pthread_mutex_t copy_lock = PTHREAD_MUTEX_INITIALIZER;
+static cudaStream_t copy_streams[MAX_DEVICES];
+
+static cudaError_t
+copy_stream(cudaStream_t *stream_p)
+{
+    int device = 0;
+    cudaError_t error = cudaGetDevice(&device);
+
+    if (error == cudaSuccess && device >= MAX_DEVICES) {
+        error = cudaErrorInvalidDevice;
+    }
+    if (error == cudaSuccess && copy_streams[device] == NULL) {
+        error = cudaStreamCreateWithFlags(&copy_streams[device],
+                                          cudaStreamNonBlocking);
+    }
+    *stream_p = error == cudaSuccess ? copy_streams[device] : NULL;
+    return error;
+}
+
 epx_status_t
 epx__cuda_copy(void *destination, const void *source, size_t bytes)
 {
     cudaStream_t stream;
-    epx_status_t status = epx__cuda_check(
-        cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking),
-        "cannot make a stream");
     cudaError_t error;
 
-    if (status != EPX_OK) {
-        return status;
+    (void)pthread_mutex_lock(&copy_lock);
+    error = copy_stream(&stream);
+    if (error == cudaSuccess) {
+        error = source == NULL ? cudaMemsetAsync(destination, 0, bytes, stream)
+                               : cudaMemcpyAsync(destination, source, bytes,
+                                                 cudaMemcpyDefault, stream);
     }
-    error = source == NULL ? cudaMemsetAsync(destination, 0, bytes, stream)
-                           : cudaMemcpyAsync(destination, source, bytes,
-                                             cudaMemcpyDefault, stream);
     if (error == cudaSuccess) {
         error = cudaStreamSynchronize(stream);
     }
-    status = epx__cuda_check(error, "cannot copy to or from a heap");
-    (void)cudaStreamDestroy(stream);
-    return status;
+    (void)pthread_mutex_unlock(&copy_lock);
+    return epx__cuda_check(error, "cannot copy to or from a heap");
 }

@@ -50,7 +50,7 @@ void epx__cuda_block_close(epx__cuda_block_t *block);
  * say so and yet refuse it, for want of a service or a permission. */
 bool epx__cuda_can_share(int32_t ordinal, CUmemAllocationHandleType type);
 
-/* Copy (source NULL: zero) and wait for it, in a stream of its own: the default
+/* Copy (source NULL: zero) and wait for it, in a stream of our own: the default
  * one would wait for other ranks' kernels, and they perhaps for us. */
 epx_status_t epx__cuda_copy(void *destination, const void *source,
                             size_t bytes);
