@@ -1,0 +1,433 @@
+# SPDX-License-Identifier: MIT
+"""Plans: the routing of one batch, and what moves by it."""
+
+import ctypes
+import enum
+import weakref
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    List,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Tuple,
+    Union,
+)
+
+from . import _c
+from .arrays import (
+    dense,
+    dtype_code,
+    of_type,
+    pointer,
+    sibling_dtype,
+    strides,
+)
+from .errors import Error
+from .memory import ordinary
+from .streams import Queue
+
+if TYPE_CHECKING:
+    from .group import Group
+
+
+class Layout(enum.IntEnum):
+    """How received rows lie: see docs/design.md for drawings."""
+
+    RANK_MAJOR = _c.LAYOUT_RANK_MAJOR
+    EXPERT_MAJOR = _c.LAYOUT_EXPERT_MAJOR
+    EXPERT_SLOTS = _c.LAYOUT_EXPERT_SLOTS
+
+
+class Quantize(enum.IntEnum):
+    """What becomes of bf16 rows on their way: see ``epx.h``."""
+
+    NONE = 0
+    F8E4M3_F32 = 1
+    F8E4M3_POW2 = 2
+    F8E4M3_UE8M0 = 3
+
+
+class Counts(NamedTuple):
+    """``epx_plan_counts_t``, copied."""
+
+    num_rows: int
+    num_recv_tokens: int
+    num_recv_rows: int
+    first_expert: int
+    num_local_experts: int
+    rank_tokens: List[int]
+    expert_rows: List[int]
+    expert_offsets: List[int]
+
+
+class Received(NamedTuple):
+    """What a dispatch brings; None for what was not asked for."""
+
+    x: Any
+    scales: Any
+    topk_idx: Any
+    topk_weights: Any
+    src_token: Any
+    expert_counts: Any
+
+
+class Combined(NamedTuple):
+    """What a combine brings; None for what was not asked for."""
+
+    x: Any
+    topk_weights: Any
+
+
+class Plan:
+    """``epx_plan_t``; made by ``Group.plan``.
+
+    Calls on one plan must not overlap.  ``num_tokens`` and ``topk`` are those
+    of the routing.
+    """
+
+    def __init__(
+        self,
+        group: "Group",
+        topk_idx: Any,
+        num_experts: int,
+        layout: Layout,
+        *,
+        max_tokens_per_rank: int,
+        recv_capacity: int,
+        expert_alignment: int,
+        send_only_row_bytes: int,
+        stream: Any,
+    ) -> None:
+        routing = dense("topk_idx", topk_idx, (None, None))
+        of_type("topk_idx", topk_idx, _c.I32, _c.I64)
+        self.group = group
+        self.num_experts = num_experts
+        self.layout = layout
+        self.max_tokens_per_rank = max_tokens_per_rank
+        self.recv_capacity = recv_capacity
+        self.num_tokens, self.topk = topk_idx.shape
+        self.idx_dtype = topk_idx.dtype
+        self.first_expert, self.num_local_experts = group.local_experts(
+            num_experts
+        )
+        self._open: Tuple[Any, ...] = ()  # arrays of a send-only operation
+        args = _c.PlanArgs(
+            layout=layout,
+            num_experts=num_experts,
+            topk=self.topk,
+            idx_dtype=dtype_code(topk_idx.dtype),
+            num_tokens=self.num_tokens,
+            topk_idx=routing or None,
+            max_tokens_per_rank=max_tokens_per_rank,
+            recv_capacity=recv_capacity,
+            expert_alignment=expert_alignment,
+            send_only_row_bytes=send_only_row_bytes,
+        )
+        made = ctypes.c_void_p()
+        on = group.stream_handle(stream)
+        group.retrying(
+            lambda: _c.lib.epx_plan_create(
+                group.handle, ctypes.byref(args), on, ctypes.byref(made)
+            )
+        )
+        self.handle = made.value
+        self._end = weakref.finalize(self, _destroy, group, made.value)
+        self._end.atexit = False
+        _keep(stream, topk_idx, self)
+
+    def update(self, topk_idx: Any, stream: Any = None) -> None:
+        """New routing.  Collective, stream order."""
+        of_type("topk_idx", topk_idx, dtype_code(self.idx_dtype))
+        routing = dense("topk_idx", topk_idx, (None, self.topk))
+        _c.lib.epx_plan_update(
+            self.handle,
+            topk_idx.shape[0],
+            routing,
+            self.group.stream_handle(stream),
+        )
+        self.num_tokens = topk_idx.shape[0]
+        _keep(stream, topk_idx, self)
+
+    def counts(self) -> Counts:
+        """Blocks until every peer has told its counts.  Local."""
+        found = _c.PlanCounts()
+        _c.lib.epx_plan_counts(self.handle, ctypes.byref(found))
+        num_local = found.num_local_experts
+        return Counts(
+            found.num_rows,
+            found.num_recv_tokens,
+            found.num_recv_rows,
+            found.first_expert,
+            num_local,
+            found.rank_tokens[: self.group.num_ranks],
+            found.expert_rows[:num_local],
+            found.expert_offsets[: num_local + 1],
+        )
+
+    @property
+    def slots_per_expert(self) -> int:
+        """EXPERT_SLOTS: rows that each local expert has."""
+        return self.group.num_ranks * self.max_tokens_per_rank
+
+    def num_rows(self) -> int:
+        """Rows of this rank's receive buffer; waits when that is not fixed."""
+        if self.layout is Layout.EXPERT_SLOTS:
+            return self.num_local_experts * self.slots_per_expert
+        return self.recv_capacity or self.counts().num_rows
+
+    def _rows_shape(self, num_rows: int) -> Tuple[int, ...]:
+        if self.layout is Layout.EXPERT_SLOTS:
+            return (self.num_local_experts, self.slots_per_expert)
+        return (num_rows,)
+
+    def dispatch(
+        self,
+        x: Any,
+        *,
+        scales: Any = None,
+        quantize: Union[Quantize, str] = Quantize.NONE,
+        topk_weights: Any = None,
+        with_topk_idx: bool = False,
+        with_src_token: bool = False,
+        with_expert_counts: bool = False,
+        recv_x: Any = None,
+        recv_scales: Any = None,
+        send_only: bool = False,
+        num_workers: int = 0,
+        stream: Any = None,
+    ) -> Received:
+        """Sends this rank's tokens and receives those for its experts.
+
+        Args:
+            x: [T, H], dense.
+            scales: [T, S] of 4 bytes each, any strides; with rows that are
+                quantised already.
+            quantize: what becomes of bf16 rows on their way.
+            topk_weights: [T, K] of float32, to come along.
+            with_topk_idx, with_src_token, with_expert_counts: ask for these.
+            recv_x, recv_scales: where to receive; default: new arrays in EPX
+                memory.  Scales may have any strides.
+            send_only: only start; ``complete`` finishes.
+            num_workers: threads or SMs, 0: the group's.
+            stream: as in ``Group.plan``.
+
+        Rows beyond those received, with a fixed capacity, have topk_idx -1 and
+        are else undefined.
+        """
+        if isinstance(quantize, str):
+            quantize = Quantize[quantize]
+        hidden = x.shape[-1]
+        lead = self._rows_shape(0 if recv_x is not None else self.num_rows())
+        if recv_x is None:
+            kind = sibling_dtype(x, "float8_e4m3fn") if quantize else x.dtype
+            recv_x = self.group.empty((*lead, hidden), kind)
+        else:
+            lead = tuple(recv_x.shape[:-1])
+        num_rows = 1
+        for extent in lead:
+            num_rows *= extent
+        args = _c.DispatchArgs(
+            x=dense("x", x, (self.num_tokens, None)) or None,
+            hidden=hidden,
+            dtype=dtype_code(x.dtype),
+            quantize=quantize,
+            recv_x=dense("recv_x", recv_x, (*lead, hidden)) or None,
+            recv_rows=num_rows,
+            flags=_c.SEND_ONLY if send_only else 0,
+            num_workers=num_workers,
+        )
+        num_scales = 0
+        if scales is not None:
+            num_scales = self._set_scales(args, scales)
+        elif quantize:
+            num_scales = -(-hidden // _c.SCALE_BLOCK)
+            if quantize == Quantize.F8E4M3_UE8M0:
+                num_scales = -(-num_scales // 4)
+        if num_scales and recv_scales is None:
+            kind = scales.dtype if scales is not None else None
+            if kind is None:
+                packed = quantize == Quantize.F8E4M3_UE8M0
+                kind = sibling_dtype(x, "int32" if packed else "float32")
+            recv_scales = self.group.empty((*lead, num_scales), kind)
+        if recv_scales is not None:
+            _set_recv_scales(args, recv_scales)
+        topk_idx = weights = src_token = counts = None
+        if with_topk_idx:
+            topk_idx = self.group.empty((*lead, self.topk), self.idx_dtype)
+            if self.recv_capacity:
+                topk_idx[...] = -1
+            args.recv_topk_idx = pointer(topk_idx) or None
+        if topk_weights is not None:
+            of_type("topk_weights", topk_weights, _c.F32)
+            shape = (self.num_tokens, self.topk)
+            args.topk_weights = dense("topk_weights", topk_weights, shape)
+            wide = self.layout is Layout.RANK_MAJOR
+            weights = self.group.empty(
+                (*lead, self.topk) if wide else lead, topk_weights.dtype
+            )
+            args.recv_topk_weights = pointer(weights)
+            # Whether weights travel must be the same on every rank.
+            _never_null(args, ("topk_weights", "recv_topk_weights"))
+        if with_src_token:
+            src_token = self.group.empty(lead, sibling_dtype(x, "int32"))
+            args.recv_src_token = pointer(src_token) or None
+        if with_expert_counts:
+            # Written by this rank alone.
+            counts = ordinary(
+                (self.num_local_experts,), sibling_dtype(x, "int32"), self.group.device
+            )
+            args.recv_expert_counts = pointer(counts) or None
+        received = Received(
+            recv_x, recv_scales, topk_idx, weights, src_token, counts
+        )
+        used = (x, scales, topk_weights, received)
+        self._run(_c.lib.epx_dispatch, args, stream, send_only, used)
+        return received
+
+    def combine(
+        self,
+        x: Any,
+        *,
+        topk_weights: Any = None,
+        bias: Sequence[Any] = (),
+        recv_topk_weights: Any = None,
+        out: Any = None,
+        send_only: bool = False,
+        num_workers: int = 0,
+        stream: Any = None,
+    ) -> Combined:
+        """Sums the rows that each of this rank's tokens has in ``x``.
+
+        Args:
+            x: rows in the plan's layout, as dispatch gave them; one hop when
+                they lie in EPX memory.
+            topk_weights: [T, K] of float32; not in RANK_MAJOR.
+            bias: at most two of [T, H], which start the sum.
+            recv_topk_weights: shaped as dispatch gave them, to be summed into
+                the result's ``topk_weights`` [T, K].
+            out: [T, H], where to write; default: a new, ordinary array.
+            send_only, num_workers, stream: as in ``dispatch``.
+        """
+        hidden = x.shape[-1]
+        num_rows = 1
+        for extent in x.shape[:-1]:
+            num_rows *= extent
+        code = dtype_code(x.dtype)
+        shape = (self.num_tokens, hidden)
+        if out is None:
+            out = ordinary(shape, x.dtype, self.group.device)
+        args = _c.CombineArgs(
+            x=dense("x", x, (None,) * (len(x.shape) - 1) + (hidden,)) or None,
+            num_rows=num_rows,
+            hidden=hidden,
+            dtype=code,
+            out=dense("out", of_type("out", out, code), shape) or None,
+            flags=_c.SEND_ONLY if send_only else 0,
+            num_workers=num_workers,
+        )
+        if topk_weights is not None:
+            of_type("topk_weights", topk_weights, _c.F32)
+            args.topk_weights = dense(
+                "topk_weights", topk_weights, (self.num_tokens, self.topk)
+            )
+        if len(bias) > _c.MAX_BIAS:
+            raise ValueError(
+                f"bias has {len(bias)} arrays; at most {_c.MAX_BIAS} are added"
+            )
+        for i, rows in enumerate(bias):
+            args.bias[i] = dense("bias", of_type("bias", rows, code), shape)
+        summed = None
+        if recv_topk_weights is not None:
+            of_type("recv_topk_weights", recv_topk_weights, _c.F32)
+            wide = self.layout is Layout.RANK_MAJOR
+            args.recv_topk_weights = dense(
+                "recv_topk_weights",
+                recv_topk_weights,
+                (num_rows, self.topk) if wide else tuple(x.shape[:-1]),
+            )
+            summed = ordinary(
+                (self.num_tokens, self.topk),
+                recv_topk_weights.dtype,
+                self.group.device,
+            )
+            args.out_topk_weights = pointer(summed)
+            _never_null(args, ("recv_topk_weights", "out_topk_weights"))
+        combined = Combined(out, summed)
+        used = (x, topk_weights, bias, recv_topk_weights, combined)
+        self._run(_c.lib.epx_combine, args, stream, send_only, used)
+        return combined
+
+    def complete(self, stream: Any = None) -> None:
+        """The receive hook: finishes what ``send_only`` has started."""
+        _c.lib.epx_complete(self.handle, self.group.stream_handle(stream))
+        used, self._open = self._open, ()
+        _keep(stream, used, self)
+
+    def close(self) -> None:
+        """Releases the plan; ``epx.CallError`` while a send-only operation of
+        it is open."""
+        if self.handle is not None:
+            _c.lib.epx_plan_destroy(self.handle)
+            self._end.detach()
+            self.handle = None
+
+    def _run(
+        self,
+        call: Any,
+        args: _c.Struct,
+        stream: Any,
+        send_only: bool,
+        used: Tuple[Any, ...],
+    ) -> None:
+        on = self.group.stream_handle(stream)
+        self.group.retrying(lambda: call(self.handle, ctypes.byref(args), on))
+        if send_only:
+            self._open = used
+        _keep(stream, used, self)
+
+    def _set_scales(self, args: _c.DispatchArgs, scales: Any) -> int:
+        of_type("scales", scales, _c.F32, _c.I32)
+        if len(scales.shape) != 2 or scales.shape[0] != self.num_tokens:
+            raise ValueError(
+                f"scales is {list(scales.shape)}; it must be "
+                f"[{self.num_tokens}, *]"
+            )
+        num_scales = scales.shape[1]
+        args.scales = pointer(scales) or None
+        args.num_scales = num_scales
+        if self.num_tokens > 0:
+            args.scale_token_stride, args.scale_stride = strides(scales)
+        return num_scales
+
+
+def _set_recv_scales(args: _c.DispatchArgs, scales: Any) -> None:
+    args.recv_scales = pointer(scales) or None
+    if args.recv_scales:
+        steps = strides(scales)
+        args.recv_scale_row_stride, args.recv_scale_stride = steps[-2:]
+        if len(steps) == 3:
+            args.recv_scale_expert_stride = steps[0]
+
+
+_nothing = ctypes.create_string_buffer(16)  # an address without elements
+
+
+def _never_null(args: _c.Struct, names: Sequence[str]) -> None:
+    """Arrays without elements are given all the same: NULL means not given."""
+    for name in names:
+        if not getattr(args, name):
+            setattr(args, name, ctypes.addressof(_nothing))
+
+
+def _keep(stream: Any, *things: Any) -> None:
+    if isinstance(stream, Queue):
+        stream.keep(*things)
+
+
+def _destroy(group: "Group", handle: int) -> None:
+    try:
+        _c.lib.epx_plan_destroy(handle)
+    except Error:
+        pass  # an operation that was never completed: it goes with the group
