@@ -5,7 +5,7 @@ Neither package is imported for its own sake: who passes a tensor has PyTorch.
 """
 
 import sys
-from typing import Any, Optional, Sequence, Tuple
+from typing import Any, Dict, Optional, Sequence, Tuple
 
 from . import _c
 
@@ -21,7 +21,7 @@ DTYPES = {
     "int32": _c.I32,
     "int64": _c.I64,
 }
-_cache = {}  # dtype object -> code; filled as they are seen
+_cache: Dict[Any, int] = {}  # dtype object -> code; filled as they are seen
 
 
 def is_tensor(array: object) -> bool:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """How the ranks of a group first meet.
 
-A bootstrap is a context manager that gives the ``epx_bootstrap_t`` for the time
-in which a group is made.
+What ``opened`` gives is the ``epx_bootstrap_t`` for the time in which a group
+is made.
 """
 
 import contextlib
@@ -40,6 +40,7 @@ class ObjectBootstrap(Bootstrap):
 
     @contextlib.contextmanager
     def opened(self, timeout_ns: int) -> Iterator[Any]:
+        """The pointer for ``epx_group_config_t``."""
         failed: List[BaseException] = []
 
         # Called by C, which has let go of the GIL; ctypes takes it again.  An
@@ -79,6 +80,7 @@ class ThreadBootstrap(Bootstrap):
 
     @contextlib.contextmanager
     def opened(self, timeout_ns: int) -> Iterator[Any]:
+        """The pointer for ``epx_group_config_t``."""
         try:
             yield self._made
         finally:

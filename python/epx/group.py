@@ -1,11 +1,22 @@
 # SPDX-License-Identifier: MIT
 """Groups: R ranks, one engine, one heap per rank."""
 
+import contextlib
 import ctypes
 import dataclasses
 import gc
 import weakref
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
+from typing import (
+    Any,
+    Callable,
+    ContextManager,
+    Dict,
+    List,
+    Optional,
+    Sequence,
+    Tuple,
+    Union,
+)
 
 from . import _c
 from . import bootstrap as _bootstrap
@@ -79,7 +90,7 @@ class Group:
             config.bootstrap = opened
             _c.lib.epx_group_create(ctypes.byref(config), ctypes.byref(made))
         self.handle = made.value
-        self._end = weakref.finalize(self, _destroy, made.value)
+        self._end = weakref.finalize(self, _destroy, made.value or 0)
         self._end.atexit = False
         info = self.info()
         self.rank = info.rank
@@ -189,6 +200,16 @@ class Group:
         self.note_stream(stream)
         return stream.cuda_stream
 
+    def computing_on(self, stream: Stream) -> ContextManager[Any]:
+        """Where PyTorch computes in the order of a stream of CUDA."""
+        if not self.is_cuda or stream is None:
+            return contextlib.nullcontext()
+        import torch
+
+        if isinstance(stream, int):
+            stream = torch.cuda.ExternalStream(stream, self.device_ordinal)
+        return torch.cuda.stream(stream)
+
     def note_stream(self, stream: Any) -> None:
         """A stream of CUDA whose work uses arrays in the group's memory."""
         self._streams.setdefault(stream.cuda_stream, stream)
@@ -262,10 +283,9 @@ def _parse_device(device: Any) -> Tuple[bool, int]:
 
 
 def _destroy(handle: int) -> None:
-    try:
+    # An operation that was never completed still has its arrays.
+    with contextlib.suppress(Error):
         _c.lib.epx_group_destroy(handle)
-    except Error:
-        pass  # an operation that was never completed still has its arrays
 
 
 __all__ = ["Group", "GroupInfo", "local_experts"]

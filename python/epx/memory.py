@@ -10,7 +10,16 @@ import collections
 import ctypes
 import math
 import weakref
-from typing import TYPE_CHECKING, Any, Deque, Dict, List, Optional, Sequence, Tuple
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Deque,
+    Dict,
+    List,
+    Optional,
+    Sequence,
+    Tuple,
+)
 
 from . import _c
 from .arrays import is_torch_dtype

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Plans: the routing of one batch, and what moves by it."""
 
+import contextlib
 import ctypes
 import enum
+import math
 import weakref
 from typing import (
     TYPE_CHECKING,
@@ -132,8 +134,8 @@ class Plan:
                 group.handle, ctypes.byref(args), on, ctypes.byref(made)
             )
         )
-        self.handle = made.value
-        self._end = weakref.finalize(self, _destroy, group, made.value)
+        self.handle: Optional[int] = made.value
+        self._end = weakref.finalize(self, _destroy, group, made.value or 0)
         self._end.atexit = False
         _keep(stream, topk_idx, self)
 
@@ -171,15 +173,12 @@ class Plan:
         """EXPERT_SLOTS: rows that each local expert has."""
         return self.group.num_ranks * self.max_tokens_per_rank
 
-    def num_rows(self) -> int:
-        """Rows of this rank's receive buffer; waits when that is not fixed."""
-        if self.layout is Layout.EXPERT_SLOTS:
-            return self.num_local_experts * self.slots_per_expert
-        return self.recv_capacity or self.counts().num_rows
-
-    def _rows_shape(self, num_rows: int) -> Tuple[int, ...]:
+    def _rows_shape(self, num_rows: Optional[int]) -> Tuple[int, ...]:
+        """The extents of received rows; waits when they are not fixed."""
         if self.layout is Layout.EXPERT_SLOTS:
             return (self.num_local_experts, self.slots_per_expert)
+        if num_rows is None:
+            num_rows = self.recv_capacity or self.counts().num_rows
         return (num_rows,)
 
     def dispatch(
@@ -194,6 +193,7 @@ class Plan:
         with_expert_counts: bool = False,
         recv_x: Any = None,
         recv_scales: Any = None,
+        num_rows: Optional[int] = None,
         send_only: bool = False,
         num_workers: int = 0,
         stream: Any = None,
@@ -209,6 +209,7 @@ class Plan:
             with_topk_idx, with_src_token, with_expert_counts: ask for these.
             recv_x, recv_scales: where to receive; default: new arrays in EPX
                 memory.  Scales may have any strides.
+            num_rows: rows to receive, for a caller that knows the counts.
             send_only: only start; ``complete`` finishes.
             num_workers: threads or SMs, 0: the group's.
             stream: as in ``Group.plan``.
@@ -216,67 +217,37 @@ class Plan:
         Rows beyond those received, with a fixed capacity, have topk_idx -1 and
         are else undefined.
         """
-        if isinstance(quantize, str):
-            quantize = Quantize[quantize]
+        kind = Quantize[quantize] if isinstance(quantize, str) else quantize
         hidden = x.shape[-1]
-        lead = self._rows_shape(0 if recv_x is not None else self.num_rows())
         if recv_x is None:
-            kind = sibling_dtype(x, "float8_e4m3fn") if quantize else x.dtype
-            recv_x = self.group.empty((*lead, hidden), kind)
-        else:
-            lead = tuple(recv_x.shape[:-1])
-        num_rows = 1
-        for extent in lead:
-            num_rows *= extent
+            lead = self._rows_shape(num_rows)
+            arrives = sibling_dtype(x, "float8_e4m3fn") if kind else x.dtype
+            recv_x = self.group.empty((*lead, hidden), arrives)
+        lead = tuple(recv_x.shape[:-1])
         args = _c.DispatchArgs(
             x=dense("x", x, (self.num_tokens, None)) or None,
             hidden=hidden,
             dtype=dtype_code(x.dtype),
-            quantize=quantize,
+            quantize=kind,
             recv_x=dense("recv_x", recv_x, (*lead, hidden)) or None,
-            recv_rows=num_rows,
+            recv_rows=math.prod(lead),
             flags=_c.SEND_ONLY if send_only else 0,
             num_workers=num_workers,
         )
-        num_scales = 0
-        if scales is not None:
-            num_scales = self._set_scales(args, scales)
-        elif quantize:
-            num_scales = -(-hidden // _c.SCALE_BLOCK)
-            if quantize == Quantize.F8E4M3_UE8M0:
-                num_scales = -(-num_scales // 4)
-        if num_scales and recv_scales is None:
-            kind = scales.dtype if scales is not None else None
-            if kind is None:
-                packed = quantize == Quantize.F8E4M3_UE8M0
-                kind = sibling_dtype(x, "int32" if packed else "float32")
-            recv_scales = self.group.empty((*lead, num_scales), kind)
-        if recv_scales is not None:
-            _set_recv_scales(args, recv_scales)
-        topk_idx = weights = src_token = counts = None
-        if with_topk_idx:
-            topk_idx = self.group.empty((*lead, self.topk), self.idx_dtype)
-            if self.recv_capacity:
-                topk_idx[...] = -1
-            args.recv_topk_idx = pointer(topk_idx) or None
+        weights = topk_idx = src_token = counts = None
+        recv_scales = self._ask_scales(args, x, scales, recv_scales, lead)
         if topk_weights is not None:
-            of_type("topk_weights", topk_weights, _c.F32)
-            shape = (self.num_tokens, self.topk)
-            args.topk_weights = dense("topk_weights", topk_weights, shape)
-            wide = self.layout is Layout.RANK_MAJOR
-            weights = self.group.empty(
-                (*lead, self.topk) if wide else lead, topk_weights.dtype
-            )
-            args.recv_topk_weights = pointer(weights)
-            # Whether weights travel must be the same on every rank.
-            _never_null(args, ("topk_weights", "recv_topk_weights"))
+            weights = self._ask_weights(args, topk_weights, lead)
+        if with_topk_idx:
+            topk_idx = self._ask_topk_idx(args, lead, stream)
         if with_src_token:
             src_token = self.group.empty(lead, sibling_dtype(x, "int32"))
             args.recv_src_token = pointer(src_token) or None
         if with_expert_counts:
-            # Written by this rank alone.
-            counts = ordinary(
-                (self.num_local_experts,), sibling_dtype(x, "int32"), self.group.device
+            counts = ordinary(  # only this rank writes them
+                (self.num_local_experts,),
+                sibling_dtype(x, "int32"),
+                self.group.device,
             )
             args.recv_expert_counts = pointer(counts) or None
         received = Received(
@@ -285,6 +256,65 @@ class Plan:
         used = (x, scales, topk_weights, received)
         self._run(_c.lib.epx_dispatch, args, stream, send_only, used)
         return received
+
+    def _ask_scales(
+        self,
+        args: _c.DispatchArgs,
+        x: Any,
+        scales: Any,
+        recv_scales: Any,
+        lead: Tuple[int, ...],
+    ) -> Any:
+        """Where scales arrive, if any do."""
+        if scales is not None:
+            of_type("scales", scales, _c.F32, _c.I32)
+            if len(scales.shape) != 2 or scales.shape[0] != self.num_tokens:
+                raise ValueError(
+                    f"scales is {list(scales.shape)}; it must be "
+                    f"[{self.num_tokens}, *]"
+                )
+            num_scales, kind = scales.shape[1], scales.dtype
+            args.num_scales = num_scales
+            if self.num_tokens > 0:
+                args.scales = pointer(scales)
+                args.scale_token_stride, args.scale_stride = strides(scales)
+        elif args.quantize:
+            packed = args.quantize == Quantize.F8E4M3_UE8M0
+            num_scales = num_scales_of(args.hidden, packed)
+            kind = sibling_dtype(x, "int32" if packed else "float32")
+        else:
+            return None
+        if recv_scales is None:
+            recv_scales = self.group.empty((*lead, num_scales), kind)
+        args.recv_scales = pointer(recv_scales) or None
+        if args.recv_scales:
+            steps = strides(recv_scales)
+            args.recv_scale_row_stride, args.recv_scale_stride = steps[-2:]
+            if len(steps) == 3:
+                args.recv_scale_expert_stride = steps[0]
+        return recv_scales
+
+    def _ask_weights(
+        self, args: _c.DispatchArgs, weights: Any, lead: Tuple[int, ...]
+    ) -> Any:
+        of_type("topk_weights", weights, _c.F32)
+        shape = (self.num_tokens, self.topk)
+        args.topk_weights = dense("topk_weights", weights, shape) or _NOTHING
+        if self.layout is Layout.RANK_MAJOR:
+            lead = (*lead, self.topk)
+        recv_weights = self.group.empty(lead, weights.dtype)
+        args.recv_topk_weights = pointer(recv_weights) or _NOTHING
+        return recv_weights
+
+    def _ask_topk_idx(
+        self, args: _c.DispatchArgs, lead: Tuple[int, ...], stream: Any
+    ) -> Any:
+        topk_idx = self.group.empty((*lead, self.topk), self.idx_dtype)
+        if self.recv_capacity:
+            with self.group.computing_on(stream):
+                topk_idx[...] = -1
+        args.recv_topk_idx = pointer(topk_idx) or None
+        return topk_idx
 
     def combine(
         self,
@@ -311,9 +341,7 @@ class Plan:
             send_only, num_workers, stream: as in ``dispatch``.
         """
         hidden = x.shape[-1]
-        num_rows = 1
-        for extent in x.shape[:-1]:
-            num_rows *= extent
+        num_rows = math.prod(x.shape[:-1])
         code = dtype_code(x.dtype)
         shape = (self.num_tokens, hidden)
         if out is None:
@@ -340,24 +368,26 @@ class Plan:
             args.bias[i] = dense("bias", of_type("bias", rows, code), shape)
         summed = None
         if recv_topk_weights is not None:
-            of_type("recv_topk_weights", recv_topk_weights, _c.F32)
-            wide = self.layout is Layout.RANK_MAJOR
-            args.recv_topk_weights = dense(
-                "recv_topk_weights",
-                recv_topk_weights,
-                (num_rows, self.topk) if wide else tuple(x.shape[:-1]),
-            )
-            summed = ordinary(
-                (self.num_tokens, self.topk),
-                recv_topk_weights.dtype,
-                self.group.device,
-            )
-            args.out_topk_weights = pointer(summed)
-            _never_null(args, ("recv_topk_weights", "out_topk_weights"))
+            summed = self._ask_sums(args, x, recv_topk_weights)
         combined = Combined(out, summed)
         used = (x, topk_weights, bias, recv_topk_weights, combined)
         self._run(_c.lib.epx_combine, args, stream, send_only, used)
         return combined
+
+    def _ask_sums(self, args: _c.CombineArgs, x: Any, weights: Any) -> Any:
+        """Where the sums of weights come to lie."""
+        of_type("recv_topk_weights", weights, _c.F32)
+        shape = tuple(x.shape[:-1])
+        if self.layout is Layout.RANK_MAJOR:
+            shape = (*shape, self.topk)
+        args.recv_topk_weights = (
+            dense("recv_topk_weights", weights, shape) or _NOTHING
+        )
+        summed = ordinary(
+            (self.num_tokens, self.topk), weights.dtype, self.group.device
+        )
+        args.out_topk_weights = pointer(summed) or _NOTHING
+        return summed
 
     def complete(self, stream: Any = None) -> None:
         """The receive hook: finishes what ``send_only`` has started."""
@@ -387,38 +417,17 @@ class Plan:
             self._open = used
         _keep(stream, used, self)
 
-    def _set_scales(self, args: _c.DispatchArgs, scales: Any) -> int:
-        of_type("scales", scales, _c.F32, _c.I32)
-        if len(scales.shape) != 2 or scales.shape[0] != self.num_tokens:
-            raise ValueError(
-                f"scales is {list(scales.shape)}; it must be "
-                f"[{self.num_tokens}, *]"
-            )
-        num_scales = scales.shape[1]
-        args.scales = pointer(scales) or None
-        args.num_scales = num_scales
-        if self.num_tokens > 0:
-            args.scale_token_stride, args.scale_stride = strides(scales)
-        return num_scales
+
+# An address for arrays without elements: NULL would mean that none is given,
+# which must be the same on every rank.
+_nothing = ctypes.create_string_buffer(16)
+_NOTHING = ctypes.addressof(_nothing)
 
 
-def _set_recv_scales(args: _c.DispatchArgs, scales: Any) -> None:
-    args.recv_scales = pointer(scales) or None
-    if args.recv_scales:
-        steps = strides(scales)
-        args.recv_scale_row_stride, args.recv_scale_stride = steps[-2:]
-        if len(steps) == 3:
-            args.recv_scale_expert_stride = steps[0]
-
-
-_nothing = ctypes.create_string_buffer(16)  # an address without elements
-
-
-def _never_null(args: _c.Struct, names: Sequence[str]) -> None:
-    """Arrays without elements are given all the same: NULL means not given."""
-    for name in names:
-        if not getattr(args, name):
-            setattr(args, name, ctypes.addressof(_nothing))
+def num_scales_of(hidden: int, packed: bool) -> int:
+    """Scales of a quantised row; packed, four are in an int32."""
+    num_scales = -(-hidden // _c.SCALE_BLOCK)
+    return -(-num_scales // 4) if packed else num_scales
 
 
 def _keep(stream: Any, *things: Any) -> None:
@@ -427,7 +436,6 @@ def _keep(stream: Any, *things: Any) -> None:
 
 
 def _destroy(group: "Group", handle: int) -> None:
-    try:
+    # One with an operation that was never completed goes with the group.
+    with contextlib.suppress(Error):
         _c.lib.epx_plan_destroy(handle)
-    except Error:
-        pass  # an operation that was never completed: it goes with the group

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
 """The CPU's stream: a thread that runs what it is given, in order."""
 
+import contextlib
 import ctypes
 import weakref
-from typing import TYPE_CHECKING, Any, Callable, List
+from typing import TYPE_CHECKING, Any, Callable, List, Optional
 
 from . import _c
 from .errors import Error
@@ -19,10 +20,10 @@ class Queue:
         made = ctypes.c_void_p()
         _c.lib.epx_queue_create(group.handle, ctypes.byref(made))
         self.group = group
-        self.handle = made.value
+        self.handle: Optional[int] = made.value
         self._kept: List[Any] = []
         self._errors: List[BaseException] = []
-        self._end = weakref.finalize(self, _destroy, group, made.value)
+        self._end = weakref.finalize(self, _destroy, group, made.value or 0)
         self._end.atexit = False
 
     def keep(self, *things: Any) -> None:
@@ -76,7 +77,6 @@ class Queue:
 
 
 def _destroy(group: "Group", handle: int) -> None:
-    try:
+    # An error that nobody has asked for is of no use.
+    with contextlib.suppress(Error):
         _c.lib.epx_queue_destroy(handle)
-    except Error:
-        pass  # an error that nobody has asked for

@@ -52,16 +52,13 @@ def test_structs_are_laid_out_as_in_c(tmp_path: pathlib.Path) -> None:
 
 
 def test_every_struct_field_and_function_of_the_header_is_there() -> None:
-    structs = re.findall(r"typedef struct (epx_\w+) \{(.*?)\n\} (\w+);",
-                         HEADER, re.S)
+    structs = re.findall(
+        r"typedef struct (epx_\w+) \{(.*?)\n\} (\w+);", HEADER, re.S
+    )
     assert {it[2] for it in structs} == set(_c.STRUCTS)
     functions = set(re.findall(r"EPX_API[^;]*?\b(epx_\w+)\(", HEADER))
     assert len(functions) > 20
-    missing = [
-        it
-        for it in functions
-        if getattr(_c.lib, it).argtypes is None
-    ]
+    missing = [it for it in functions if getattr(_c.lib, it).argtypes is None]
     assert missing == []
 
 
@@ -116,7 +113,9 @@ def test_another_version_of_the_library_is_refused() -> None:
 
 def test_import_takes_no_package_along() -> None:
     """Neither PyTorch nor NumPy is imported unless they are used."""
-    code = "import sys, epx; print(sorted({'torch', 'numpy'} & {*sys.modules}))"
+    code = (
+        "import sys, epx; print(sorted({'torch', 'numpy'} & {*sys.modules}))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
         check=True,
