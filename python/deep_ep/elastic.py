@@ -356,7 +356,8 @@ class ElasticBuffer:
         else:
             if topk_idx is not None or do_cpu_sync:
                 raise ValueError(
-                    "with a handle there is nothing to route or count: topk_idx and do_cpu_sync must be left out"
+                    "topk_idx and do_cpu_sync are not for a dispatch with a "
+                    "handle, which knows its routing and counts"
                 )
             lane = handle._lane
             num_sms = num_sms or handle.num_sms

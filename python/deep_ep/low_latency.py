@@ -98,8 +98,6 @@ class _Slot:
             hidden=hidden,
             dtype=_c.BF16,
         )
-        # What an open operation works on.
-        self.kept: Tuple[Any, ...] = ()
 
     def memory(
         self, shape: Tuple[int, ...], dtype: torch.dtype
@@ -200,8 +198,7 @@ class LowLatency:
             plan = slot.plan.handle
             _c.lib.epx_plan_update(plan, num_tokens, topk_idx.data_ptr(), on)
             _c.lib.epx_dispatch(plan, ctypes.byref(args), on)
-            slot.kept = (x, topk_idx, counts)
-            run.uses(*slot.kept)
+            run.uses(x, topk_idx, counts)
             if totals is not None and not with_hook:
                 run.add(totals, counts)
         hook = None
@@ -245,8 +242,7 @@ class LowLatency:
         with slot.lane.operation(None, is_async) as run:
             on = slot.lane.group.stream_handle(run.stream)
             _c.lib.epx_combine(slot.plan.handle, ctypes.byref(args), on)
-            slot.kept = (x, topk_weights, out)
-            run.uses(*slot.kept)
+            run.uses(x, topk_weights, out)
         hook = _make_hook(slot, run) if with_hook else None
         return out, EventOverlap(run.event), hook
 
@@ -295,15 +291,13 @@ def _make_hook(
     It may be called from another thread, and under another current stream.
     """
     on = slot.lane.group.stream_handle(run.stream)
-    kept = slot.kept
 
     def hook() -> None:
-        nonlocal kept
         slot.lane.settle()
         _c.lib.epx_complete(slot.plan.handle, on)
         if totals is not None and counts is not None:
             run.add(totals, counts)
-        kept = ()
+        run.tensors.clear()  # until here the operation was open
 
     return hook
 

@@ -173,7 +173,12 @@ class Plan:
         """EXPERT_SLOTS: rows that each local expert has."""
         return self.group.num_ranks * self.max_tokens_per_rank
 
-    def _rows_shape(self, num_rows: Optional[int]) -> Tuple[int, ...]:
+    @property
+    def is_fixed(self) -> bool:
+        """Whether received rows are of one extent, whatever the routing."""
+        return self.layout is Layout.EXPERT_SLOTS or self.recv_capacity > 0
+
+    def lead(self, num_rows: Optional[int] = None) -> Tuple[int, ...]:
         """The extents of received rows; waits when they are not fixed."""
         if self.layout is Layout.EXPERT_SLOTS:
             return (self.num_local_experts, self.slots_per_expert)
@@ -214,13 +219,13 @@ class Plan:
             num_workers: threads or SMs, 0: the group's.
             stream: as in ``Group.plan``.
 
-        Rows beyond those received, with a fixed capacity, have topk_idx -1 and
-        are else undefined.
+        Where rows are fixed, those that do not arrive have topk_idx -1 and
+        weight 0, and are else undefined.
         """
         kind = Quantize[quantize] if isinstance(quantize, str) else quantize
         hidden = x.shape[-1]
         if recv_x is None:
-            lead = self._rows_shape(num_rows)
+            lead = self.lead(num_rows)
             arrives = sibling_dtype(x, "float8_e4m3fn") if kind else x.dtype
             recv_x = self.group.empty((*lead, hidden), arrives)
         lead = tuple(recv_x.shape[:-1])
@@ -237,7 +242,7 @@ class Plan:
         weights = topk_idx = src_token = counts = None
         recv_scales = self._ask_scales(args, x, scales, recv_scales, lead)
         if topk_weights is not None:
-            weights = self._ask_weights(args, topk_weights, lead)
+            weights = self._ask_weights(args, topk_weights, lead, stream)
         if with_topk_idx:
             topk_idx = self._ask_topk_idx(args, lead, stream)
         if with_src_token:
@@ -295,26 +300,37 @@ class Plan:
         return recv_scales
 
     def _ask_weights(
-        self, args: _c.DispatchArgs, weights: Any, lead: Tuple[int, ...]
+        self,
+        args: _c.DispatchArgs,
+        weights: Any,
+        lead: Tuple[int, ...],
+        stream: Any,
     ) -> Any:
         of_type("topk_weights", weights, _c.F32)
         shape = (self.num_tokens, self.topk)
         args.topk_weights = dense("topk_weights", weights, shape) or _NOTHING
         if self.layout is Layout.RANK_MAJOR:
             lead = (*lead, self.topk)
-        recv_weights = self.group.empty(lead, weights.dtype)
+        recv_weights = self._filled(lead, weights.dtype, 0, stream)
         args.recv_topk_weights = pointer(recv_weights) or _NOTHING
         return recv_weights
 
     def _ask_topk_idx(
         self, args: _c.DispatchArgs, lead: Tuple[int, ...], stream: Any
     ) -> Any:
-        topk_idx = self.group.empty((*lead, self.topk), self.idx_dtype)
-        if self.recv_capacity:
-            with self.group.computing_on(stream):
-                topk_idx[...] = -1
+        topk_idx = self._filled((*lead, self.topk), self.idx_dtype, -1, stream)
         args.recv_topk_idx = pointer(topk_idx) or None
         return topk_idx
+
+    def _filled(
+        self, shape: Tuple[int, ...], dtype: Any, value: int, stream: Any
+    ) -> Any:
+        """A new array; where rows are fixed, what does not arrive is known."""
+        array = self.group.empty(shape, dtype)
+        if self.is_fixed:
+            with self.group.computing_on(stream):
+                array[...] = value
+        return array
 
     def combine(
         self,
