@@ -270,6 +270,7 @@ class LowLatency:
         )
         slots = self._slots.get(key)
         if slots is None:
+            lane.settle()  # plans are made in the call
             slots = self._slots[key] = [
                 _Slot(lane, max_tokens, num_experts, hidden, topk_idx)
                 for _ in range(_NUM_SLOTS)
