@@ -6,13 +6,15 @@ if(NOT EPX_PYTHON)
   return()
 endif()
 
-set(epx_python_libraries epx)
-if(TARGET epx_cuda)
-  list(APPEND epx_python_libraries epx_cuda)
-endif()
-foreach(library IN LISTS epx_python_libraries)
-  set_target_properties(${library} PROPERTIES
-                        BUILD_WITH_INSTALL_RPATH ON INSTALL_RPATH "$ORIGIN")
-  install(PROGRAMS $<TARGET_FILE:${library}> DESTINATION epx
-          RENAME lib${library}.so.0 COMPONENT python)
+find_package(Threads REQUIRED)
+add_library(epx_pool SHARED python/epx_pool.c)
+target_link_libraries(epx_pool PRIVATE epx::epx Threads::Threads)
+
+foreach(library epx epx_cuda epx_pool)
+  if(TARGET ${library})
+    set_target_properties(${library} PROPERTIES
+                          BUILD_WITH_INSTALL_RPATH ON INSTALL_RPATH "$ORIGIN")
+    install(PROGRAMS $<TARGET_FILE:${library}> DESTINATION epx
+            RENAME lib${library}.so.0 COMPONENT python)
+  endif()
 endforeach()

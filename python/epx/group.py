@@ -74,6 +74,7 @@ class Group:
         self.device = f"cuda:{self.device_ordinal}" if self.is_cuda else "cpu"
         self.handle: Optional[int] = None
         self.close_pending = False
+        self.stays = False  # others than Python have memory of its heap
         self._streams: Dict[int, Any] = {}
         config = _c.GroupConfig(
             device=_c.DEVICE_CUDA if self.is_cuda else _c.DEVICE_CPU,
@@ -237,6 +238,8 @@ class Group:
 
         The heap goes with the last array that lies in it.  Not collective.
         """
+        if self.stays:
+            raise RuntimeError("a group with a pool cannot be closed")
         for part in list(self._parts):
             part.close()
         if self.is_cuda and self.handle is not None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The epx package: layouts, memory, queues, errors, autograd."""
 
+import ctypes
 import gc
 import threading
 
@@ -205,6 +206,62 @@ def test_an_unfinished_operation_does_not_stop_the_end():
         plan.complete()
 
     in_threads(1, run)
+
+
+def test_the_pools_allocator():
+    """As PyTorch calls it; what it gives is of the group in use."""
+    from epx import pool
+
+    library = pool.library()
+    library.epx_pool_alloc.restype = ctypes.c_void_p
+    library.epx_pool_free.argtypes = [ctypes.c_void_p, ctypes.c_ssize_t]
+    library.epx_pool_free.argtypes += [ctypes.c_int, ctypes.c_void_p]
+
+    def alloc(num_bytes):
+        return library.epx_pool_alloc(ctypes.c_ssize_t(num_bytes), 0, None)
+
+    def run(group):
+        free = group.info().heap_free_bytes
+        assert alloc(4096) is None
+        assert library.epx_pool_use(group.handle) is None
+        one, two = alloc(4096), alloc(1 << 20)
+        assert alloc(1 << 40) is None
+        assert group.info().heap_free_bytes < free
+        assert library.epx_pool_use(None) == group.handle
+        for ptr in (one, two, one):  # the last one is nobody's
+            library.epx_pool_free(ptr, 0, 0, None)
+        assert group.info().heap_free_bytes == free
+        with pytest.raises(ValueError, match="on the CPU"):
+            pool.MemPool(group)
+
+    in_threads(1, run)
+
+
+def pooled(me: Rank) -> None:
+    from epx.pool import MemPool
+
+    group = epx.Group.from_torch(device="cuda", heap_bytes=256 << 20)
+    mine = make_batches(me, [32], H, E, K)[me.index].to("cuda")
+    plan = group.plan(mine.topk_idx, E, "EXPERT_MAJOR")
+    rows = plan.dispatch(mine.x).x
+    free = group.info().heap_free_bytes
+    with MemPool(group).use():
+        outputs = rows @ torch.eye(H, dtype=rows.dtype, device="cuda")
+    assert group.info().heap_free_bytes < free
+    out = plan.combine(outputs, topk_weights=mine.topk_weights).x
+    weight = mine.topk_weights.sum(dim=1, keepdim=True)
+    torch.testing.assert_close(
+        out.float(), mine.x.float() * weight, rtol=1e-2, atol=1e-2
+    )
+    with pytest.raises(RuntimeError, match="pool"):
+        group.close()
+
+
+@pytest.mark.gpu
+def test_a_gemm_in_the_pool():
+    if not torch.cuda.is_available():
+        pytest.skip("NOT CHECKED on a card: there is none here")
+    ranks.run(2, pooled, device="cuda")
 
 
 def failing_gather(me: Rank) -> None:
