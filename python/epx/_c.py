@@ -155,6 +155,9 @@ class DispatchArgs(Struct):
         ("recv_expert_counts", c_void_p),
         ("flags", c_uint32),
         ("num_workers", c_int32),
+        ("num_tokens", c_int64),
+        ("topk_idx", c_void_p),
+        ("recv_expert_totals", c_void_p),
     ]
 
 
