@@ -9,6 +9,7 @@ option(EPX_BUILD_TOOLS "build epx-run, epx-info and epx-bench" ON)
 option(EPX_BUILD_EXAMPLES "build the examples" ON)
 option(EPX_BUILD_TESTS "build the tests (needs cmocka)" OFF)
 option(EPX_BUILD_FUZZERS "build the libFuzzer targets (needs clang)" OFF)
+option(EPX_PYTHON "install what the Python packages need (pyproject.toml)" OFF)
 option(EPX_WERROR "treat warnings as errors" OFF)
 set(EPX_SANITIZE "" CACHE STRING
     "sanitizers, for example address,undefined or thread")

@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: MIT
+"""Groups: R ranks, one engine, one heap per rank."""
+
+import contextlib
+import ctypes
+import dataclasses
+import gc
+import weakref
+from typing import (
+    Any,
+    Callable,
+    ContextManager,
+    Dict,
+    List,
+    Optional,
+    Sequence,
+    Tuple,
+    Union,
+)
+
+from . import _c
+from . import bootstrap as _bootstrap
+from .arrays import to_dtype
+from .errors import Error, HeapExhaustedError
+from .memory import Memory, ordinary
+from .plan import Layout, Plan
+from .streams import Queue
+
+Stream = Any  # None, a Queue, a torch.cuda.Stream, or a cudaStream_t as an int
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupInfo:
+    """``epx_group_info_t``"""
+
+    rank: int
+    num_ranks: int
+    num_workers: int
+    max_experts: int
+    engine: str
+    fabric: str
+    heap_bytes: int
+    heap_free_bytes: int
+    heap_largest_free_bytes: int
+
+
+class Group:
+    """Ranks that dispatch and combine.  Making one is collective.
+
+    Args:
+        bootstrap: how the ranks meet (``epx.bootstrap``); default: the
+            environment that a launcher gives.
+        device: "cpu", "cuda" (PyTorch's current card) or "cuda:N".
+        heap_bytes: memory that peers reach; 0 is 1 GiB.
+        num_workers: threads or SMs for an operation; 0: the library's choice.
+        max_experts: the most experts of any plan; 0 is 1024.
+        timeout: seconds that any wait for a peer may take; 0 is 30.
+
+    A group is released when it, its plans and queues, and the arrays in its
+    memory are gone.  ``close`` does so at once, but for those arrays.
+    """
+
+    def __init__(
+        self,
+        bootstrap: Optional[_bootstrap.Bootstrap] = None,
+        *,
+        device: str = "cpu",
+        heap_bytes: int = 0,
+        num_workers: int = 0,
+        max_experts: int = 0,
+        timeout: float = 0,
+    ) -> None:
+        self.is_cuda, self.device_ordinal = _parse_device(device)
+        self.device = f"cuda:{self.device_ordinal}" if self.is_cuda else "cpu"
+        self.handle: Optional[int] = None
+        self.close_pending = False
+        self.stays = False  # others than Python have memory of its heap
+        self._streams: Dict[int, Any] = {}
+        config = _c.GroupConfig(
+            device=_c.DEVICE_CUDA if self.is_cuda else _c.DEVICE_CPU,
+            device_ordinal=self.device_ordinal,
+            heap_bytes=heap_bytes,
+            num_workers=num_workers,
+            max_experts=max_experts,
+            timeout_ns=int(timeout * 1e9),
+        )
+        if bootstrap is None:
+            bootstrap = _bootstrap.Bootstrap()
+        made = ctypes.c_void_p()
+        with bootstrap.opened(config.timeout_ns) as opened:
+            config.bootstrap = opened
+            _c.lib.epx_group_create(ctypes.byref(config), ctypes.byref(made))
+        self.handle = made.value
+        self._end = weakref.finalize(self, _destroy, made.value or 0)
+        self._end.atexit = False
+        info = self.info()
+        self.rank = info.rank
+        self.num_ranks = info.num_ranks
+        self.num_workers = info.num_workers
+        self.memory = Memory(self, info.heap_bytes)
+        self._parts: "weakref.WeakSet[Any]" = weakref.WeakSet()
+
+    @classmethod
+    def from_torch(cls, process_group: Any = None, **config: Any) -> "Group":
+        """The ranks of a ``torch.distributed`` group, of any backend."""
+        return cls(_bootstrap.from_torch(process_group), **config)
+
+    @classmethod
+    def from_mpi(cls, comm: Any, **config: Any) -> "Group":
+        """The ranks of a communicator of mpi4py."""
+        return cls(_bootstrap.from_mpi(comm), **config)
+
+    def info(self) -> GroupInfo:
+        """What the group is made of, and how full its heap is."""
+        info = _c.GroupInfo()
+        _c.lib.epx_group_query(self.handle, ctypes.byref(info))
+        fields = dataclasses.fields(GroupInfo)
+        values = {it.name: getattr(info, it.name) for it in fields}
+        for name in ("engine", "fabric"):
+            values[name] = values[name].decode()
+        return GroupInfo(**values)
+
+    def check(self) -> None:
+        """Raises the error that broke the group, if one did."""
+        _c.lib.epx_group_status(self.handle)
+
+    def local_experts(
+        self, num_experts: int, rank: Optional[int] = None
+    ) -> Tuple[int, int]:
+        """First expert of a rank (default: this one), and how many it has."""
+        at = self.rank if rank is None else rank
+        return local_experts(num_experts, self.num_ranks, at)
+
+    def empty(self, shape: Union[int, Sequence[int]], dtype: Any) -> Any:
+        """An array in EPX memory, or an ordinary one when the heap is full.
+
+        A dtype of PyTorch gives a tensor; NumPy's, or its name, an array.
+        """
+        extents = (shape,) if isinstance(shape, int) else tuple(shape)
+        kind = to_dtype(dtype)
+        found = self.memory.array(extents, kind)
+        return ordinary(extents, kind, self.device) if found is None else found
+
+    def queue(self) -> Queue:
+        """A queue, the CPU's stream."""
+        made = Queue(self)
+        self._parts.add(made)
+        return made
+
+    def plan(
+        self,
+        topk_idx: Any,
+        num_experts: int,
+        layout: Union[Layout, str] = Layout.RANK_MAJOR,
+        *,
+        max_tokens_per_rank: int = 0,
+        recv_capacity: int = 0,
+        expert_alignment: int = 0,
+        send_only_row_bytes: int = 0,
+        stream: Stream = None,
+    ) -> Plan:
+        """The routing of one batch.  Collective, stream order.
+
+        Args:
+            topk_idx: [T, K] of int32 or int64, experts or -1.
+            num_experts: in all.
+            layout: how received rows lie: ``Layout`` or its name.
+            max_tokens_per_rank: the most tokens that any rank will ever route
+                through this plan; 0: it cannot be updated.
+            recv_capacity: rows to receive on every rank, so that nobody need
+                ask for counts; 0: exact counts.
+            expert_alignment: EXPERT_MAJOR pads each expert to a multiple.
+            send_only_row_bytes: see ``epx.h``.
+            stream: a queue, or a stream of CUDA; None: in the call, or on the
+                current stream.
+        """
+        made = Plan(
+            self,
+            topk_idx,
+            num_experts,
+            Layout(layout) if isinstance(layout, int) else Layout[layout],
+            max_tokens_per_rank=max_tokens_per_rank,
+            recv_capacity=recv_capacity,
+            expert_alignment=expert_alignment,
+            send_only_row_bytes=send_only_row_bytes,
+            stream=stream,
+        )
+        self._parts.add(made)
+        return made
+
+    def stream_handle(self, stream: Stream) -> Optional[int]:
+        """The ``epx_stream_t`` of what a caller gave."""
+        if not self.is_cuda:
+            return None if stream is None else stream.handle
+        if stream is None:
+            import torch
+
+            stream = torch.cuda.current_stream(self.device_ordinal)
+        if isinstance(stream, int):
+            return stream
+        self.note_stream(stream)
+        return stream.cuda_stream
+
+    def computing_on(self, stream: Stream) -> ContextManager[Any]:
+        """Where PyTorch computes in the order of a stream of CUDA."""
+        if not self.is_cuda or stream is None:
+            return contextlib.nullcontext()
+        import torch
+
+        if isinstance(stream, int):
+            stream = torch.cuda.ExternalStream(stream, self.device_ordinal)
+        return torch.cuda.stream(stream)
+
+    def note_stream(self, stream: Any) -> None:
+        """A stream of CUDA whose work uses arrays in the group's memory."""
+        self._streams.setdefault(stream.cuda_stream, stream)
+
+    def record_streams(self) -> List[Any]:
+        """An event on every noted stream, and on the current one."""
+        import torch
+
+        streams = dict(self._streams)
+        current = torch.cuda.current_stream(self.device_ordinal)
+        streams.setdefault(current.cuda_stream, current)
+        return [it.record_event() for it in streams.values()]
+
+    def retrying(self, call: Callable[[], None]) -> None:
+        """Makes a call; when the heap is full, once more after a clean-up."""
+        try:
+            call()
+        except HeapExhaustedError:
+            gc.collect()
+            self.memory.reclaim(wait=True)
+            call()
+
+    def close(self) -> None:
+        """Releases the group's plans, queues and, when free, its heap.
+
+        The heap goes with the last array that lies in it.  Not collective.
+        """
+        if self.stays:
+            raise RuntimeError("a group with a pool cannot be closed")
+        for part in list(self._parts):
+            part.close()
+        if self.is_cuda and self.handle is not None:
+            self.memory.reclaim(wait=True)
+        self.close_pending = True
+        if self.memory.num_live == 0 and self.handle is not None:
+            self._end.detach()
+            handle, self.handle = self.handle, None
+            _c.lib.epx_group_destroy(handle)
+
+    def __enter__(self) -> "Group":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def local_experts(
+    num_experts: int, num_ranks: int, rank: int
+) -> Tuple[int, int]:
+    """First expert of a rank, and how many it has."""
+    first, count = ctypes.c_int32(), ctypes.c_int32()
+    _c.lib.epx_local_experts(
+        num_experts,
+        num_ranks,
+        rank,
+        ctypes.byref(first),
+        ctypes.byref(count),
+    )
+    return first.value, count.value
+
+
+def _parse_device(device: Any) -> Tuple[bool, int]:
+    name, _, ordinal = str(device).partition(":")
+    if name == "cpu":
+        return False, 0
+    if name != "cuda":
+        raise ValueError(f"device is {device!r}; allowed are cpu and cuda[:N]")
+    if ordinal:
+        return True, int(ordinal)
+    import torch
+
+    return True, torch.cuda.current_device()
+
+
+def _destroy(handle: int) -> None:
+    # An operation that was never completed still has its arrays.
+    with contextlib.suppress(Error):
+        _c.lib.epx_group_destroy(handle)
+
+
+__all__ = ["Group", "GroupInfo", "local_experts"]

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: MIT
+"""Several ranks for a test: processes that are forked, joined by gloo."""
+
+import dataclasses
+import multiprocessing
+import os
+import tempfile
+import time
+import traceback
+from typing import Any, Callable, List
+
+import torch
+import torch.distributed as dist
+
+_CONTEXT = multiprocessing.get_context("fork")
+
+
+@dataclasses.dataclass
+class Rank:
+    """One of them, as its function sees it."""
+
+    index: int
+    size: int
+    device: str
+    group: Any
+
+    def generator(self, index: int = -1) -> torch.Generator:
+        """The same numbers on every rank, for the data of rank `index`."""
+        seed = 1000 + (self.index if index < 0 else index)
+        return torch.Generator().manual_seed(seed)
+
+
+def run(
+    size: int,
+    function: Callable[..., None],
+    *args: Any,
+    device: str = "cpu",
+    timeout: float = 100,
+) -> None:
+    """Runs ``function(rank, *args)`` on each rank; fails as the first does.
+
+    The calling process must have used neither threads of PyTorch nor CUDA.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        said = _CONTEXT.SimpleQueue()
+        ranks = [
+            _CONTEXT.Process(
+                target=_rank,
+                args=(index, size, folder, device, said, function, args),
+            )
+            for index in range(size)
+        ]
+        for rank in ranks:
+            rank.start()
+        try:
+            errors = _collect(ranks, said, time.monotonic() + timeout)
+        finally:
+            for rank in ranks:
+                rank.kill()
+                rank.join()
+    assert not errors, "\n".join(errors)
+
+
+def _collect(ranks: List[Any], said: Any, deadline: float) -> List[str]:
+    """What went wrong; ends early, as the others would wait for a timeout."""
+    missing = set(range(len(ranks)))
+    while missing:
+        if not said.empty():
+            index, error = said.get()
+            missing.discard(index)
+            if error:
+                return [f"rank {index}: {error}"]
+            continue
+        for index in missing:
+            code = ranks[index].exitcode
+            if code is not None and said.empty():
+                return [f"rank {index} has ended with {code}"]
+        if time.monotonic() > deadline:
+            return [f"ranks {sorted(missing)} did not end in time"]
+        time.sleep(0.01)
+    return []
+
+
+def _rank(
+    index: int,
+    size: int,
+    folder: str,
+    device: str,
+    said: Any,
+    function: Callable[..., None],
+    args: Any,
+) -> None:
+    error = ""
+    try:
+        torch.set_num_threads(1)
+        if device == "cuda":
+            torch.cuda.set_device(0)
+        store = dist.FileStore(os.path.join(folder, "store"), size)
+        dist.init_process_group(
+            "gloo", store=store, rank=index, world_size=size
+        )
+        function(Rank(index, size, device, dist.group.WORLD), *args)
+        dist.barrier()
+    except BaseException:
+        error = traceback.format_exc()
+    said.put((index, error))
+    os._exit(0)

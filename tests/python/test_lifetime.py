@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: MIT
+"""What happens when programs end, ranks stop, and memory runs out."""
+
+import gc
+import os
+import subprocess
+import sys
+import time
+
+import deep_ep
+import epx
+import pytest
+import ranks
+import torch
+from ranks import Rank
+from reference import make_batches
+
+E, K, H = 8, 2, 128
+
+EXIT = """
+import os, sys, torch, torch.distributed as dist
+rank, folder = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group("gloo", store=dist.FileStore(folder, 2), rank=rank,
+                        world_size=2)
+import deep_ep
+buffer = deep_ep.Buffer(dist.group.WORLD, 1 << 20, explicitly_destroy=True)
+idx = torch.tensor([[0, 7]] * 4)
+layout = buffer.get_dispatch_layout(idx, 8)
+held = buffer.dispatch(
+    torch.ones(4, 64, dtype=torch.bfloat16), topk_idx=idx,
+    num_tokens_per_expert=layout[2], async_finish=True)
+low = buffer.low_latency_dispatch(
+    torch.ones(4, 64, dtype=torch.bfloat16), idx, 4, 8, return_recv_hook=True)
+print("said")
+"""
+
+
+def test_a_program_may_end_without_destroy(tmp_path) -> None:
+    """With arrays alive, an event not waited for and a hook not called."""
+    programs = [
+        subprocess.Popen(
+            [sys.executable, "-c", EXIT, str(rank), str(tmp_path / "store")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for rank in range(2)
+    ]
+    for program in programs:
+        out, err = program.communicate(timeout=60)
+        assert (program.returncode, err.decode()) == (0, "")
+        assert out == b"said\n"
+
+
+def test_import_takes_little_beyond_pytorch() -> None:
+    code = (
+        "import time, torch\n"
+        "start = time.process_time()\n"
+        "import epx, deep_ep, deep_ep.utils\n"
+        "print(time.process_time() - start)\n"
+    )
+    times = [
+        float(subprocess.check_output([sys.executable, "-c", code]))
+        for _ in range(3)
+    ]
+    assert min(times) < 0.2
+
+
+def made_again(me: Rank) -> None:
+    batch = make_batches(me, [6], H, E, K)[me.index].to(me.device)
+    held = []
+    for _ in range(4):
+        buffer = deep_ep.Buffer(me.group, 8 << 20)
+        layout = buffer.get_dispatch_layout(batch.topk_idx, E)
+        got = buffer.dispatch(
+            batch.x, topk_idx=batch.topk_idx, num_tokens_per_expert=layout[2]
+        )
+        held.append((got[0], got[4]))
+    del buffer, got
+    gc.collect()
+    # The handles of buffers that are gone still work, with any buffer.
+    other = deep_ep.Buffer(me.group, 8 << 20)
+    outs = [other.combine(rows, handle)[0] for rows, handle in held]
+    for out in outs:
+        assert torch.equal(out, outs[0])
+    other.destroy()
+    with pytest.raises((epx.Error, RuntimeError)):
+        other.low_latency_dispatch(batch.x, batch.topk_idx, 8, E)
+
+
+def test_buffers_are_made_again_without_destroy(device: str) -> None:
+    ranks.run(2, made_again, device=device)
+
+
+def a_lost_rank(me: Rank) -> None:
+    buffer = deep_ep.Buffer(me.group, 8 << 20, timeout_secs=1)
+    batch = make_batches(me, [6], H, E, K)[me.index].to(me.device)
+    if me.index == 0:
+        start = time.monotonic()
+        with pytest.raises(epx.Error) as caught:
+            layout = buffer.get_dispatch_layout(batch.topk_idx, E)
+            buffer.dispatch(
+                batch.x,
+                topk_idx=batch.topk_idx,
+                num_tokens_per_expert=layout[2],
+            )
+            if me.device == "cuda":
+                torch.cuda.synchronize()
+                buffer.get_dispatch_layout(batch.topk_idx, E)
+                buffer._lanes.default.group.check()
+        assert isinstance(caught.value, (epx.PeerError, epx.GroupError))
+        assert "rank" in str(caught.value)
+        assert time.monotonic() - start < 30
+
+
+def test_a_late_rank_is_an_error_in_time(device: str) -> None:
+    ranks.run(2, a_lost_rank, device=device)
+
+
+def full_heap(me: Rank) -> None:
+    """Rows that are held fill the heap: the next ones lie elsewhere."""
+    buffer = deep_ep.Buffer(me.group, 1 << 20)
+    group = buffer._lanes.of(torch.empty(0, device=me.device)).group
+    limit = group.info().heap_bytes // 8
+    batch = make_batches(me, [64], 4096, E, K)[me.index].to(me.device)
+    layout = buffer.get_dispatch_layout(batch.topk_idx, E)
+    # Less than is really there, so that the test need not fill a GiB.
+    group.memory._heap_bytes = limit = min(limit, 4 << 20)
+    held = []
+    for _ in range(12):
+        got = buffer.dispatch(
+            batch.x, topk_idx=batch.topk_idx, num_tokens_per_expert=layout[2]
+        )
+        held.append(got)
+        assert group.memory.live_bytes <= limit
+    assert any(it[0].data_ptr() for it in held)
+    outs = [buffer.combine(it[0], it[4])[0] for it in held]
+    for out in outs:
+        assert torch.equal(out, outs[0])
+    del held, got
+    gc.collect()
+    if me.device == "cuda":
+        group.memory.reclaim(wait=True)
+    assert group.memory.num_live == 0
+
+
+def test_a_full_heap_costs_a_copy_only(device: str) -> None:
+    ranks.run(2, full_heap, device=device)
+
+
+def test_the_timeout_variable(monkeypatch) -> None:
+    from deep_ep.lane import default_timeout
+
+    assert default_timeout() == 100
+    monkeypatch.setenv("DEEP_EP_TIMEOUT_SECS", "2.5")
+    assert default_timeout() == 2.5
+    for bad in ("soon", "-1", "0", "nan"):
+        monkeypatch.setenv("DEEP_EP_TIMEOUT_SECS", bad)
+        with pytest.raises(ValueError, match="DEEP_EP_TIMEOUT_SECS"):
+            default_timeout()
+    assert os.environ["DEEP_EP_TIMEOUT_SECS"] == "nan"

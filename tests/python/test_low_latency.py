@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: MIT
+"""low_latency_dispatch and combine against a dense reference."""
+
+import itertools
+import threading
+
+import deep_ep
+import pytest
+import ranks
+import torch
+from ranks import Rank
+from reference import difference, experts_of, from_fp8, make_batches, to_fp8
+
+E, K, H, MOST = 8, 3, 512, 24
+
+
+def buffer_for(me: Rank, **more) -> deep_ep.Buffer:
+    hint = deep_ep.Buffer.get_low_latency_rdma_size_hint(MOST, H, me.size, E)
+    return deep_ep.Buffer(
+        me.group,
+        num_rdma_bytes=hint,
+        low_latency_mode=True,
+        num_qps_per_rank=E // me.size,
+        **more,
+    )
+
+
+def expected_rows(me, batches, expert):
+    """Rows that an expert receives: by source rank, then token."""
+    return torch.cat(
+        [it.x[(it.topk_idx == expert).any(dim=1)] for it in batches]
+    )
+
+
+def power_of_2_scales(x):
+    blocks = x.float().unflatten(1, (x.shape[1] // 128, 128))
+    largest = blocks.abs().amax(dim=2).clamp(1e-4)
+    return torch.exp2(torch.ceil(torch.log2(largest * (1 / 448.0))))
+
+
+def check_received(me, batches, received, counts, use_fp8, rounded, ue8m0):
+    first, end = experts_of(me, E, me.index)
+    slots = me.size * MOST
+    rows, scales = received if use_fp8 else (received, None)
+    assert rows.shape == (end - first, slots, H) and rows.is_contiguous()
+    assert counts.dtype == torch.int32 and counts.shape == (end - first,)
+    if use_fp8:
+        assert rows.dtype == torch.float8_e4m3fn
+        wide = H // 512 if ue8m0 else H // 128
+        assert scales.shape == (end - first, slots, wide)
+        assert scales.dtype == (torch.int32 if ue8m0 else torch.float32)
+        assert scales.stride() == (wide * slots, 1, slots)
+        values = from_fp8(rows, scales).cpu()
+    else:
+        assert rows.dtype == torch.bfloat16
+        values = rows.float().cpu()
+    for local in range(end - first):
+        wanted = expected_rows(me, batches, first + local)
+        count = wanted.shape[0]
+        assert counts[local].item() == count
+        got = values[local, :count]
+        if not use_fp8:
+            assert torch.equal(got, wanted.float())
+        elif not rounded:
+            assert torch.equal(got, from_fp8(*to_fp8(wanted)))
+        else:
+            assert difference(got, wanted) < 7e-4
+            if not ue8m0:
+                assert torch.equal(
+                    scales[local, :count].cpu(), power_of_2_scales(wanted)
+                )
+    return values.to(torch.bfloat16).to(me.device)
+
+
+def check_mode(me, buffer, batches, use_fp8, rounded, ue8m0, hooked, more):
+    mine = batches[me.index].to(me.device)
+    first, end = experts_of(me, E, me.index)
+    totals = torch.ones(end - first, dtype=torch.int32, device=me.device)
+    received, counts, handle, event, hook = buffer.low_latency_dispatch(
+        mine.x,
+        mine.topk_idx,
+        MOST,
+        E,
+        cumulative_local_expert_recv_stats=totals,
+        use_fp8=use_fp8,
+        round_scale=rounded,
+        use_ue8m0=ue8m0,
+        async_finish=not hooked,
+        return_recv_hook=hooked,
+    )
+    hook() if hooked else event.current_stream_wait()
+    assert (hook is not None) == hooked
+    assert torch.equal(totals - 1, counts)
+    outputs = check_received(
+        me, batches, received, counts, use_fp8, rounded, ue8m0
+    )
+    for zero_copy, in_place in itertools.product((False, True), repeat=2):
+        if zero_copy:
+            buffer.get_next_low_latency_combine_buffer(handle)[:] = outputs
+        out = torch.full_like(mine.x, float("nan")) if in_place else None
+        combined, event, hook = buffer.low_latency_combine(
+            outputs,
+            mine.topk_idx,
+            mine.topk_weights,
+            handle,
+            zero_copy=zero_copy,
+            async_finish=not hooked,
+            return_recv_hook=hooked,
+            out=out,
+            **more,
+        )
+        hook() if hooked else event.current_stream_wait()
+        assert out is None or combined is out
+        assert combined.dtype == torch.bfloat16
+        assert not combined.isnan().any()
+        weight = mine.topk_weights.sum(dim=1, keepdim=True)
+        worst = 7e-4 if use_fp8 or more else 1e-5
+        assert difference(combined, mine.x.float() * weight) < worst
+
+
+def every_mode(me: Rank, tokens) -> None:
+    buffer = buffer_for(me)
+    batches = make_batches(me, tokens, H, E, K)
+    for hooked in (False, True):
+        for mode in (
+            (False, False, False),
+            (True, False, False),
+            (True, True, False),
+            (True, True, True),
+        ):
+            check_mode(me, buffer, batches, *mode, hooked, {})
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("tokens", [[MOST], [7, 0, MOST, 1]])
+def test_every_mode(size: int, tokens, device: str) -> None:
+    ranks.run(size, every_mode, tokens, device=device)
+
+
+def two_at_once(me: Rank) -> None:
+    """Two micro-batches: hooks from another thread, in any mixture."""
+    buffer = buffer_for(me)
+    batches = make_batches(me, [MOST], H, E, K)
+    mine = batches[me.index].to(me.device)
+
+    def send(sign):
+        return buffer.low_latency_dispatch(
+            mine.x * sign,
+            mine.topk_idx,
+            MOST,
+            E,
+            use_fp8=False,
+            return_recv_hook=True,
+        )
+
+    def call(hook):
+        thread = threading.Thread(target=hook)
+        thread.start()
+        thread.join()
+
+    for _ in range(3):
+        one, _, handle_one, _, hook_one = send(1)
+        two, _, handle_two, _, hook_two = send(-1)
+        call(hook_one)
+        call(hook_two)
+        sent = [
+            buffer.low_latency_combine(
+                rows,
+                mine.topk_idx,
+                mine.topk_weights,
+                handle,
+                return_recv_hook=True,
+            )
+            for rows, handle in ((one, handle_one), (two, handle_two))
+        ]
+        call(sent[0][2])
+        call(sent[1][2])
+        weight = mine.topk_weights.sum(dim=1, keepdim=True)
+        wanted = mine.x.float() * weight
+        assert difference(sent[0][0], wanted) < 1e-5
+        assert torch.equal(sent[0][0], -sent[1][0])
+
+
+def test_two_at_once(device: str) -> None:
+    ranks.run(2, two_at_once, device=device)
+
+
+def refusals(me: Rank) -> None:
+    buffer = buffer_for(me)
+    mine = make_batches(me, [MOST], H, E, K)[me.index].to(me.device)
+
+    def dispatch(**more):
+        return buffer.low_latency_dispatch(
+            mine.x, mine.topk_idx, MOST, E, use_fp8=False, **more
+        )
+
+    with pytest.raises(ValueError, match="24 tokens, more than"):
+        buffer.low_latency_dispatch(mine.x, mine.topk_idx, MOST - 1, E)
+    with pytest.raises(ValueError, match="bfloat16"):
+        buffer.low_latency_dispatch(mine.x.float(), mine.topk_idx, MOST, E)
+    with pytest.raises(AssertionError):
+        dispatch(async_finish=True, return_recv_hook=True)
+    rows, _, old, _, _ = dispatch()
+    dispatch()
+    dispatch()
+    with pytest.raises(RuntimeError, match="too old"):
+        buffer.low_latency_combine(rows, mine.topk_idx, mine.topk_weights, old)
+    rows, _, handle, _, _ = dispatch()
+    with pytest.raises(ValueError, match="topk_weights"):
+        buffer.low_latency_combine(
+            rows, mine.topk_idx, mine.topk_weights[:, 1:], handle
+        )
+    # What is returned may be disposed of: it is the caller's own tensor.
+    rows.set_(torch.empty(0, dtype=rows.dtype, device=rows.device))
+    assert dispatch()[0].numel() > 0
+    assert dispatch()[0].numel() > 0
+
+
+def test_refusals(device: str) -> None:
+    ranks.run(2, refusals, device=device)
