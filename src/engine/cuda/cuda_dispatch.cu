@@ -17,7 +17,6 @@ namespace
 
 // This rank's tokens.
 struct token_source {
-    static constexpr bool is_shared = true;
     const cuda_dispatch_args_t &args;
     int64_t num_tokens;
 
@@ -82,7 +81,7 @@ __global__ void __launch_bounds__(256, 1)
             return target_open(args, r, theirs, p, &targets[r]);
         });
     if (ok) {
-        send_rows<BULK, QUANTIZE>(args, w, source);
+        send_rows<BULK, QUANTIZE, true>(args, w, source);
         clear_padding(args, w);
         if (blockIdx.x == 0) {
             give_counts(args);

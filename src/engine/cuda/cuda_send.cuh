@@ -8,7 +8,6 @@
 //     const char *row(token)          its payload
 //     const uint32_t *scales(token)   given ones, scale_stride apart
 //     token_load load(w, token)       its routes and entries
-//     is_shared                       warps take from one heap of work
 #ifndef EPX_ENGINE_CUDA_SEND_CUH
 #define EPX_ENGINE_CUDA_SEND_CUH
 
@@ -234,7 +233,7 @@ drop_first(const cuda_dispatch_args_t &args, const worker &w,
 }
 
 // 3, with bulk copies: loads run num_stages - 1 pieces ahead.
-template <bool QUANTIZE, typename Source>
+template <bool QUANTIZE, bool SHARED, typename Source>
 __device__ void
 send_bulk(const cuda_dispatch_args_t &args, const worker &w,
           const Source &source)
@@ -266,7 +265,7 @@ send_bulk(const cuda_dispatch_args_t &args, const worker &w,
             load_piece(args, w, source, last,
                        stage == 0 ? args.num_stages - 1 : stage - 1);
         }
-        uint32_t taken = Source::is_shared ? take_item(args, w) : 0;
+        uint32_t taken = SHARED ? take_item(args, w) : 0;
         take_token(args, w, token);
         token = source.load(w, piece_make(args, items[1]).token);
         mbarrier_wait(&w.barriers[stage], parity);
@@ -305,7 +304,7 @@ send_bulk(const cuda_dispatch_args_t &args, const worker &w,
             put_companions(args, w, source.scales(p.token));
         }
         turns++;
-        int64_t next = Source::is_shared
+        int64_t next = SHARED
                            ? item_taken(args, w, taken)
                            : w.index + (args.num_stages + turns - 1) * w.count;
         items[0] = items[1];
@@ -357,14 +356,15 @@ clear_padding(const cuda_dispatch_args_t &args, const worker &w)
     }
 }
 
-template <bool BULK, bool QUANTIZE, typename Source>
+// SHARED: with bulk copies, warps take tokens from one heap of work.
+template <bool BULK, bool QUANTIZE, bool SHARED, typename Source>
 __device__ void
 send_rows(const cuda_dispatch_args_t &args, const worker &w,
           const Source &source)
 {
 #if EPX__HAS_BULK
     if constexpr (BULK) {
-        send_bulk<QUANTIZE>(args, w, source);
+        send_bulk<QUANTIZE, SHARED>(args, w, source);
     } else
 #endif
     {

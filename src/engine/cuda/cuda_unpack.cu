@@ -36,7 +36,6 @@ unpack_map_make(const cuda_unpack_args_t &args, bool is_bulk)
 
 // The slots of all sources as one array of tokens.
 struct slot_source {
-    static constexpr bool is_shared = false;
     const cuda_unpack_args_t &args;
     const uint32_t *begins, *before;
     uint64_t step;
@@ -324,7 +323,7 @@ __global__ void __launch_bounds__(256, 1)
             __syncwarp();
         }
 #endif
-        send_rows<BULK, false>(move, w, source);
+        send_rows<BULK, false, false>(move, w, source);
         clear_padding(move, w);
         if (args.is_new) {
             finish_routes(args, step);
