@@ -36,7 +36,7 @@ def run(
     function: Callable[..., None],
     *args: Any,
     device: str = "cpu",
-    timeout: float = 20,
+    timeout: float = 100,
 ) -> None:
     """Runs ``function(rank, *args)`` on each rank; fails as the first does.
 
