@@ -12,7 +12,7 @@ BUILD := cmake --build -j $(shell nproc) --preset
 SETARCH := $(shell setarch -R true 2>/dev/null && echo setarch -R)
 
 .PHONY: all help demo test bench lint format sanitize address thread fuzz \
-        install clean
+        python install clean
 
 all: ## build the library, its tools and examples, in build/
 	@scripts/setup
@@ -61,6 +61,10 @@ fuzz: ## run each fuzz target for FUZZ_SECONDS (60)
 	@$(CONFIGURE) fuzz >/dev/null
 	@$(BUILD) fuzz
 	@scripts/fuzz build-fuzz $(FUZZ_SECONDS)
+
+python: ## install the Python packages in .venv/python, check and test them
+	@scripts/setup --python
+	@scripts/check-python
 
 install: ## install to PREFIX (/usr/local), below DESTDIR
 	@scripts/setup

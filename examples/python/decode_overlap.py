@@ -14,10 +14,9 @@ import os
 import time
 from typing import Any, Callable, List
 
+import deep_ep
 import torch
 import torch.distributed as dist
-
-import deep_ep
 
 HIDDEN, EXPERTS, TOPK, TOKENS, LAYERS, STEPS = 512, 16, 4, 32, 4, 10
 

@@ -13,12 +13,11 @@ import argparse
 import os
 from typing import List, Tuple
 
+import epx
 import torch
 import torch.distributed as dist
-from torch import nn
-
-import epx
 from epx import autograd
+from torch import nn
 
 HIDDEN, WIDE, EXPERTS, TOPK = 64, 128, 16, 2
 TOKENS, STEPS, RATE = 128, 30, 3e-3
@@ -165,7 +164,7 @@ def main() -> None:
         torch.cuda.set_device(local % torch.cuda.device_count())
     else:
         torch.set_num_threads(1)
-    # Ranks may share a card, which NCCL does not allow; gloo takes its tensors.
+    # Ranks may share a card, which NCCL does not allow; gloo takes any tensor.
     dist.init_process_group("gloo")
     group = epx.Group.from_torch(device=device, heap_bytes=64 << 20)
     layer = ExpertParallel(group).to(device)

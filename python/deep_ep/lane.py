@@ -154,9 +154,10 @@ class CudaLane(Lane):
         else:
             previous_event.stream_wait(self._comm)
         started = Operation(self._comm)
-        allocating = (
-            self._comm if is_async and allocate_on_comm_stream else None
-        )
+        # What PyTorch gives to one stream it may have taken back from work of
+        # that stream that has yet to run: only who waits for all may use it.
+        waits_for_all = previous_event is None and not allocate_on_comm_stream
+        allocating = None if waits_for_all else self._comm
         with torch.cuda.stream(allocating):
             yield started
         # Memory of PyTorch's that both streams use may not be given to others

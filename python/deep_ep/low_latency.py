@@ -182,6 +182,8 @@ class LowLatency:
         """See ``Buffer.low_latency_dispatch``."""
         assert not (is_async and with_hook), "a hook or an event, not both"
         assert round_scale or not use_ue8m0, "use_ue8m0 needs round_scale"
+        if waits is not None:
+            raise _unsupported("dispatch_wait_recv_cost_stats")
         lane = self._lanes.of(x)
         num_tokens, hidden = _check_batch(x, topk_idx, max_tokens)
         slot = self._next_slot(lane, max_tokens, num_experts, hidden, topk_idx)
@@ -227,6 +229,8 @@ class LowLatency:
     ) -> Tuple[torch.Tensor, EventOverlap, Hook]:
         """See ``Buffer.low_latency_combine``."""
         assert not (is_async and with_hook), "a hook or an event, not both"
+        if waits is not None:
+            raise _unsupported("combine_wait_recv_cost_stats")
         slot = handle.slot()
         shape = (handle.num_tokens, slot.hidden)
         if out is None:
@@ -248,9 +252,8 @@ class LowLatency:
 
     def mask(self, rank: int, mask: bool) -> None:
         """See ``Buffer.low_latency_update_mask_buffer``."""
-        if not mask and rank not in self.masked:
-            return
-        raise NotImplementedError
+        if mask or rank in self.masked:
+            raise _unsupported("masking a rank")
 
     def _next_slot(
         self,
@@ -279,6 +282,12 @@ class LowLatency:
         slots.append(slot)
         slot.turn += 1
         return slot
+
+
+def _unsupported(what: str) -> epx.Error:
+    return epx.UnsupportedError(
+        epx.Status.ERR_UNSUPPORTED, f"{what} is not supported by this version"
+    )
 
 
 def _make_hook(

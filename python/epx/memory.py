@@ -171,9 +171,7 @@ def _retire(group: "Group", ptr: int) -> None:
 def _capturing() -> bool:
     import torch
 
-    return torch.cuda.is_available() and (
-        torch.cuda.is_current_stream_capturing()
-    )
+    return torch.cuda.is_current_stream_capturing()
 
 
 def _array_on(

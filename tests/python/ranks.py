@@ -2,6 +2,7 @@
 """Several ranks for a test: processes that are forked, joined by gloo."""
 
 import dataclasses
+import faulthandler
 import multiprocessing
 import os
 import tempfile
@@ -46,7 +47,8 @@ def run(
         ranks = [
             _CONTEXT.Process(
                 target=_rank,
-                args=(index, size, folder, device, said, function, args),
+                args=(index, size, folder, device, timeout, said, function)
+                + (args,),
             )
             for index in range(size)
         ]
@@ -86,6 +88,7 @@ def _rank(
     size: int,
     folder: str,
     device: str,
+    timeout: float,
     said: Any,
     function: Callable[..., None],
     args: Any,
@@ -93,6 +96,7 @@ def _rank(
     error = ""
     try:
         torch.set_num_threads(1)
+        faulthandler.dump_traceback_later(0.9 * timeout)
         if device == "cuda":
             torch.cuda.set_device(0)
         store = dist.FileStore(os.path.join(folder, "store"), size)

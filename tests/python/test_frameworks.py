@@ -145,10 +145,8 @@ def vllm_high_throughput(me: Rank, overlapped: bool) -> None:
 
 
 @pytest.mark.parametrize("overlapped", [False, True])
-@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("size", [1, 2, 4])
 def test_vllm_high_throughput(size, overlapped, device) -> None:
-    if size == 3:
-        pytest.skip("8 experts: see test_experts_need_not_divide")
     ranks.run(size, vllm_high_throughput, overlapped, device=device)
 
 
