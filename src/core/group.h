@@ -86,6 +86,10 @@ void epx__signal(epx_group_t *group, int32_t peer, uint64_t step,
                  epx__gate_t gate);
 void epx__signal_all(epx_group_t *group, uint64_t step, epx__gate_t gate);
 
+/* What that does in the control region of the peer, whose segment this is. */
+void epx__arrive(const epx__map_t *map, void *segment, uint32_t source,
+                 uint64_t step, epx__gate_t gate);
+
 /* Wait until every rank has signalled; breaks the group and names the missing
  * ranks when the timeout passes.  `what` completes "timed out in WHAT". */
 epx_status_t epx__wait_all(epx_group_t *group, uint64_t step, epx__gate_t gate,

@@ -1,0 +1,280 @@
+/* SPDX-License-Identifier: MIT */
+/* The net's thread: it owns the backend, the heartbeats, and whatever of a peer
+ * is not shared. */
+#include "net/net_internal.h"
+
+#include <pthread.h>
+#include <stdio.h>
+#include <sys/epoll.h>
+#include <unistd.h>
+
+/* How long an acknowledgement waits for a message that takes it along, and how
+ * many may wait. */
+#define ACK_DELAY_NS (10 * EPX__NS_PER_MS / 1000)
+#define ACK_DUE_MAX  (EPX__NET_WINDOW / 4)
+
+static void
+wake_gates(epx__net_t *net)
+{
+    for (uint64_t slot = 0; slot < EPX__NUM_SLOTS; slot++) {
+        for (int gate = 0; gate < EPX__NUM_GATES; gate++) {
+            epx__futex_wake_all(&epx__map_gate(&net->map, net->config.segment,
+                                               slot, (epx__gate_t)gate)
+                                     ->count);
+        }
+    }
+}
+
+void
+epx__net_lose(epx__net_t *net, int32_t rank, epx_status_t status,
+              const char *why)
+{
+    epx__net_peer_t *peer = &net->peers[rank];
+    uint32_t state = epx__net_state(peer);
+
+    if (state == EPX__PEER_NONE || state == EPX__PEER_GONE) {
+        return;
+    }
+    if (state == EPX__PEER_LEFT) {
+        status = EPX_ERR_PEER_LOST;
+        why = "has closed its group";
+    }
+    peer->error.status = status;
+    (void)snprintf(peer->error.text, sizeof(peer->error.text), "rank %d %s",
+                   rank, why);
+    /* Acquired in epx__net_state. */
+    __atomic_store_n(&peer->state, EPX__PEER_GONE, __ATOMIC_RELEASE);
+    net->backend->cancel_peer(net->state, rank);
+    epx__net_beats_drop(net, rank);
+    epx__net_drop_all(net, rank);
+    if (state != EPX__PEER_LEFT && epx__load_u32(&net->closing) == 0) {
+        epx__log(EPX__LOG_WARN, "%s", peer->error.text);
+        if (net->config.lost != NULL) {
+            net->config.lost(net->config.lost_context, rank, status,
+                             peer->error.text);
+        }
+    }
+    wake_gates(net);
+    epx__net_event_raise(net);
+}
+
+void
+epx__net_link_lost(epx__net_t *net, int32_t rank, const char *why)
+{
+    char text[256];
+
+    (void)snprintf(text, sizeof(text), "is lost: %s", why);
+    epx__net_lose(net, rank, EPX_ERR_PEER_LOST, text);
+}
+
+/* Do what is to be done for one peer; idle: nothing else is. */
+static void
+serve(epx__net_t *net, int32_t rank, bool idle)
+{
+    epx__net_peer_t *peer = &net->peers[rank];
+
+    if (epx__net_state(peer) == EPX__PEER_NONE) {
+        return; /* only to wake the thread */
+    }
+    if (peer->doom != NULL && epx__net_state(peer) != EPX__PEER_GONE) {
+        char text[256];
+
+        (void)snprintf(text, sizeof(text), "sent a message %s", peer->doom);
+        epx__net_lose(net, rank, EPX_ERR_PEER_DATA, text);
+    }
+    if (epx__net_state(peer) == EPX__PEER_GONE) {
+        epx__net_drop_all(net, rank);
+        return;
+    }
+    epx__net_pump(net, rank);
+    if (peer->ack_due == 0) {
+        return;
+    }
+    if (!peer->ack_is_posted &&
+        (idle || peer->ack_due >= ACK_DUE_MAX ||
+         net->now_ns - peer->ack_due_ns >= ACK_DELAY_NS)) {
+        epx__net_send_ack(net, rank);
+    } else if (!peer->ack_is_posted) {
+        epx__net_mark(net, rank); /* look again */
+    }
+}
+
+/* Returns whether a peer had anything to be done. */
+static bool
+serve_all(epx__net_t *net, bool idle)
+{
+    bool any = false;
+
+    for (int32_t first = 0; first < net->config.num_ranks; first += 64) {
+        uint64_t bits =
+            __atomic_load_n(&net->ready[first / 64], __ATOMIC_RELAXED);
+
+        if (bits == 0) {
+            continue;
+        }
+        any = true;
+        bits =
+            __atomic_exchange_n(&net->ready[first / 64], 0, __ATOMIC_SEQ_CST);
+        while (bits != 0) {
+            serve(net, first + __builtin_ctzll(bits), idle);
+            bits &= bits - 1;
+        }
+    }
+    return any;
+}
+
+static bool
+anything_ready(const epx__net_t *net)
+{
+    for (int32_t first = 0; first < net->config.num_ranks; first += 64) {
+        if (__atomic_load_n(&net->ready[first / 64], __ATOMIC_SEQ_CST) != 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* A peer answers every message at once, whatever its engine does. */
+static void
+look_for_silence(epx__net_t *net, int64_t now)
+{
+    char why[96];
+
+    (void)snprintf(why, sizeof(why), "it has been silent for %.3f s",
+                   (double)net->config.lost_after_ns * 1e-9);
+    for (int32_t rank = 0; rank < net->config.num_ranks; rank++) {
+        epx__net_peer_t *peer = &net->peers[rank];
+        int64_t limit = (int64_t)net->config.lost_after_ns;
+        bool is_owing =
+            peer->next_acked != peer->next_sent && now - peer->heard_ns > limit;
+        bool is_still = peer->beat.state == EPX__BEAT_UP &&
+                        now - peer->beat.heard_ns > limit;
+        uint32_t state = epx__net_state(peer);
+
+        if ((state == EPX__PEER_UP || state == EPX__PEER_LEFT) &&
+            (is_owing || is_still)) {
+            epx__net_link_lost(net, rank, why);
+        }
+    }
+}
+
+/* This thread was away itself: nobody is to blame for what was not read. */
+static void
+forgive(epx__net_t *net, int64_t now)
+{
+    for (int32_t rank = 0; rank < net->config.num_ranks; rank++) {
+        net->peers[rank].heard_ns = now;
+        net->peers[rank].beat.heard_ns = now;
+    }
+}
+
+static void
+tick(epx__net_t *net, int64_t now)
+{
+    epx__net_beats_read(net, now);
+    if (now - net->last_tick_ns > (int64_t)net->config.lost_after_ns / 2) {
+        forgive(net, now);
+    }
+    look_for_silence(net, now);
+    epx__net_beats_send(net, now);
+    net->last_tick_ns = now;
+    net->next_tick_ns = now + net->tick_ns;
+}
+
+/* All peers know that this rank is leaving, or need not. */
+static bool
+has_parted(epx__net_t *net)
+{
+    for (int32_t rank = 0; rank < net->config.num_ranks; rank++) {
+        epx__net_peer_t *peer = &net->peers[rank];
+
+        if (epx__net_state(peer) != EPX__PEER_UP) {
+            continue;
+        }
+        if (!peer->bye_is_sent) {
+            epx__net_mark(net, rank);
+            return false;
+        }
+        if (!epx__net_is_drained(net, rank)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static bool
+progress(epx__net_t *net, int64_t now, bool may_sleep, int64_t *wake_ns_p)
+{
+    bool any;
+
+    net->now_ns = now;
+    if (now >= net->next_tick_ns) {
+        tick(net, now);
+    }
+    any = serve_all(net, false);
+    any = net->backend->poll(net->state, now, may_sleep && !any, wake_ns_p) ||
+          any;
+    if (epx__load_u32(&net->closing) != 0 &&
+        (has_parted(net) || now >= net->close_by_ns)) {
+        net->has_closed = true;
+    }
+    return any;
+}
+
+bool
+epx__net_progress(epx__net_t *net, int64_t now_ns)
+{
+    int64_t wake_ns = INT64_MAX;
+    bool any = progress(net, now_ns, false, &wake_ns);
+
+    return serve_all(net, true) || any;
+}
+
+static void
+sleep_until(epx__net_t *net, int64_t wake_ns)
+{
+    struct epoll_event events[8];
+    int64_t left = wake_ns - epx__now_ns();
+    int timeout_ms =
+        left <= 0 ? 0 : (int)((left + EPX__NS_PER_MS - 1) / EPX__NS_PER_MS);
+    uint64_t count;
+
+    epx__net_count(&net->stats.sleeps, 1);
+    (void)epoll_wait(net->epoll_fd, events, 8, timeout_ms);
+    (void)!read(net->wake_fd, &count, sizeof(count));
+}
+
+/* Nothing has come for a while. */
+static void
+rest(epx__net_t *net)
+{
+    int64_t wake_ns = net->next_tick_ns;
+
+    (void)serve_all(net, true);
+    epx__store_u32(&net->is_asleep, 1);
+    if (!anything_ready(net) && !progress(net, epx__now_ns(), true, &wake_ns)) {
+        sleep_until(net, wake_ns);
+    }
+    epx__store_u32(&net->is_asleep, 0);
+}
+
+void *
+epx__net_thread_main(void *argument)
+{
+    epx__net_t *net = argument;
+    int64_t busy_ns = epx__now_ns();
+
+    while (!net->has_closed) {
+        int64_t now = epx__now_ns();
+        int64_t wake_ns = INT64_MAX;
+
+        if (progress(net, now, false, &wake_ns)) {
+            busy_ns = now;
+        } else if (now - busy_ns >= net->config.spin_ns) {
+            rest(net);
+        } else {
+            epx__pause();
+        }
+    }
+    return NULL;
+}
