@@ -269,9 +269,8 @@ come(node_t *node, item_t *item)
     if (!node->is_linked[item->peer]) {
         return true;
     }
-    item->landing =
-        epx__net_came(node->net, item->peer, &item->header,
-                      sizeof(item->header), item->bytes, &item->to);
+    item->landing = epx__net_came(node->net, item->peer, &item->header,
+                                  sizeof(item->header), item->bytes, &item->to);
     if (item->landing == EPX__NET_DROP) {
         return true;
     }

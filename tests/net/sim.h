@@ -11,11 +11,11 @@
 #include "net/net_backend.h"
 
 typedef struct sim_faults {
-    int64_t max_delay_ns;         /* of a message; what reorders */
-    int64_t retransmit_ns;        /* how much later a lost one comes */
-    uint32_t lost_per_mille;      /* which a reliable transport sends again */
+    int64_t max_delay_ns;    /* of a message; what reorders */
+    int64_t retransmit_ns;   /* how much later a lost one comes */
+    uint32_t lost_per_mille; /* which a reliable transport sends again */
     uint32_t repeated_per_mille;
-    uint32_t slow_per_mille;      /* whose bytes land after they came */
+    uint32_t slow_per_mille; /* whose bytes land after they came */
 } sim_faults_t;
 
 typedef struct sim sim_t;
