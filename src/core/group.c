@@ -167,6 +167,16 @@ check_arrivals(const wait_t *wait, const char *what)
     return EPX_OK;
 }
 
+static void
+spin(const epx_group_t *group)
+{
+    if (group->help != NULL && group->spin_ns > 0) {
+        group->help(group->help_context);
+    } else {
+        epx__pause();
+    }
+}
+
 epx_status_t
 epx__wait_all(epx_group_t *group, uint64_t step, epx__gate_t gate,
               const char *what)
@@ -188,7 +198,7 @@ epx__wait_all(epx_group_t *group, uint64_t step, epx__gate_t gate,
             return check_arrivals(&wait, what);
         }
         if (spins % 64 != 63) {
-            epx__pause();
+            spin(group);
             if (group->spin_ns > 0) {
                 continue;
             }
@@ -199,6 +209,9 @@ epx__wait_all(epx_group_t *group, uint64_t step, epx__gate_t gate,
         }
         if (now - start < group->spin_ns) {
             continue;
+        }
+        if (group->help_end != NULL) {
+            group->help_end(group->help_context);
         }
         epx__store_u32(&line->wake_at, count + missing);
         epx__store_u32(&line->sleepers, 1);

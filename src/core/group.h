@@ -38,6 +38,11 @@ struct epx_group {
     uint64_t timeout_ns;
     int64_t spin_ns; /* how long a wait spins before it sleeps */
     uint64_t job_id[2];
+    /* What a thread that spins does meanwhile, and when it is to sleep; NULL:
+     * nothing. */
+    void (*help)(void *context);
+    void (*help_end)(void *context);
+    void *help_context;
 
     epx__map_t map;
     epx__peer_t *peers; /* [R], this rank's own among them */

@@ -2,10 +2,10 @@
 /*
  * Messages between ranks whose memory is not mapped into each other.
  *
- * A net belongs to one rank of one group.  A thread of its own owns everything
- * of the network; the functions below hand it work, or look at memory that it
- * writes.  They are for any thread, at any time between open and close, and
- * none of them touches the network itself.
+ * A net belongs to one rank of one group.  It has a thread that does its work
+ * whether or not anybody waits for it; a thread of the engine that does wait
+ * can stand in.  One thread at a time is at it, and it never blocks.  The
+ * functions below are for any thread, at any time between open and close.
  *
  * There are two kinds of message:
  *
@@ -60,9 +60,10 @@ typedef struct epx__net_setting {
 } epx__net_setting_t;
 
 /* A peer is gone: status is EPX_ERR_PEER_LOST or EPX_ERR_PEER_DATA, and text
- * the sentence that names it.  Called by the net's thread, once for each peer,
- * which must not wait; whoever sleeps at a gate of the control region, or in
- * this header's functions, is woken afterwards. */
+ * the sentence that names it.  Called once for each peer, by the thread that is
+ * at the net's work, which must not wait, nor call the net; whoever sleeps at a
+ * gate of the control region, or in this header's functions, is woken
+ * afterwards. */
 typedef void epx__net_lost_t(void *context, int32_t rank, epx_status_t status,
                              const char *text);
 
@@ -86,9 +87,10 @@ typedef struct epx__net_config {
     uint64_t timeout_ns;    /* of open; and of sends that wait for room */
     uint64_t beat_ns;       /* between heartbeats; 0: none */
     uint64_t lost_after_ns; /* of silence */
-    int64_t spin_ns;        /* how long the thread polls before it sleeps */
-    int32_t core;           /* that the thread is pinned to; -1: none */
-    bool is_manual;         /* no thread: the caller calls epx__net_progress */
+    int64_t spin_ns; /* how long those that wait do the net's work first */
+    int32_t core;    /* that the thread is pinned to, and then spins too; -1:
+                      * none */
+    bool is_manual;  /* no thread: the caller calls epx__net_progress */
 
     epx__net_lost_t *lost; /* may be NULL */
     void *lost_context;
@@ -233,6 +235,17 @@ bool epx__net_done_test(const epx__net_done_t *done);
 /* -------------------------------------------------------------------------
  * Waiting for anything else
  */
+
+/*
+ * A thread that waits for a peer may as well do the net's work: that saves the
+ * way from one thread to the other, which takes longer than the message's.  The
+ * waits above do so as long as config.spin_ns lets them spin, and epx__wait_all
+ * does when it is told how (epx_group.help).  Returns at once, the time at
+ * which it began.
+ */
+int64_t epx__net_help(epx__net_t *net);
+/* It will not for a while: the net's thread takes over now, not soon. */
+void epx__net_help_end(epx__net_t *net);
 
 /* A futex word that changes whenever a turn has come whole, a send is done, or
  * a peer is gone: read it, look, then sleep while it is still the same. */

@@ -133,9 +133,13 @@ struct epx__net {
     uint64_t last_step; /* shared */
     uint64_t *ready;    /* shared: bit p: peer p has something to be done */
     uint32_t is_asleep; /* shared: somebody must write to wake_fd */
-    uint32_t closing;   /* shared */
-    uint32_t event;     /* shared futex word */
-    uint32_t sleepers;  /* shared: on event */
+    uint32_t crank;     /* shared: a thread does the net's work */
+    uint32_t parked; /* shared futex word: where the thread waits for helpers */
+    int64_t busy_ns; /* shared: when there was something to do */
+    int64_t helped_ns; /* shared: when a thread helped last */
+    uint32_t closing;  /* shared */
+    uint32_t event;    /* shared futex word */
+    uint32_t sleepers; /* shared: on event */
 
     int backend_fd;
     int wake_fd;
@@ -145,6 +149,7 @@ struct epx__net {
     int64_t next_tick_ns;
     int64_t last_tick_ns;
     int64_t close_by_ns;
+    bool is_parting;
     bool has_closed; /* all that close waits for has come */
     bool has_thread;
     pthread_t thread;
@@ -165,7 +170,8 @@ void epx__net_done_drop(epx__net_t *net, epx__net_done_t *done, int32_t rank,
                         epx_status_t status);
 
 /* --- net_send.c --- */
-/* Make the thread look at the peer. */
+void epx__net_wake(epx__net_t *net);
+/* Whoever is at the net's work is to look at the peer. */
 void epx__net_mark(epx__net_t *net, int32_t peer);
 /* Post what the peer's window lets through. */
 void epx__net_pump(epx__net_t *net, int32_t peer);
@@ -180,6 +186,9 @@ void epx__net_drop_all(epx__net_t *net, int32_t peer);
 
 /* --- net_thread.c --- */
 void *epx__net_thread_main(void *net);
+/* Do what is to be done for a peer, here and now; false: another thread is at
+ * the net's work, and will. */
+bool epx__net_serve_now(epx__net_t *net, int32_t peer);
 /* The peer is gone, for the reason that completes the sentence "rank 3 WHY". */
 void epx__net_lose(epx__net_t *net, int32_t peer, epx_status_t status,
                    const char *why);

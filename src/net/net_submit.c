@@ -6,13 +6,8 @@
 #include <unistd.h>
 
 void
-epx__net_mark(epx__net_t *net, int32_t peer)
+epx__net_wake(epx__net_t *net)
 {
-    uint64_t bit = UINT64_C(1) << peer % 64;
-
-    /* Sequentially consistent, as is the thread's store of is_asleep: either
-     * this sees that it sleeps, or its last look sees the bit. */
-    (void)__atomic_fetch_or(&net->ready[peer / 64], bit, __ATOMIC_SEQ_CST);
     if (epx__load_u32(&net->is_asleep) != 0 &&
         __atomic_exchange_n(&net->is_asleep, 0, __ATOMIC_SEQ_CST) != 0) {
         const uint64_t one = 1;
@@ -20,6 +15,17 @@ epx__net_mark(epx__net_t *net, int32_t peer)
         /* It cannot fail: the counter is far from full. */
         (void)!write(net->wake_fd, &one, sizeof(one));
     }
+}
+
+void
+epx__net_mark(epx__net_t *net, int32_t peer)
+{
+    uint64_t bit = UINT64_C(1) << peer % 64;
+
+    /* Sequentially consistent, as is the thread's store of is_asleep: either
+     * epx__net_wake sees that it sleeps, or its last look sees the bit. */
+    (void)__atomic_fetch_or(&net->ready[peer / 64], bit, __ATOMIC_SEQ_CST);
+    epx__net_wake(net);
 }
 
 void
@@ -52,7 +58,10 @@ submit(epx__net_t *net, int32_t rank, int ring, const epx__net_job_t *job)
         int64_t now;
 
         if (epx__net_ring_push(&peer->rings[ring], job)) {
-            epx__net_mark(net, rank);
+            /* The caller's thread sends it, unless another is at it. */
+            if (!epx__net_serve_now(net, rank)) {
+                epx__net_mark(net, rank);
+            }
             return EPX_OK;
         }
         status = epx__net_peer_status(net, rank);

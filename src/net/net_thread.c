@@ -13,6 +13,14 @@
 #define ACK_DELAY_NS (10 * EPX__NS_PER_MS / 1000)
 #define ACK_DUE_MAX  (EPX__NET_WINDOW / 4)
 
+/* How long the thread looks on when nothing comes any more. */
+#define SPIN_NS (50 * EPX__NS_PER_MS / 1000)
+
+/* How long the thread keeps away from one that helps: at first, and at most as
+ * it goes on. */
+#define PARK_NS     (100 * EPX__NS_PER_MS / 1000)
+#define PARK_MAX_NS EPX__NS_PER_MS
+
 static void
 wake_gates(epx__net_t *net)
 {
@@ -181,23 +189,44 @@ tick(epx__net_t *net, int64_t now)
     net->next_tick_ns = now + net->tick_ns;
 }
 
-/* All peers know that this rank is leaving, or need not. */
+/* The peer knows that this rank is leaving; or leaves itself, and knows that
+ * this rank knows. */
+static bool
+has_parted_from(epx__net_t *net, int32_t rank)
+{
+    epx__net_peer_t *peer = &net->peers[rank];
+
+    switch (epx__net_state(peer)) {
+    case EPX__PEER_UP:
+        return peer->bye_is_sent && epx__net_is_drained(net, rank);
+    case EPX__PEER_LEFT:
+        return peer->ack_due == 0 && !peer->ack_is_posted;
+    default:
+        return true;
+    }
+}
+
 static bool
 has_parted(epx__net_t *net)
 {
     for (int32_t rank = 0; rank < net->config.num_ranks; rank++) {
-        epx__net_peer_t *peer = &net->peers[rank];
+        if (!has_parted_from(net, rank)) {
+            return false;
+        }
+    }
+    return true;
+}
 
-        if (epx__net_state(peer) != EPX__PEER_UP) {
-            continue;
-        }
-        if (!peer->bye_is_sent) {
-            epx__net_mark(net, rank);
-            return false;
-        }
-        if (!epx__net_is_drained(net, rank)) {
-            return false;
-        }
+/* Once: every peer is to be told. */
+static bool
+start_to_part(epx__net_t *net)
+{
+    if (net->is_parting) {
+        return false;
+    }
+    net->is_parting = true;
+    for (int32_t rank = 0; rank < net->config.num_ranks; rank++) {
+        epx__net_mark(net, rank);
     }
     return true;
 }
@@ -214,9 +243,12 @@ progress(epx__net_t *net, int64_t now, bool may_sleep, int64_t *wake_ns_p)
     any = serve_all(net, false);
     any = net->backend->poll(net->state, now, may_sleep && !any, wake_ns_p) ||
           any;
-    if (epx__load_u32(&net->closing) != 0 &&
-        (has_parted(net) || now >= net->close_by_ns)) {
-        net->has_closed = true;
+    if (epx__load_u32(&net->closing) != 0) {
+        any = start_to_part(net) || any;
+        net->has_closed = has_parted(net) || now >= net->close_by_ns;
+    }
+    if (any) {
+        __atomic_store_n(&net->busy_ns, now, __ATOMIC_RELAXED);
     }
     return any;
 }
@@ -230,6 +262,79 @@ epx__net_progress(epx__net_t *net, int64_t now_ns)
     return serve_all(net, true) || any;
 }
 
+/* --- Who turns the crank ------------------------------------------------ */
+
+static bool
+take_crank(epx__net_t *net)
+{
+    return epx__load_u32(&net->crank) == 0 &&
+           __atomic_exchange_n(&net->crank, 1, __ATOMIC_ACQUIRE) == 0;
+}
+
+static void
+leave_crank(epx__net_t *net)
+{
+    __atomic_store_n(&net->crank, 0, __ATOMIC_RELEASE);
+}
+
+int64_t
+epx__net_help(epx__net_t *net)
+{
+    int64_t now = epx__now_ns();
+    int64_t wake_ns = INT64_MAX;
+
+    if (net->config.is_manual) {
+        return now;
+    }
+    /* Whether or not it is free: the thread makes way. */
+    __atomic_store_n(&net->helped_ns, now, __ATOMIC_RELAXED);
+    if (take_crank(net)) {
+        (void)progress(net, now, false, &wake_ns);
+        leave_crank(net);
+    } else {
+        epx__pause();
+    }
+    return now;
+}
+
+void
+epx__net_help_end(epx__net_t *net)
+{
+    __atomic_store_n(&net->helped_ns, 0, __ATOMIC_RELAXED);
+    (void)epx__add_u32(&net->parked, 1);
+    epx__futex_wake_all(&net->parked);
+}
+
+bool
+epx__net_serve_now(epx__net_t *net, int32_t rank)
+{
+    if (net->config.is_manual || !take_crank(net)) {
+        return false;
+    }
+    net->now_ns = epx__now_ns();
+    serve(net, rank, false);
+    leave_crank(net);
+    /* What was sent may need more than events of the backend tell. */
+    epx__net_wake(net);
+    return true;
+}
+
+/* A thread that waits does the work meanwhile. */
+static bool
+is_helped(epx__net_t *net, int64_t now)
+{
+    return now - __atomic_load_n(&net->helped_ns, __ATOMIC_RELAXED) < PARK_NS;
+}
+
+/* Long enough not to get into the way of who helps; and no longer than that has
+ * lasted, so as to be there soon. */
+static void
+park(epx__net_t *net, int64_t *park_ns)
+{
+    epx__futex_wait(&net->parked, epx__load_u32(&net->parked), *park_ns);
+    *park_ns = 2 * *park_ns < PARK_MAX_NS ? 2 * *park_ns : PARK_MAX_NS;
+}
+
 static void
 sleep_until(epx__net_t *net, int64_t wake_ns)
 {
@@ -239,20 +344,27 @@ sleep_until(epx__net_t *net, int64_t wake_ns)
         left <= 0 ? 0 : (int)((left + EPX__NS_PER_MS - 1) / EPX__NS_PER_MS);
     uint64_t count;
 
-    epx__net_count(&net->stats.sleeps, 1);
     (void)epoll_wait(net->epoll_fd, events, 8, timeout_ms);
     (void)!read(net->wake_fd, &count, sizeof(count));
 }
 
-/* Nothing has come for a while. */
+/* Nothing has come for a while: leave the crank, and sleep unless something
+ * did. */
 static void
 rest(epx__net_t *net)
 {
     int64_t wake_ns = net->next_tick_ns;
+    bool is_idle;
 
     (void)serve_all(net, true);
     epx__store_u32(&net->is_asleep, 1);
-    if (!anything_ready(net) && !progress(net, epx__now_ns(), true, &wake_ns)) {
+    is_idle =
+        !anything_ready(net) && !progress(net, epx__now_ns(), true, &wake_ns);
+    if (is_idle) {
+        epx__net_count(&net->stats.sleeps, 1);
+    }
+    leave_crank(net);
+    if (is_idle) {
         sleep_until(net, wake_ns);
     }
     epx__store_u32(&net->is_asleep, 0);
@@ -262,18 +374,29 @@ void *
 epx__net_thread_main(void *argument)
 {
     epx__net_t *net = argument;
-    int64_t busy_ns = epx__now_ns();
+    int64_t spin_ns = net->config.spin_ns;
+    int64_t park_ns = PARK_NS;
+
+    /* More is for a thread with a core of its own: those that wait help. */
+    if (net->config.core < 0 && spin_ns > SPIN_NS) {
+        spin_ns = SPIN_NS;
+    }
 
     while (!net->has_closed) {
         int64_t now = epx__now_ns();
         int64_t wake_ns = INT64_MAX;
 
+        if (is_helped(net, now) || !take_crank(net)) {
+            park(net, &park_ns);
+            continue;
+        }
+        park_ns = PARK_NS;
         if (progress(net, now, false, &wake_ns)) {
-            busy_ns = now;
-        } else if (now - busy_ns >= net->config.spin_ns) {
+            leave_crank(net);
+        } else if (now - net->busy_ns >= spin_ns) {
             rest(net);
         } else {
-            epx__pause();
+            leave_crank(net);
         }
     }
     return NULL;

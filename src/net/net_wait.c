@@ -22,21 +22,38 @@ epx__net_event_raise(epx__net_t *net)
     }
 }
 
-void
-epx__net_event_wait(epx__net_t *net, uint32_t event, int64_t deadline_ns)
+/* Help until the word changes, or nothing has come for a while. */
+static bool
+help_until(epx__net_t *net, uint32_t event, int64_t deadline_ns)
 {
     int64_t start = epx__now_ns();
     int64_t now = start;
 
-    while (now < deadline_ns && now - start < net->config.spin_ns) {
-        for (int i = 0; i < 64; i++) {
-            if (epx__load_u32(&net->event) != event) {
-                return;
-            }
-            epx__pause();
-        }
-        now = epx__now_ns();
+    if (net->config.spin_ns <= 0) {
+        return false;
     }
+    do {
+        now = epx__net_help(net);
+        if (epx__load_u32(&net->event) != event) {
+            return true;
+        }
+        if (now - start >= net->config.spin_ns) {
+            start = __atomic_load_n(&net->busy_ns, __ATOMIC_RELAXED);
+        }
+    } while (now < deadline_ns && now - start < net->config.spin_ns);
+    epx__net_help_end(net);
+    return false;
+}
+
+void
+epx__net_event_wait(epx__net_t *net, uint32_t event, int64_t deadline_ns)
+{
+    int64_t now;
+
+    if (help_until(net, event, deadline_ns)) {
+        return;
+    }
+    now = epx__now_ns();
     (void)epx__add_u32(&net->sleepers, 1);
     if (now < deadline_ns && epx__load_u32(&net->event) == event) {
         epx__futex_wait(&net->event, event, deadline_ns - now);

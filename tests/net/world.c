@@ -36,6 +36,18 @@ rank_deadline(const rank_t *rank)
 }
 
 static void
+help(void *context)
+{
+    (void)epx__net_help(((rank_t *)context)->net);
+}
+
+static void
+help_end(void *context)
+{
+    epx__net_help_end(((rank_t *)context)->net);
+}
+
+static void
 on_lost(void *context, int32_t lost, epx_status_t status, const char *text)
 {
     rank_t *rank = context;
@@ -83,6 +95,9 @@ rank_open(rank_t *rank)
     rank->group.timeout_ns = world->timeout_ns;
     rank->group.spin_ns = world->spin_ns;
     rank->group.map = rank->map;
+    rank->group.help = help;
+    rank->group.help_end = help_end;
+    rank->group.help_context = rank;
     rank->group.peers = rank->peers;
     (void)pthread_mutex_init(&rank->group.state_lock, NULL);
     CHECK_OK(epx__net_open(&rank->net, &config));

@@ -19,9 +19,6 @@
 /* From here on it pays to ask the receiver first where the bytes belong. */
 #define RENDEZVOUS_BYTES ((uint64_t)256 << 10)
 
-/* Turns of UCX's crank before the net looks at other things again. */
-#define MAX_PROGRESS 16
-
 /* How long requests of closed endpoints may take to end. */
 #define CLOSE_NS (5 * EPX__NS_PER_SEC)
 
@@ -241,19 +238,15 @@ static bool
 ucx_poll(void *state, int64_t now_ns, bool may_sleep, int64_t *wake_ns_p)
 {
     ucx_t *ucx = state;
-    int turns = 0;
+    bool any = ucx->library->ucp_worker_progress(ucx->worker) != 0;
 
     (void)now_ns;
     (void)wake_ns_p;
-    while (turns < MAX_PROGRESS &&
-           ucx->library->ucp_worker_progress(ucx->worker) != 0) {
-        turns++;
-    }
     if (ucx->has_failures) {
         report_failures(ucx);
         return true;
     }
-    return turns > 0 ||
+    return any ||
            (may_sleep && ucx->library->ucp_worker_arm(ucx->worker) != UCS_OK);
 }
 
@@ -356,7 +349,7 @@ make_worker(ucx_t *ucx)
 {
     const ucp_worker_params_t params = {
         .field_mask = UCP_WORKER_PARAM_FIELD_THREAD_MODE,
-        .thread_mode = UCS_THREAD_MODE_SINGLE,
+        .thread_mode = UCS_THREAD_MODE_SERIALIZED,
     };
     const ucp_am_handler_param_t handler = {
         .field_mask = UCP_AM_HANDLER_PARAM_FIELD_ID |
