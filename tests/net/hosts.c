@@ -5,11 +5,16 @@
 
 #include <fcntl.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <string.h>
 #include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
 
-static int base; /* the parent's pid, which names the namespaces */
+/* Processes that do nothing but keep a namespace, which ends with them; and
+ * they end with this process. */
+static pid_t keepers[2];
 
 static bool
 run(const char *format, ...)
@@ -23,29 +28,64 @@ run(const char *format, ...)
     return system(command) == 0;
 }
 
+static pid_t
+start_keeper(void)
+{
+    int ready[2];
+    char ok = 0;
+    pid_t pid;
+
+    CHECK(pipe(ready) == 0, "%m");
+    pid = fork();
+    CHECK(pid >= 0, "%m");
+    if (pid == 0) {
+        (void)prctl(PR_SET_PDEATHSIG, SIGKILL);
+        ok = unshare(CLONE_NEWNET) == 0;
+        CHECK(write(ready[1], &ok, 1) == 1, "%m");
+        for (;;) {
+            (void)pause();
+        }
+    }
+    CHECK(read(ready[0], &ok, 1) == 1, "%m");
+    (void)close(ready[0]);
+    (void)close(ready[1]);
+    if (!ok) {
+        (void)kill(pid, SIGKILL);
+        (void)waitpid(pid, NULL, 0);
+        return 0;
+    }
+    return pid;
+}
+
 bool
 hosts_make(void)
 {
-    bool made;
+    bool made = true;
 
-    base = (int)getpid();
-    if (geteuid() != 0 || !run("ip netns add epx-%d-0 2>/dev/null", base)) {
-        fprintf(stderr, "SKIPPED: no right to make network namespaces\n");
-        return false;
-    }
-    made =
-        run("ip netns add epx-%d-1", base) &&
-        run("ip -n epx-%d-0 link add " HOSTS_DEVICE
-            " type veth peer name " HOSTS_DEVICE " netns epx-%d-1 2>/dev/null",
-            base, base);
     for (int i = 0; i < 2 && made; i++) {
-        made = run("ip -n epx-%d-%d addr add 10.77.0.%d/24 dev " HOSTS_DEVICE,
-                   base, i, i + 1) &&
-               run("ip -n epx-%d-%d link set " HOSTS_DEVICE " up", base, i) &&
-               run("ip -n epx-%d-%d link set lo up", base, i);
+        keepers[i] = start_keeper();
+        made = keepers[i] != 0;
+    }
+    made = made &&
+           run("nsenter -n -t %d ip link add " HOSTS_DEVICE
+               " type veth peer name " HOSTS_DEVICE " netns %d 2>/dev/null",
+               keepers[0], keepers[1]);
+    for (int i = 0; i < 2 && made; i++) {
+        made = run("nsenter -n -t %d sh -c 'ip addr add 10.77.0.%d/24 "
+                   "dev " HOSTS_DEVICE " && ip link set " HOSTS_DEVICE
+                   " up && ip link set lo up' 2>/dev/null",
+                   keepers[i], i + 1);
+    }
+    /* The kernel says so only a while after both ends are up. */
+    for (int i = 0; i < 2 && made; i++) {
+        made = run("nsenter -n -t %d sh -c 'for try in $(seq 50); do "
+                   "ip link show " HOSTS_DEVICE
+                   " | grep -q \"state UP\" && exit 0; sleep 0.1; done; "
+                   "exit 1'",
+                   keepers[i]);
     }
     if (!made) {
-        fprintf(stderr, "SKIPPED: no pair of interfaces can be made\n");
+        fprintf(stderr, "SKIPPED: no right to make network namespaces\n");
         hosts_remove();
     }
     return made;
@@ -54,8 +94,13 @@ hosts_make(void)
 void
 hosts_remove(void)
 {
-    (void)run("ip netns del epx-%d-0 2>/dev/null", base);
-    (void)run("ip netns del epx-%d-1 2>/dev/null", base);
+    for (int i = 0; i < 2; i++) {
+        if (keepers[i] != 0) {
+            (void)kill(keepers[i], SIGKILL);
+            (void)waitpid(keepers[i], NULL, 0);
+            keepers[i] = 0;
+        }
+    }
 }
 
 void
@@ -64,7 +109,7 @@ hosts_enter(int32_t rank)
     char path[64];
     int fd;
 
-    (void)snprintf(path, sizeof(path), "/run/netns/epx-%d-%d", base, rank % 2);
+    (void)snprintf(path, sizeof(path), "/proc/%d/ns/net", keepers[rank % 2]);
     fd = open(path, O_RDONLY | O_CLOEXEC);
     CHECK(fd >= 0 && setns(fd, CLONE_NEWNET) == 0, "%s: %m", path);
     (void)close(fd);
@@ -79,9 +124,9 @@ hosts_enter(int32_t rank)
 bool
 hosts_cut(int32_t host)
 {
-    return run("ip netns exec epx-%d-%d nft 'add table ip cut; "
+    return run("nsenter -n -t %d nft 'add table ip cut; "
                "add chain ip cut in { type filter hook input priority 0; "
                "policy drop; }; add chain ip cut out { type filter hook "
                "output priority 0; policy drop; }'",
-               base, host);
+               keepers[host % 2]);
 }

@@ -5,6 +5,7 @@
 #include "net/net_internal.h"
 
 #include <stdio.h>
+#include <string.h>
 
 /* Connecting must not block the thread; and short segments are what makes TCP
  * slow. */
@@ -15,11 +16,34 @@ static const epx__net_setting_t defaults[] = {
     { "KEEPALIVE_INTERVAL", "10s" },
 };
 
+/* Before 1.17 a transport's own settings go by the rest of their names alone.
+ */
+static const char *
+name_for(const epx__ucx_library_t *ucx, const char *name)
+{
+    static const char *const transports[] = { "TCP_",      "RC_VERBS_",
+                                              "RC_MLX5_",  "DC_MLX5_",
+                                              "UD_VERBS_", "UD_MLX5_" };
+    unsigned major, minor, release;
+
+    ucx->ucp_get_version(&major, &minor, &release);
+    for (size_t i = 0; minor < 17 && i < sizeof(transports) / sizeof(char *);
+         i++) {
+        size_t length = strlen(transports[i]);
+
+        if (strncmp(name, transports[i], length) == 0) {
+            return name + length;
+        }
+    }
+    return name;
+}
+
 static epx_status_t
 set(const epx__ucx_library_t *ucx, ucp_config_t *settings, const char *name,
     const char *value)
 {
-    ucs_status_t status = ucx->ucp_config_modify(settings, name, value);
+    ucs_status_t status =
+        ucx->ucp_config_modify(settings, name_for(ucx, name), value);
 
     return status == UCS_OK
                ? EPX_OK
