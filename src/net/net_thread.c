@@ -50,11 +50,6 @@ epx__net_lose(epx__net_t *net, int32_t rank, epx_status_t status,
     peer->error.status = status;
     (void)snprintf(peer->error.text, sizeof(peer->error.text), "rank %d %s",
                    rank, why);
-    /* Acquired in epx__net_state. */
-    __atomic_store_n(&peer->state, EPX__PEER_GONE, __ATOMIC_RELEASE);
-    net->backend->cancel_peer(net->state, rank);
-    epx__net_beats_drop(net, rank);
-    epx__net_drop_all(net, rank);
     if (state != EPX__PEER_LEFT && epx__load_u32(&net->closing) == 0) {
         epx__log(EPX__LOG_WARN, "%s", peer->error.text);
         if (net->config.lost != NULL) {
@@ -62,6 +57,11 @@ epx__net_lose(epx__net_t *net, int32_t rank, epx_status_t status,
                              peer->error.text);
         }
     }
+    /* Acquired in epx__net_state. */
+    __atomic_store_n(&peer->state, EPX__PEER_GONE, __ATOMIC_RELEASE);
+    net->backend->cancel_peer(net->state, rank);
+    epx__net_beats_drop(net, rank);
+    epx__net_drop_all(net, rank);
     wake_gates(net);
     epx__net_event_raise(net);
 }

@@ -113,38 +113,51 @@ talk(rank_t *rank, const scenario_t *scenario, char *memory, uint64_t turns)
     }
 }
 
-/* Receives for ever. */
-static void
-be_victim(rank_t *rank)
+/* One turn of a stream: the other end answers with an empty one once it has
+ * read it. */
+static epx_status_t
+stream(rank_t *rank, int32_t peer, uint64_t turn, const struct iovec *range,
+       bool is_sender)
 {
-    bool sources[8] = { true };
+    epx__net_done_t done = { 0 };
+    bool sources[8] = { false };
+    epx_status_t status = EPX_OK;
 
-    for (uint64_t turn = 1;; turn++) {
-        if (epx__net_wait(rank->net, CHANNEL, turn, sources,
-                          epx__now_ns() + 60 * EPX__NS_PER_SEC,
-                          "its death") != EPX_OK) {
-            return;
+    sources[peer] = true;
+    if (is_sender) {
+        status = send_turn(rank, peer, turn, range, &done);
+        if (status == EPX_OK) {
+            status = epx__net_done_wait(rank->net, &done, rank_deadline(rank),
+                                        "a stream");
         }
-        epx__net_slot_release(rank->net, CHANNEL, 0, turn);
     }
+    if (status == EPX_OK) {
+        status =
+            epx__net_wait(rank->net, CHANNEL, turn, sources,
+                          epx__now_ns() + 60 * EPX__NS_PER_SEC, "a stream");
+    }
+    if (status == EPX_OK) {
+        epx__net_slot_release(rank->net, CHANNEL, peer, turn);
+    }
+    if (status == EPX_OK && !is_sender) {
+        const struct iovec nothing = { NULL, 0 };
+
+        status = send_turn(rank, peer, turn, &nothing, NULL);
+    }
+    return status;
 }
 
-/* Rank 0 sends to the victim until that fails, others wait for it to send. */
+/* Rank 0 streams to the victim until that fails, others wait for it to send. */
 static epx_status_t
 meet_failure(rank_t *rank, const scenario_t *scenario, char *memory)
 {
     struct iovec range = { memory, BYTES };
-    epx__net_done_t done = { 0 };
     epx_status_t status = EPX_OK;
     bool sources[8] = { false };
 
     if (rank->rank == 0 && scenario->what != KILL_IDLE) {
         for (uint64_t turn = 1; status == EPX_OK; turn++) {
-            status = send_turn(rank, scenario->victim, turn, &range, &done);
-            if (status == EPX_OK) {
-                status = epx__net_done_wait(rank->net, &done,
-                                            rank_deadline(rank), "a stream");
-            }
+            status = stream(rank, scenario->victim, turn, &range, true);
         }
         return status;
     }
@@ -153,18 +166,30 @@ meet_failure(rank_t *rank, const scenario_t *scenario, char *memory)
                          "a message of the victim");
 }
 
+static epx_status_t
+be_victim(rank_t *rank)
+{
+    epx_status_t status = EPX_OK;
+
+    for (uint64_t turn = 1; status == EPX_OK; turn++) {
+        status = stream(rank, 0, turn, NULL, false);
+    }
+    return status;
+}
+
 static void
-check_told(rank_t *rank, const scenario_t *scenario, epx_status_t status)
+check_told(rank_t *rank, const scenario_t *scenario, int32_t victim,
+           epx_status_t status)
 {
     int64_t failed_at = (int64_t)get_word(FAILED_AT);
     char name[16];
 
-    (void)snprintf(name, sizeof(name), "rank %d ", scenario->victim);
+    (void)snprintf(name, sizeof(name), "rank %d ", victim);
     CHECK(status == EPX_ERR_PEER_LOST, "%s: %s", scenario->name,
           epx_status_string(status));
     CHECK(strncmp(epx_last_error(), name, strlen(name)) == 0, "%s",
           scenario->name);
-    CHECK(rank->num_lost == 1 && rank->lost_rank == scenario->victim,
+    CHECK(rank->num_lost == 1 && rank->lost_rank == victim,
           "%s: %d peers lost, the last one rank %d", scenario->name,
           rank->num_lost, rank->lost_rank);
     CHECK(failed_at > 0 && rank->lost_ns - failed_at <= LIMIT,
@@ -185,33 +210,28 @@ failure_main(rank_t *rank)
     open_slots(rank, memory);
     rank_barrier(rank);
     set_word(READY + rank->rank, 1);
-    if (rank->rank == scenario->victim && scenario->what != CUT) {
-        be_victim(rank);
-        _exit(0); /* a stopped one that was let go again */
+    if (rank->rank == scenario->victim) {
+        status = be_victim(rank);
+        if (scenario->what == CUT) {
+            check_told(rank, scenario, 0, status);
+        }
+        _exit(0); /* whether it was cut off, or stopped and let go again */
     }
     if (scenario->what == STOP_SHORTLY) {
         await_word(FAILED_AT);
         talk(rank, scenario, memory, 200);
         CHECK(rank->num_lost == 0, "%s: %s", scenario->name, rank->lost_text);
-    } else if (rank->rank == scenario->victim) {
-        await_word(FAILED_AT);
-        (void)usleep((useconds_t)(LIMIT / 1000));
-        CHECK(rank->num_lost == scenario->num_ranks - 1, "%s: told of %d",
-              scenario->name, rank->num_lost);
     } else {
         status = meet_failure(rank, scenario, memory);
-        check_told(rank, scenario, status);
+        check_told(rank, scenario, scenario->victim, status);
         talk(rank, scenario, memory, 20);
     }
     set_word(TOLD + rank->rank, 1);
     /* Nobody leaves while others still check. */
     for (int32_t r = 0; r < scenario->num_ranks; r++) {
-        if (r != scenario->victim || scenario->what == CUT) {
+        if (r != scenario->victim) {
             await_word(TOLD + r);
         }
-    }
-    if (rank->rank == scenario->victim) {
-        _exit(0); /* which nobody hears any more */
     }
     free(memory);
 }
