@@ -61,15 +61,14 @@ epx__group_count(epx_group_t *group, int32_t *counter, int32_t change)
 }
 
 void
-epx__signal(epx_group_t *group, int32_t peer, uint64_t step, epx__gate_t gate)
+epx__arrive(const epx__map_t *map, void *segment, uint32_t source,
+            uint64_t step, epx__gate_t gate)
 {
-    char *segment = group->peers[peer].base;
-    uint64_t *arrival = epx__map_arrival(&group->map, segment, step, gate,
-                                         (uint32_t)group->rank);
-    epx__gate_line_t *line = epx__map_gate(&group->map, segment, step, gate);
+    uint64_t *arrival = epx__map_arrival(map, segment, step, gate, source);
+    epx__gate_line_t *line = epx__map_gate(map, segment, step, gate);
     uint32_t count;
 
-    epx__store_release_u64(arrival, step); /* acquired in arrived() */
+    epx__store_release_u64(arrival, step); /* acquired in arrival_of() */
     count = epx__add_u32(&line->count, 1);
     /* Sequentially consistent, as is the sleeper's store of `sleepers`: either
      * this load sees it, or the sleeper's next look sees the arrival. */
@@ -77,6 +76,13 @@ epx__signal(epx_group_t *group, int32_t peer, uint64_t step, epx__gate_t gate)
         (int32_t)(count - epx__load_u32(&line->wake_at)) >= 0) {
         epx__futex_wake_all(&line->count);
     }
+}
+
+void
+epx__signal(epx_group_t *group, int32_t peer, uint64_t step, epx__gate_t gate)
+{
+    epx__arrive(&group->map, group->peers[peer].base, (uint32_t)group->rank,
+                step, gate);
 }
 
 void
@@ -161,6 +167,16 @@ check_arrivals(const wait_t *wait, const char *what)
     return EPX_OK;
 }
 
+static void
+spin(const epx_group_t *group)
+{
+    if (group->help != NULL && group->spin_ns > 0) {
+        group->help(group->help_context);
+    } else {
+        epx__pause();
+    }
+}
+
 epx_status_t
 epx__wait_all(epx_group_t *group, uint64_t step, epx__gate_t gate,
               const char *what)
@@ -182,7 +198,7 @@ epx__wait_all(epx_group_t *group, uint64_t step, epx__gate_t gate,
             return check_arrivals(&wait, what);
         }
         if (spins % 64 != 63) {
-            epx__pause();
+            spin(group);
             if (group->spin_ns > 0) {
                 continue;
             }
@@ -193,6 +209,9 @@ epx__wait_all(epx_group_t *group, uint64_t step, epx__gate_t gate,
         }
         if (now - start < group->spin_ns) {
             continue;
+        }
+        if (group->help_end != NULL) {
+            group->help_end(group->help_context);
         }
         epx__store_u32(&line->wake_at, count + missing);
         epx__store_u32(&line->sleepers, 1);

@@ -38,6 +38,11 @@ struct epx_group {
     uint64_t timeout_ns;
     int64_t spin_ns; /* how long a wait spins before it sleeps */
     uint64_t job_id[2];
+    /* What a thread that spins does meanwhile, and when it is to sleep; NULL:
+     * nothing. */
+    void (*help)(void *context);
+    void (*help_end)(void *context);
+    void *help_context;
 
     epx__map_t map;
     epx__peer_t *peers; /* [R], this rank's own among them */
@@ -85,6 +90,10 @@ epx__group_segment(const epx_group_t *group)
 void epx__signal(epx_group_t *group, int32_t peer, uint64_t step,
                  epx__gate_t gate);
 void epx__signal_all(epx_group_t *group, uint64_t step, epx__gate_t gate);
+
+/* What that does in the control region of the peer, whose segment this is. */
+void epx__arrive(const epx__map_t *map, void *segment, uint32_t source,
+                 uint64_t step, epx__gate_t gate);
 
 /* Wait until every rank has signalled; breaks the group and names the missing
  * ranks when the timeout passes.  `what` completes "timed out in WHAT". */

@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * A backend takes messages to peers.  All of its functions are called by one
+ * thread at a time, and none waits, but for close.  It may deliver late, twice
+ * or in any order, but not never, unless it says that the link is lost.
+ */
+#ifndef EPX_NET_NET_BACKEND_H
+#define EPX_NET_NET_BACKEND_H
+
+#include "net/net.h"
+#include "net/net_wire.h"
+
+/* Bytes of a backend's address, the same on every rank. */
+#define EPX__NET_ADDRESS_BYTES 4000
+
+/* It stays where it is, and as it is, until epx__net_sent. */
+typedef struct epx__net_message {
+    epx__net_header_t header;
+    const struct iovec *ranges; /* the payload, header.bytes in all */
+    uint32_t num_ranges;
+    struct iovec one; /* what ranges points to, if it is part of a range */
+    void *backend_data;
+} epx__net_message_t;
+
+typedef struct epx__net_backend {
+    const char *name;
+    /* *address_p is what peers need to connect, *address_bytes_p of
+     * EPX__NET_ADDRESS_BYTES; *fd_p becomes readable when there is something to
+     * do after poll has said that there was not, -1: never. */
+    epx_status_t (*open)(epx__net_t *net, const epx__net_config_t *config,
+                         void **state_p, void *address, size_t *address_bytes_p,
+                         int *fd_p);
+    epx_status_t (*connect)(void *state, int32_t peer, const void *address,
+                            size_t address_bytes);
+    /* Errors come by epx__net_sent. */
+    void (*post)(void *state, int32_t peer, epx__net_message_t *message);
+    /* Do what is to be done, by the functions below.  Returns whether there was
+     * anything.  may_sleep: the caller wants to sleep on fd, unless this
+     * returns true, or until *wake_ns_p, which may be lowered. */
+    bool (*poll)(void *state, int64_t now_ns, bool may_sleep,
+                 int64_t *wake_ns_p);
+    /* Nothing goes to or comes from the peer any more; what is under way ends
+     * in later polls. */
+    void (*cancel_peer)(void *state, int32_t peer);
+    void (*close)(void *state);
+} epx__net_backend_t;
+
+extern const epx__net_backend_t epx__net_ucx;
+
+/* What a backend tells its net, from within post, poll and close. */
+
+/* A message came over the link to `peer`, -1: of nobody.  Returns where its
+ * bytes belong; EPX__NET_DROP: nowhere, and nothing further is said of it. */
+#define EPX__NET_DROP UINT64_MAX
+uint64_t epx__net_came(epx__net_t *net, int32_t peer, const void *header,
+                       size_t header_bytes, uint64_t bytes, void **to_p);
+
+/* The bytes that came are there, or will not be; `landing` is what
+ * epx__net_came returned. */
+void epx__net_landed(epx__net_t *net, int32_t peer, uint64_t landing, bool ok);
+
+/* The message is the net's again.  Not proof that it was delivered. */
+void epx__net_sent(epx__net_t *net, int32_t peer, epx__net_message_t *message);
+
+/* Not from within a callback of the network library. */
+void epx__net_link_lost(epx__net_t *net, int32_t peer, const char *why);
+
+#endif

@@ -1,0 +1,224 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The insides of a net.  What is marked "shared" is for all threads, with the
+ * functions of core/atomic.h; the rest of a peer belongs to the net's thread.
+ */
+#ifndef EPX_NET_NET_INTERNAL_H
+#define EPX_NET_NET_INTERNAL_H
+
+#include "core/atomic.h"
+#include "core/clock.h"
+#include "net/net_backend.h"
+
+#include <pthread.h>
+#include <sys/socket.h>
+
+#define EPX__NET_RING 128 /* submissions to a peer, of each kind */
+
+/* Pieces of a transfer: long enough that what is done for each does not count,
+ * short enough that several are under way. */
+#define EPX__NET_PIECE_BYTES ((uint64_t)1 << 20)
+/* Bytes of pieces that a peer has not acknowledged. */
+#define EPX__NET_CREDIT_BYTES ((uint64_t)8 << 20)
+
+/* A signal, or a transfer that is to be cut into pieces. */
+typedef struct epx__net_job {
+    epx__net_header_t header; /* of its first message */
+    const struct iovec *ranges;
+    uint32_t num_ranges;
+    struct iovec one; /* what ranges points to, of a signal */
+    uint64_t bytes;   /* of all ranges */
+    epx__net_done_t *done;
+} epx__net_job_t;
+
+/* Many producers, one consumer: cell n is free for submission s when its turn
+ * is s, and full when that is s + 1. */
+typedef struct epx__net_cell {
+    uint64_t turn; /* shared */
+    epx__net_job_t job;
+} epx__net_cell_t;
+
+typedef struct epx__net_ring {
+    uint64_t tail; /* shared: the next submission */
+    uint64_t head; /* shared: the next to be taken */
+    epx__net_cell_t cells[EPX__NET_RING];
+} epx__net_ring_t;
+
+/* A message that has not been acknowledged, or that the backend still has. */
+typedef struct epx__net_outgoing {
+    epx__net_message_t message; /* first: the backend knows only this */
+    epx__net_done_t *done;
+    bool is_posted; /* the backend has it */
+    bool is_acked;
+} epx__net_outgoing_t;
+
+typedef enum epx__net_beat_state {
+    EPX__BEAT_NONE = 0,
+    EPX__BEAT_CONNECTING,
+    EPX__BEAT_UP,
+} epx__net_beat_state_t;
+
+typedef enum epx__net_peer_state {
+    EPX__PEER_NONE = 0, /* not of this net */
+    EPX__PEER_UP,
+    EPX__PEER_LEFT, /* has said so: it will not fail, but it is gone */
+    EPX__PEER_GONE, /* error says why */
+} epx__net_peer_state_t;
+
+typedef struct epx__net_peer {
+    uint32_t state;         /* shared: epx__net_peer_state_t */
+    epx__error_t error;     /* shared, written before state */
+    epx__net_slot_t *slots; /* shared: [num_channels] */
+    epx__net_ring_t *rings; /* shared: signals, transfers */
+
+    /* What goes there. */
+    epx__net_outgoing_t *outgoing; /* [EPX__NET_WINDOW] by sequence */
+    uint64_t next_sent;
+    uint64_t next_acked; /* all before it are acknowledged */
+    uint64_t credit_used;
+    int64_t heard_ns;    /* of an acknowledgement, or nothing was missing */
+    uint32_t job_range;  /* of the transfer that is being cut: how far */
+    uint64_t job_offset; /* in that range */
+    uint64_t job_cut;    /* bytes that have been cut */
+    epx__net_message_t ack;
+    bool ack_is_posted;
+    bool bye_is_sent;
+
+    /* What comes from there. */
+    epx__net_header_t *landings; /* [EPX__NET_WINDOW] by sequence */
+    uint64_t next_received;
+    uint64_t started;  /* bit i: next_received + i has come */
+    uint64_t finished; /* and has landed */
+    uint32_t ack_due;  /* messages that landed since the last header */
+    int64_t ack_due_ns;
+    const char *doom; /* why it is bad; not yet acted on */
+
+    struct {
+        epx__net_beat_state_t state;
+        int fd;
+        int64_t heard_ns;
+        bool is_partner;
+        struct sockaddr_storage address;
+        unsigned char token[16];
+    } beat;
+} epx__net_peer_t;
+
+/* A heartbeat connection whose other end has not said who it is. */
+typedef struct epx__net_stranger {
+    int fd;
+    int64_t deadline_ns;
+} epx__net_stranger_t;
+
+#define EPX__NET_STRANGERS 64
+
+typedef struct epx__net_beats {
+    int listener;
+    int64_t next_ns; /* to send one */
+    unsigned char token[16];
+    struct sockaddr_storage address;
+    epx__net_stranger_t strangers[EPX__NET_STRANGERS];
+    int64_t deadline_ns; /* for all partners to be connected */
+} epx__net_beats_t;
+
+struct epx__net {
+    epx__net_config_t config; /* pointers that open alone reads are gone */
+    uint64_t group;           /* of the headers */
+    epx__map_t map;
+    const epx__net_backend_t *backend;
+    void *state;
+    epx__net_peer_t *peers; /* [num_ranks] */
+    epx__net_beats_t beats;
+    epx__net_stats_t stats; /* shared */
+
+    uint64_t last_step; /* shared */
+    uint64_t *ready;    /* shared: bit p: peer p has something to be done */
+    uint32_t is_asleep; /* shared: somebody must write to wake_fd */
+    uint32_t crank;     /* shared: a thread does the net's work */
+    uint32_t parked; /* shared futex word: where the thread waits for helpers */
+    int64_t busy_ns; /* shared: when there was something to do */
+    int64_t helped_ns; /* shared: when a thread helped last */
+    uint32_t closing;  /* shared */
+    uint32_t event;    /* shared futex word */
+    uint32_t sleepers; /* shared: on event */
+
+    int backend_fd;
+    int wake_fd;
+    int epoll_fd;
+    int64_t now_ns;  /* of the round that the thread is in */
+    int64_t tick_ns; /* how often silence is looked at */
+    int64_t next_tick_ns;
+    int64_t last_tick_ns;
+    int64_t close_by_ns;
+    bool is_parting;
+    bool has_closed; /* all that close waits for has come */
+    bool has_thread;
+    pthread_t thread;
+};
+
+/* --- net_ring.c --- */
+void epx__net_ring_init(epx__net_ring_t *ring);
+/* A full ring: false. */
+bool epx__net_ring_push(epx__net_ring_t *ring, const epx__net_job_t *job);
+/* The oldest job, or NULL; it stays there until it is dropped. */
+epx__net_job_t *epx__net_ring_first(epx__net_ring_t *ring);
+void epx__net_ring_drop(epx__net_ring_t *ring);
+
+/* --- net_wait.c --- */
+/* Something that engines may wait for has changed. */
+void epx__net_event_raise(epx__net_t *net);
+void epx__net_done_drop(epx__net_t *net, epx__net_done_t *done, int32_t rank,
+                        epx_status_t status);
+
+/* --- net_send.c --- */
+void epx__net_wake(epx__net_t *net);
+/* Whoever is at the net's work is to look at the peer. */
+void epx__net_mark(epx__net_t *net, int32_t peer);
+/* Post what the peer's window lets through. */
+void epx__net_pump(epx__net_t *net, int32_t peer);
+void epx__net_send_ack(epx__net_t *net, int32_t peer);
+/* Note what the peer says that it has. */
+void epx__net_acked(epx__net_t *net, int32_t peer, uint64_t acked,
+                    uint64_t bits);
+/* Nothing is left to be delivered to the peer. */
+bool epx__net_is_drained(epx__net_t *net, int32_t peer);
+/* End all that was to go to a peer that is gone. */
+void epx__net_drop_all(epx__net_t *net, int32_t peer);
+
+/* --- net_thread.c --- */
+void *epx__net_thread_main(void *net);
+/* Do what is to be done for a peer, here and now; false: another thread is at
+ * the net's work, and will. */
+bool epx__net_serve_now(epx__net_t *net, int32_t peer);
+/* The peer is gone, for the reason that completes the sentence "rank 3 WHY". */
+void epx__net_lose(epx__net_t *net, int32_t peer, epx_status_t status,
+                   const char *why);
+
+/* --- net_beat.c --- */
+epx_status_t epx__net_beats_open(epx__net_t *net);
+void epx__net_beats_connect(epx__net_t *net);
+/* Read what has come, then see who is late; now and then also send. */
+void epx__net_beats_read(epx__net_t *net, int64_t now_ns);
+void epx__net_beats_send(epx__net_t *net, int64_t now_ns);
+void epx__net_beats_drop(epx__net_t *net, int32_t peer);
+void epx__net_beats_close(epx__net_t *net);
+
+/* --- net_interface.c --- */
+/* The interface of that name, NULL: the first that is up and no loopback;
+ * false when there is none.  Its first IPv4 address, else its IPv6 one. */
+bool epx__net_interface(const char *wanted, char *name, size_t name_bytes,
+                        struct sockaddr_storage *address_p);
+
+static inline uint32_t
+epx__net_state(const epx__net_peer_t *peer)
+{
+    return __atomic_load_n(&peer->state, __ATOMIC_ACQUIRE);
+}
+
+/* Shared counters that only the net's thread adds to. */
+static inline void
+epx__net_count(uint64_t *counter, uint64_t more)
+{
+    __atomic_store_n(counter, *counter + more, __ATOMIC_RELAXED);
+}
+
+#endif

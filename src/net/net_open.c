@@ -1,0 +1,430 @@
+/* SPDX-License-Identifier: MIT */
+#include "core/thread.h"
+#include "net/net_internal.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+/* What a rank tells all others; how to reach it, or that it cannot be. */
+typedef struct card {
+    uint64_t magic;
+    uint64_t group_id[2];
+    int32_t rank;
+    int32_t status; /* EPX_OK, or why it cannot take part */
+    uint64_t num_channels;
+    uint64_t count_row_bytes;
+    char backend[16];
+    struct sockaddr_storage beat_address;
+    unsigned char beat_token[16];
+    uint32_t address_bytes;
+    uint32_t unused;
+    unsigned char address[EPX__NET_ADDRESS_BYTES];
+} card_t;
+
+static bool
+is_remote(const epx__net_config_t *config, int32_t rank)
+{
+    return rank != config->rank &&
+           (config->hosts == NULL ||
+            config->hosts[rank] != config->hosts[config->rank]);
+}
+
+/* This rank's place among those of its host, and how many they are. */
+static int32_t
+place_on_host(const epx__net_config_t *config, int32_t rank, int32_t *count_p)
+{
+    int32_t place = 0;
+
+    *count_p = 0;
+    for (int32_t r = 0; r < config->num_ranks; r++) {
+        bool same = config->hosts == NULL
+                        ? r == rank
+                        : config->hosts[r] == config->hosts[rank];
+
+        place += same && r < rank;
+        *count_p += same;
+    }
+    return place;
+}
+
+/* Each rank has one partner on each other host, and a host with more ranks
+ * several to one: so every rank is watched from every host. */
+static bool
+is_partner(const epx__net_config_t *config, int32_t rank)
+{
+    int32_t own_count, count;
+    int32_t own_place = place_on_host(config, config->rank, &own_count);
+    int32_t place = place_on_host(config, rank, &count);
+
+    return own_count >= count ? own_place % count == place
+                              : place % own_count == own_place;
+}
+
+static epx_status_t
+check_config(const epx__net_config_t *config)
+{
+    if (config->num_ranks < 1 || config->num_ranks > EPX_MAX_RANKS ||
+        config->rank < 0 || config->rank >= config->num_ranks) {
+        return epx__fail(EPX_ERR_INVALID,
+                         "rank %d of %d; there are at most %d ranks",
+                         config->rank, config->num_ranks, EPX_MAX_RANKS);
+    }
+    if (config->lost_after_ns == 0 ||
+        config->lost_after_ns > (uint64_t)INT64_MAX / 2 ||
+        config->beat_ns > config->lost_after_ns / 2) {
+        return epx__fail(EPX_ERR_INVALID,
+                         "a peer cannot be lost after %" PRIu64 " ns of "
+                         "silence with a heartbeat every %" PRIu64
+                         " ns; it must be at least two of them",
+                         config->lost_after_ns, config->beat_ns);
+    }
+    return EPX_OK;
+}
+
+static epx_status_t
+make_peer(epx__net_t *net, int32_t rank)
+{
+    epx__net_peer_t *peer = &net->peers[rank];
+
+    peer->slots = calloc(net->config.num_channels + 1, sizeof(*peer->slots));
+    peer->rings = calloc(2, sizeof(*peer->rings));
+    peer->outgoing = calloc(EPX__NET_WINDOW, sizeof(*peer->outgoing));
+    peer->landings = calloc(EPX__NET_WINDOW, sizeof(*peer->landings));
+    if (peer->slots == NULL || peer->rings == NULL || peer->outgoing == NULL ||
+        peer->landings == NULL) {
+        return epx__fail(EPX_ERR_NO_MEMORY, "no memory for a link to rank %d",
+                         rank);
+    }
+    epx__net_ring_init(&peer->rings[0]);
+    epx__net_ring_init(&peer->rings[1]);
+    peer->next_sent = 1;
+    peer->next_acked = 1;
+    peer->next_received = 1;
+    peer->state = EPX__PEER_UP;
+    peer->beat.is_partner =
+        net->config.beat_ns > 0 && is_partner(&net->config, rank);
+    return EPX_OK;
+}
+
+static epx_status_t
+make_peers(epx__net_t *net)
+{
+    size_t num_ranks = (size_t)net->config.num_ranks;
+    epx_status_t status = EPX_OK;
+
+    net->peers = calloc(num_ranks, sizeof(*net->peers));
+    net->ready = calloc(num_ranks / 64 + 1, sizeof(*net->ready));
+    if (net->peers == NULL || net->ready == NULL) {
+        return epx__fail(EPX_ERR_NO_MEMORY, "no memory for %zu peers",
+                         num_ranks);
+    }
+    for (int32_t rank = 0; rank < net->config.num_ranks; rank++) {
+        net->peers[rank].beat.fd = -1;
+    }
+    for (int32_t rank = 0; rank < net->config.num_ranks && status == EPX_OK;
+         rank++) {
+        if (is_remote(&net->config, rank)) {
+            status = make_peer(net, rank);
+        }
+    }
+    return status;
+}
+
+static epx_status_t
+watch(epx__net_t *net, int fd)
+{
+    struct epoll_event event = { .events = EPOLLIN };
+
+    if (fd >= 0 && epoll_ctl(net->epoll_fd, EPOLL_CTL_ADD, fd, &event) != 0) {
+        return epx__fail(EPX_ERR_SYSTEM, "cannot watch a descriptor: %m");
+    }
+    return EPX_OK;
+}
+
+static epx_status_t
+make_descriptors(epx__net_t *net)
+{
+    net->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    net->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (net->epoll_fd < 0 || net->wake_fd < 0) {
+        return epx__fail(EPX_ERR_SYSTEM, "no descriptor for the network: %m");
+    }
+    return watch(net, net->wake_fd);
+}
+
+/* All that a rank can do by itself. */
+static epx_status_t
+open_alone(epx__net_t *net, const epx__net_config_t *config, card_t *card)
+{
+    size_t address_bytes = 0;
+    epx_status_t status = check_config(config);
+
+    if (status == EPX_OK) {
+        status = make_peers(net);
+    }
+    if (status == EPX_OK) {
+        status = make_descriptors(net);
+    }
+    if (status == EPX_OK) {
+        status = net->backend->open(net, config, &net->state, card->address,
+                                    &address_bytes, &net->backend_fd);
+    }
+    if (status == EPX_OK) {
+        status = watch(net, net->backend_fd);
+    }
+    if (status == EPX_OK && config->beat_ns > 0) {
+        status = epx__net_beats_open(net);
+    }
+    card->address_bytes = (uint32_t)address_bytes;
+    card->beat_address = net->beats.address;
+    memcpy(card->beat_token, net->beats.token, sizeof(card->beat_token));
+    return status;
+}
+
+/* What the peer says of itself, before anything of it is used. */
+static epx_status_t
+check_card(const epx__net_t *net, const card_t *own, const card_t *card,
+           int32_t rank)
+{
+    if (card->magic != own->magic || card->rank != rank ||
+        memcmp(card->group_id, own->group_id, sizeof(card->group_id)) != 0 ||
+        card->address_bytes > sizeof(card->address)) {
+        return epx__fail(EPX_ERR_PEER_DATA,
+                         "rank %d does not say how to reach it in the way that "
+                         "rank %d does: another version or another group",
+                         rank, net->config.rank);
+    }
+    if (card->status != EPX_OK) {
+        return epx__fail(EPX_ERR_PEER_LOST,
+                         "rank %d cannot take part in the network: %s", rank,
+                         epx_status_string((epx_status_t)card->status));
+    }
+    if (memcmp(card->backend, own->backend, sizeof(own->backend)) != 0 ||
+        card->num_channels != own->num_channels ||
+        card->count_row_bytes != own->count_row_bytes) {
+        return epx__fail(EPX_ERR_MISMATCH,
+                         "rank %d uses %.16s with %" PRIu64
+                         " channels, rank %d %.16s with %" PRIu64,
+                         net->config.rank, own->backend, own->num_channels,
+                         rank, card->backend, card->num_channels);
+    }
+    return EPX_OK;
+}
+
+static epx_status_t
+connect_all(epx__net_t *net, const card_t *cards)
+{
+    const card_t *own = &cards[net->config.rank];
+    epx_status_t status = EPX_OK;
+
+    for (int32_t rank = 0; rank < net->config.num_ranks && status == EPX_OK;
+         rank++) {
+        epx__net_peer_t *peer = &net->peers[rank];
+
+        status = check_card(net, own, &cards[rank], rank);
+        if (status != EPX_OK || peer->state == EPX__PEER_NONE) {
+            continue;
+        }
+        peer->beat.address = cards[rank].beat_address;
+        memcpy(peer->beat.token, cards[rank].beat_token,
+               sizeof(peer->beat.token));
+        status = net->backend->connect(net->state, rank, cards[rank].address,
+                                       cards[rank].address_bytes);
+    }
+    return status;
+}
+
+/* All ranks, or none: nobody waits for one that has failed. */
+static epx_status_t
+agree(const epx__net_config_t *config, epx_status_t status, int32_t *statuses,
+      int64_t deadline_ns)
+{
+    const int32_t own = status;
+    epx_status_t gathered = config->allgather(
+        config->allgather_context, &own, statuses, sizeof(own), deadline_ns);
+
+    for (int32_t rank = 0;
+         status == EPX_OK && gathered == EPX_OK && rank < config->num_ranks;
+         rank++) {
+        if (statuses[rank] != EPX_OK) {
+            return epx__fail(EPX_ERR_PEER_LOST,
+                             "rank %d cannot reach its peers: %s", rank,
+                             epx_status_string((epx_status_t)statuses[rank]));
+        }
+    }
+    return status != EPX_OK ? status : gathered;
+}
+
+static epx_status_t
+meet(epx__net_t *net, const epx__net_config_t *config)
+{
+    size_t num_ranks = (size_t)config->num_ranks;
+    int64_t deadline = epx__deadline_ns(config->timeout_ns);
+    card_t *cards = calloc(num_ranks + 1, sizeof(*cards));
+    int32_t *statuses = calloc(num_ranks, sizeof(*statuses));
+    card_t *own = cards == NULL ? NULL : &cards[num_ranks];
+    epx__error_t error = { .status = EPX_OK };
+    epx_status_t status;
+
+    if (cards == NULL || statuses == NULL) {
+        status = epx__fail(EPX_ERR_NO_MEMORY, "no memory for %zu addresses",
+                           num_ranks);
+        goto free_cards;
+    }
+    *own = (card_t){ .magic = EPX__NET_MAGIC | (uint64_t)EPX__NET_VERSION << 32,
+                     .group_id = { config->group_id[0], config->group_id[1] },
+                     .rank = config->rank,
+                     .num_channels = config->num_channels,
+                     .count_row_bytes = config->map->count_row_bytes };
+    (void)strncpy(own->backend, net->backend->name, sizeof(own->backend) - 1);
+    own->status = open_alone(net, config, own);
+    epx__error_save(&error, own->status);
+    status = config->allgather(config->allgather_context, own, cards,
+                               sizeof(*own), deadline);
+    if (error.status != EPX_OK) {
+        status = epx__error_restore(&error);
+    } else if (status == EPX_OK) {
+        status = connect_all(net, cards);
+        status = agree(config, status, statuses, deadline);
+    }
+free_cards:
+    free(statuses);
+    free(cards);
+    return status;
+}
+
+static void
+pin(epx__net_t *net)
+{
+    cpu_set_t cores;
+
+    CPU_ZERO(&cores);
+    if (net->config.core >= 0 && net->config.core < CPU_SETSIZE) {
+        CPU_SET(net->config.core, &cores);
+        if (pthread_setaffinity_np(net->thread, sizeof(cores), &cores) != 0) {
+            epx__log(EPX__LOG_WARN,
+                     "the network's thread cannot be pinned to core %d",
+                     net->config.core);
+        }
+    }
+}
+
+static void
+release(epx__net_t *net)
+{
+    if (net->state != NULL) {
+        net->backend->close(net->state);
+    }
+    epx__net_beats_close(net);
+    for (int32_t rank = 0; net->peers != NULL && rank < net->config.num_ranks;
+         rank++) {
+        epx__net_peer_t *peer = &net->peers[rank];
+
+        free(peer->slots);
+        free(peer->rings);
+        free(peer->outgoing);
+        free(peer->landings);
+    }
+    if (net->wake_fd >= 0) {
+        (void)close(net->wake_fd);
+    }
+    if (net->epoll_fd >= 0) {
+        (void)close(net->epoll_fd);
+    }
+    free(net->ready);
+    free(net->peers);
+    free(net);
+}
+
+static epx__net_t *
+new_net(const epx__net_config_t *config)
+{
+    epx__net_t *net = calloc(1, sizeof(*net));
+
+    if (net == NULL) {
+        return NULL;
+    }
+    net->config = *config;
+    net->group = config->group_id[0] ^
+                 (config->group_id[1] << 32 | config->group_id[1] >> 32);
+    net->map = *config->map;
+    net->backend = config->backend;
+    net->epoll_fd = -1;
+    net->wake_fd = -1;
+    net->backend_fd = -1;
+    net->beats.listener = -1;
+    for (int i = 0; i < EPX__NET_STRANGERS; i++) {
+        net->beats.strangers[i].fd = -1;
+    }
+    return net;
+}
+
+epx_status_t
+epx__net_open(epx__net_t **net_p, const epx__net_config_t *config)
+{
+    epx__net_t *net = new_net(config);
+    epx_status_t status;
+
+    *net_p = NULL;
+    if (net == NULL) {
+        return epx__fail(EPX_ERR_NO_MEMORY, "no memory for the network");
+    }
+    status = meet(net, config);
+    if (status != EPX_OK) {
+        goto release_net;
+    }
+    net->tick_ns = (int64_t)(config->beat_ns > 0 ? config->beat_ns / 2
+                                                 : config->lost_after_ns / 8) +
+                   1;
+    net->last_tick_ns = epx__now_ns();
+    if (config->beat_ns > 0) {
+        epx__net_beats_connect(net);
+    }
+    if (!config->is_manual) {
+        status = epx__thread_start(&net->thread, epx__net_thread_main, net,
+                                   "the network's thread");
+        if (status != EPX_OK) {
+            goto release_net;
+        }
+        net->has_thread = true;
+        pin(net);
+    }
+    *net_p = net;
+    return EPX_OK;
+
+release_net:
+    release(net);
+    return status;
+}
+
+void
+epx__net_close(epx__net_t *net)
+{
+    if (net == NULL) {
+        return;
+    }
+    net->close_by_ns = epx__deadline_ns(net->config.timeout_ns);
+    epx__store_u32(&net->closing, 1);
+    if (net->has_thread) {
+        epx__net_mark(net, net->config.rank);
+        (void)pthread_join(net->thread, NULL);
+    }
+    release(net);
+}
+
+void
+epx__net_stats_get(epx__net_t *net, epx__net_stats_t *stats)
+{
+    const uint64_t *from = (const uint64_t *)&net->stats;
+    uint64_t *to = (uint64_t *)stats;
+
+    for (size_t i = 0; i < sizeof(*stats) / sizeof(*to); i++) {
+        to[i] = __atomic_load_n(&from[i], __ATOMIC_RELAXED);
+    }
+}

@@ -1,0 +1,106 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What goes over the network: a header in front of every message, and how it is
+ * held against the receiver's own tables.  docs/wire-format.md draws it.
+ *
+ * Messages of one rank to another carry sequence numbers 1, 2, 3, ..., of which
+ * at most EPX__NET_WINDOW are unacknowledged at a time.  Every header says what
+ * has been received in the other direction: everything up to `acked`, and
+ * acked + 1 + i where bit i of acked_bits is set.  So acknowledgements may be
+ * lost in others, repeated, or overtaken.
+ */
+#ifndef EPX_NET_NET_WIRE_H
+#define EPX_NET_NET_WIRE_H
+
+#include "core/control.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define EPX__NET_MAGIC   UINT32_C(0x6e787065) /* "epxn" */
+#define EPX__NET_VERSION 1
+#define EPX__NET_WINDOW  64 /* messages in flight; the bits of acked_bits */
+
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
+               "headers are sent as they lie in memory");
+
+typedef enum epx__net_kind {
+    EPX__NET_KIND_ACK = 1, /* only acknowledges; has no sequence number */
+    EPX__NET_KIND_BYE,     /* the sender is closing, and has heard of all */
+    EPX__NET_KIND_SIGNAL,  /* raise (step, gate) */
+    EPX__NET_KIND_POST,    /* the same; the payload is an epx__post_t */
+    EPX__NET_KIND_COUNTS,  /* the same; the payload is a count row */
+    EPX__NET_KIND_PIECE,   /* of a transfer */
+} epx__net_kind_t;
+
+typedef struct epx__net_header {
+    uint32_t magic;
+    uint16_t version;
+    uint8_t kind; /* epx__net_kind_t */
+    uint8_t gate; /* epx__gate_t, of signals, and of pieces with a step */
+    uint64_t group;
+    uint32_t source; /* rank */
+    uint32_t channel;
+    uint64_t sequence;
+    uint64_t acked;
+    uint64_t acked_bits;
+    uint64_t step;
+    uint64_t turn;
+    uint64_t offset; /* of the payload in the slot */
+    uint64_t bytes;  /* of payload */
+    uint64_t total;  /* of the turn */
+} epx__net_header_t;
+
+_Static_assert(sizeof(epx__net_header_t) == 88, "no padding on the wire");
+
+/*
+ * One half of a slot: the memory for every other turn of a channel.  Engines
+ * write base and open_turn, the net's thread all else.
+ */
+typedef struct epx__net_half {
+    char *base;
+    uint64_t open_turn; /* that may come, or is coming; 0: none */
+    uint64_t done_turn; /* that has come whole; a release of its bytes */
+    uint64_t received;  /* bytes of done_turn */
+    uint64_t turn;      /* that is coming */
+    uint64_t total;
+    uint64_t placed; /* bytes that have got a place */
+    uint64_t landed; /* bytes that are there */
+    uint64_t step;   /* to be raised, as the first piece says; 0: none */
+    uint32_t gate;
+    uint32_t writers; /* pieces that are landing */
+} epx__net_half_t;
+
+typedef struct epx__net_slot {
+    epx__net_half_t halves[2];
+    uint64_t bytes; /* of each half */
+} epx__net_slot_t;
+
+/* What this rank knows about the messages of one source. */
+typedef struct epx__net_view {
+    uint64_t group;
+    uint32_t source;
+    uint32_t num_channels;
+    const epx__map_t *map;
+    const epx__net_slot_t *slots; /* [num_channels] */
+    uint64_t last_step;           /* that this rank has started */
+    uint64_t next_received;       /* all before it have landed */
+    uint64_t started;             /* bit i: next_received + i has come */
+    uint64_t next_sent;           /* the next sequence number to source */
+} epx__net_view_t;
+
+/*
+ * Copies a header of so many bytes out of foreign memory, and looks at every
+ * field.  Returns NULL, or what is wrong, as the end of the sentence "rank 3
+ * sent a message WHY"; *header_p is then not to be used.  `bytes` is what the
+ * transport says of the payload.  What passes may be a duplicate.
+ */
+const char *epx__net_check(const epx__net_view_t *view, const void *header,
+                           size_t header_bytes, uint64_t bytes,
+                           epx__net_header_t *header_p);
+
+/* Whether a message with this sequence number has come before. */
+bool epx__net_is_duplicate(const epx__net_view_t *view, uint64_t sequence);
+
+#endif

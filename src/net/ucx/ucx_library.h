@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: MIT */
+/* UCX, loaded when it is first asked for and kept: the library is built with
+ * its headers, and linked with nothing of it. */
+#ifndef EPX_NET_UCX_UCX_LIBRARY_H
+#define EPX_NET_UCX_UCX_LIBRARY_H
+
+#include "core/status.h"
+
+#include <ucp/api/ucp.h>
+#include <ucs/config/global_opts.h>
+
+/* What is used of it.  Neither fences nor atomics are: one stops the worker for
+ * all peers, the others fail over TCP where peers may fail. */
+#define EPX__UCX_FUNCTIONS(X)         \
+    X(ucp_get_version)                \
+    X(ucp_init_version)               \
+    X(ucp_cleanup)                    \
+    X(ucp_config_read)                \
+    X(ucp_config_modify)              \
+    X(ucp_config_release)             \
+    X(ucp_worker_create)              \
+    X(ucp_worker_destroy)             \
+    X(ucp_worker_get_address)         \
+    X(ucp_worker_release_address)     \
+    X(ucp_worker_get_efd)             \
+    X(ucp_worker_arm)                 \
+    X(ucp_worker_progress)            \
+    X(ucp_worker_set_am_recv_handler) \
+    X(ucp_ep_create)                  \
+    X(ucp_ep_close_nbx)               \
+    X(ucp_am_send_nbx)                \
+    X(ucp_am_recv_data_nbx)           \
+    X(ucp_request_free)               \
+    X(ucs_status_string)              \
+    X(ucs_global_opts_set_value)
+
+typedef struct epx__ucx_library {
+#define EPX__UCX_MEMBER(name) __typeof__(&name) name;
+    EPX__UCX_FUNCTIONS(EPX__UCX_MEMBER)
+#undef EPX__UCX_MEMBER
+} epx__ucx_library_t;
+
+/* EPX_ERR_UNSUPPORTED where there is no UCX 1.13 or later. */
+epx_status_t epx__ucx_library(const epx__ucx_library_t **library_p);
+
+#endif

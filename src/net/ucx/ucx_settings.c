@@ -1,0 +1,128 @@
+/* SPDX-License-Identifier: MIT */
+#include "net/ucx/ucx_settings.h"
+
+#include "core/env.h"
+#include "net/net_internal.h"
+
+#include <stdio.h>
+#include <string.h>
+
+/* Connecting must not block the thread; and short segments are what makes TCP
+ * slow. */
+static const epx__net_setting_t defaults[] = {
+    { "TCP_CONN_NB", "y" },
+    { "TCP_TX_SEG_SIZE", "1m" },
+    { "TCP_RX_SEG_SIZE", "1m" },
+    { "KEEPALIVE_INTERVAL", "10s" },
+};
+
+/* Before 1.17 a transport's own settings go by the rest of their names alone.
+ */
+static const char *
+name_for(const epx__ucx_library_t *ucx, const char *name)
+{
+    static const char *const transports[] = { "TCP_",      "RC_VERBS_",
+                                              "RC_MLX5_",  "DC_MLX5_",
+                                              "UD_VERBS_", "UD_MLX5_" };
+    unsigned major, minor, release;
+
+    ucx->ucp_get_version(&major, &minor, &release);
+    for (size_t i = 0; minor < 17 && i < sizeof(transports) / sizeof(char *);
+         i++) {
+        size_t length = strlen(transports[i]);
+
+        if (strncmp(name, transports[i], length) == 0) {
+            return name + length;
+        }
+    }
+    return name;
+}
+
+static epx_status_t
+set(const epx__ucx_library_t *ucx, ucp_config_t *settings, const char *name,
+    const char *value)
+{
+    ucs_status_t status =
+        ucx->ucp_config_modify(settings, name_for(ucx, name), value);
+
+    return status == UCS_OK
+               ? EPX_OK
+               : epx__fail(EPX_ERR_INVALID, "UCX does not take %.60s=%.60s: %s",
+                           name, value, ucx->ucs_status_string(status));
+}
+
+/* Unless the user did. */
+static epx_status_t
+set_default(const epx__ucx_library_t *ucx, ucp_config_t *settings,
+            const char *name, const char *value)
+{
+    char variable[96];
+
+    (void)snprintf(variable, sizeof(variable), "UCX_%s", name);
+    return epx__env_string(variable) != NULL ? EPX_OK
+                                             : set(ucx, settings, name, value);
+}
+
+/* One device, so that UCX listens nowhere else. */
+static epx_status_t
+set_device(const epx__ucx_library_t *ucx, const epx__net_config_t *config,
+           ucp_config_t *settings)
+{
+    struct sockaddr_storage address;
+    char name[64];
+    bool is_interface =
+        epx__net_interface(config->device, name, sizeof(name), &address);
+    const char *device = is_interface ? name : config->device;
+    const char *transports = config->transports != NULL ? config->transports
+                             : is_interface             ? "tcp"
+                                                        : "all";
+    epx_status_t status;
+
+    if (device == NULL) {
+        return epx__fail(EPX_ERR_SYSTEM,
+                         "no network interface is up; loopback is used only "
+                         "when it is named");
+    }
+    /* What the caller names is no default. */
+    status = config->device != NULL
+                 ? set(ucx, settings, "NET_DEVICES", device)
+                 : set_default(ucx, settings, "NET_DEVICES", device);
+    if (status != EPX_OK) {
+        return status;
+    }
+    return config->transports != NULL
+               ? set(ucx, settings, "TLS", transports)
+               : set_default(ucx, settings, "TLS", transports);
+}
+
+epx_status_t
+epx__ucx_settings(const epx__ucx_library_t *ucx,
+                  const epx__net_config_t *config, ucp_config_t **settings_p)
+{
+    ucp_config_t *settings;
+    ucs_status_t read = ucx->ucp_config_read(NULL, NULL, &settings);
+    const epx__net_setting_t *given = config->settings;
+    epx_status_t status;
+
+    if (read != UCS_OK) {
+        return epx__fail(EPX_ERR_ENVIRONMENT,
+                         "UCX cannot read its environment variables: %s",
+                         ucx->ucs_status_string(read));
+    }
+    status = set_device(ucx, config, settings);
+    for (size_t i = 0;
+         i < sizeof(defaults) / sizeof(defaults[0]) && status == EPX_OK; i++) {
+        status =
+            set_default(ucx, settings, defaults[i].name, defaults[i].value);
+    }
+    while (given != NULL && given->name != NULL && status == EPX_OK) {
+        status = set(ucx, settings, given->name, given->value);
+        given++;
+    }
+    if (status != EPX_OK) {
+        ucx->ucp_config_release(settings);
+        return status;
+    }
+    *settings_p = settings;
+    return EPX_OK;
+}

@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * A network within the process that is as bad as a network may be: it delays,
+ * reorders and repeats messages, loses some and brings them later, and cuts
+ * ranks off.  What happens to a message follows from the seed, the two ranks
+ * and its number between them, and from nothing else.
+ */
+#ifndef EPX_TESTS_NET_SIM_H
+#define EPX_TESTS_NET_SIM_H
+
+#include "net/net_backend.h"
+
+typedef struct sim_faults {
+    int64_t max_delay_ns;    /* of a message; what reorders */
+    int64_t retransmit_ns;   /* how much later a lost one comes */
+    uint32_t lost_per_mille; /* which a reliable transport sends again */
+    uint32_t repeated_per_mille;
+    uint32_t slow_per_mille; /* whose bytes land after they came */
+} sim_faults_t;
+
+typedef struct sim sim_t;
+
+sim_t *sim_create(int32_t num_ranks, uint64_t seed, const sim_faults_t *faults);
+/* After all nets are closed. */
+void sim_destroy(sim_t *sim);
+
+/* Nothing reaches or leaves the rank, while it is cut off. */
+void sim_cut(sim_t *sim, int32_t rank, bool is_cut);
+
+/* How many messages were lost, and repeated. */
+void sim_counts(sim_t *sim, uint64_t *lost_p, uint64_t *repeated_p);
+
+/* Its backend_context is a sim_t. */
+extern const epx__net_backend_t sim_backend;
+
+#endif
