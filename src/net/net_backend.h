@@ -52,17 +52,17 @@ extern const epx__net_backend_t epx__net_ucx;
 /* A message came over the link to `peer`, -1: of nobody.  Returns where its
  * bytes belong; EPX__NET_DROP: nowhere, and nothing further is said of it. */
 #define EPX__NET_DROP UINT64_MAX
-uint64_t epx__net_came(epx__net_t *net, int32_t peer, const void *header,
+uint64_t epx__net_came(epx__net_t *net, int32_t rank, const void *header,
                        size_t header_bytes, uint64_t bytes, void **to_p);
 
 /* The bytes that came are there, or will not be; `landing` is what
  * epx__net_came returned. */
-void epx__net_landed(epx__net_t *net, int32_t peer, uint64_t landing, bool ok);
+void epx__net_landed(epx__net_t *net, int32_t rank, uint64_t landing, bool ok);
 
 /* The message is the net's again.  Not proof that it was delivered. */
-void epx__net_sent(epx__net_t *net, int32_t peer, epx__net_message_t *message);
+void epx__net_sent(epx__net_t *net, int32_t rank, epx__net_message_t *message);
 
 /* Not from within a callback of the network library. */
-void epx__net_link_lost(epx__net_t *net, int32_t peer, const char *why);
+void epx__net_link_lost(epx__net_t *net, int32_t rank, const char *why);
 
 #endif

@@ -174,23 +174,23 @@ void epx__net_wake(epx__net_t *net);
 /* Whoever is at the net's work is to look at the peer. */
 void epx__net_mark(epx__net_t *net, int32_t peer);
 /* Post what the peer's window lets through. */
-void epx__net_pump(epx__net_t *net, int32_t peer);
-void epx__net_send_ack(epx__net_t *net, int32_t peer);
+void epx__net_pump(epx__net_t *net, int32_t rank);
+void epx__net_send_ack(epx__net_t *net, int32_t rank);
 /* Note what the peer says that it has. */
-void epx__net_acked(epx__net_t *net, int32_t peer, uint64_t acked,
+void epx__net_acked(epx__net_t *net, int32_t rank, uint64_t acked,
                     uint64_t bits);
 /* Nothing is left to be delivered to the peer. */
 bool epx__net_is_drained(epx__net_t *net, int32_t peer);
 /* End all that was to go to a peer that is gone. */
-void epx__net_drop_all(epx__net_t *net, int32_t peer);
+void epx__net_drop_all(epx__net_t *net, int32_t rank);
 
 /* --- net_thread.c --- */
-void *epx__net_thread_main(void *net);
+void *epx__net_thread_main(void *argument);
 /* Do what is to be done for a peer, here and now; false: another thread is at
  * the net's work, and will. */
 bool epx__net_serve_now(epx__net_t *net, int32_t peer);
 /* The peer is gone, for the reason that completes the sentence "rank 3 WHY". */
-void epx__net_lose(epx__net_t *net, int32_t peer, epx_status_t status,
+void epx__net_lose(epx__net_t *net, int32_t rank, epx_status_t status,
                    const char *why);
 
 /* --- net_beat.c --- */
@@ -199,7 +199,7 @@ void epx__net_beats_connect(epx__net_t *net);
 /* Read what has come, then see who is late; now and then also send. */
 void epx__net_beats_read(epx__net_t *net, int64_t now_ns);
 void epx__net_beats_send(epx__net_t *net, int64_t now_ns);
-void epx__net_beats_drop(epx__net_t *net, int32_t peer);
+void epx__net_beats_drop(epx__net_t *net, int32_t rank);
 void epx__net_beats_close(epx__net_t *net);
 
 /* --- net_interface.c --- */

@@ -41,14 +41,13 @@ place_on_host(const epx__net_config_t *config, int32_t rank, int32_t *count_p)
 {
     int32_t place = 0;
 
-    *count_p = 0;
+    *count_p = 1; /* the rank itself */
     for (int32_t r = 0; r < config->num_ranks; r++) {
-        bool same = config->hosts == NULL
-                        ? r == rank
-                        : config->hosts[r] == config->hosts[rank];
-
-        place += same && r < rank;
-        *count_p += same;
+        if (r != rank && config->hosts != NULL &&
+            config->hosts[r] == config->hosts[rank]) {
+            place += r < rank;
+            *count_p += 1;
+        }
     }
     return place;
 }

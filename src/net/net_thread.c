@@ -391,9 +391,8 @@ epx__net_thread_main(void *argument)
             continue;
         }
         park_ns = PARK_NS;
-        if (progress(net, now, false, &wake_ns)) {
-            leave_crank(net);
-        } else if (now - net->busy_ns >= spin_ns) {
+        if (!progress(net, now, false, &wake_ns) &&
+            now - net->busy_ns >= spin_ns) {
             rest(net);
         } else {
             leave_crank(net);

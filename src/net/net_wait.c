@@ -27,7 +27,7 @@ static bool
 help_until(epx__net_t *net, uint32_t event, int64_t deadline_ns)
 {
     int64_t start = epx__now_ns();
-    int64_t now = start;
+    int64_t now;
 
     if (net->config.spin_ns <= 0) {
         return false;
