@@ -6,6 +6,7 @@
 #include "core/rank_list.h"
 
 #include <inttypes.h>
+#include <string.h>
 
 epx_status_t
 epx__group_break(epx_group_t *group, epx_status_t status)
@@ -78,19 +79,62 @@ epx__arrive(const epx__map_t *map, void *segment, uint32_t source,
     }
 }
 
-void
-epx__signal(epx_group_t *group, int32_t peer, uint64_t step, epx__gate_t gate)
+/* This rank's payload in a segment. */
+static void *
+payload_at(const epx_group_t *group, void *segment, uint64_t step,
+           epx__payload_t payload)
 {
-    epx__arrive(&group->map, group->peers[peer].base, (uint32_t)group->rank,
-                step, gate);
+    uint32_t rank = (uint32_t)group->rank;
+
+    return payload == EPX__PAYLOAD_POST
+               ? (void *)epx__map_post(&group->map, segment, step, rank)
+               : epx__map_counts(&group->map, segment, step, rank);
 }
 
 void
-epx__signal_all(epx_group_t *group, uint64_t step, epx__gate_t gate)
+epx__signal_with(epx_group_t *group, int32_t peer, uint64_t step,
+                 epx__gate_t gate, epx__payload_t payload, size_t bytes)
 {
-    /* Start with the next rank, so that not all ranks write to rank 0 first. */
-    for (int32_t i = 1; i <= group->num_ranks; i++) {
-        epx__signal(group, (group->rank + i) % group->num_ranks, step, gate);
+    void *segment = group->peers[peer].base;
+    const void *from = NULL;
+
+    if (payload != EPX__PAYLOAD_NONE) {
+        from = payload_at(group, epx__group_segment(group), step, payload);
+    }
+    if (segment == NULL) {
+        epx_status_t status = group->remote.signal(
+            group->remote.context, peer, step, gate, payload, from, bytes);
+
+        if (status != EPX_OK) {
+            (void)epx__group_break(group, status);
+        }
+        return;
+    }
+    if (from != NULL && peer != group->rank) {
+        memcpy(payload_at(group, segment, step, payload), from, bytes);
+    }
+    epx__arrive(&group->map, segment, (uint32_t)group->rank, step, gate);
+}
+
+void
+epx__signal(epx_group_t *group, int32_t peer, uint64_t step, epx__gate_t gate)
+{
+    epx__signal_with(group, peer, step, gate, EPX__PAYLOAD_NONE, 0);
+}
+
+void
+epx__signal_near(epx_group_t *group, uint64_t step, epx__gate_t gate)
+{
+    const epx__nodes_t *nodes = &group->nodes;
+    const int32_t *ranks = epx__node_ranks(nodes, nodes->own);
+    int32_t count = epx__node_size(nodes, nodes->own);
+
+    /* Start with the next rank, so that not all write to the first one first.
+     */
+    for (int32_t i = 1; i <= count; i++) {
+        int32_t at = (nodes->index_of[group->rank] + i) % count;
+
+        epx__signal(group, ranks[at], step, gate);
     }
 }
 
@@ -98,6 +142,7 @@ typedef struct wait {
     epx_group_t *group;
     uint64_t step;
     epx__gate_t gate;
+    bool is_near; /* only for the ranks of this node */
 } wait_t;
 
 static uint64_t
@@ -113,7 +158,8 @@ is_missing(const void *context, int32_t rank)
 {
     const wait_t *wait = context;
 
-    return arrival_of(wait, rank) < wait->step;
+    return (!wait->is_near || epx__is_near(&wait->group->nodes, rank)) &&
+           arrival_of(wait, rank) < wait->step;
 }
 
 /* How many ranks from *first_p on have not signalled; moves *first_p to the
@@ -154,7 +200,8 @@ check_arrivals(const wait_t *wait, const char *what)
     epx_group_t *group = wait->group;
 
     for (int32_t rank = 0; rank < group->num_ranks; rank++) {
-        uint64_t step = arrival_of(wait, rank);
+        bool counts = !wait->is_near || epx__is_near(&group->nodes, rank);
+        uint64_t step = counts ? arrival_of(wait, rank) : wait->step;
 
         if (step != wait->step) {
             return epx__group_break(group,
@@ -170,20 +217,48 @@ check_arrivals(const wait_t *wait, const char *what)
 static void
 spin(const epx_group_t *group)
 {
-    if (group->help != NULL && group->spin_ns > 0) {
-        group->help(group->help_context);
+    if (group->remote.help != NULL && group->spin_ns > 0) {
+        group->remote.help(group->remote.context);
     } else {
         epx__pause();
     }
 }
 
-epx_status_t
-epx__wait_all(epx_group_t *group, uint64_t step, epx__gate_t gate,
-              const char *what)
+/* The error that broke the group, as this call's. */
+static epx_status_t
+restore_broken(epx_group_t *group)
 {
-    wait_t wait = { group, step, gate };
-    epx__gate_line_t *line =
-        epx__map_gate(&group->map, epx__group_segment(group), step, gate);
+    epx__error_t broken;
+
+    (void)pthread_mutex_lock(&group->state_lock);
+    broken = group->broken;
+    (void)pthread_mutex_unlock(&group->state_lock);
+    return epx__error_restore(&broken);
+}
+
+void
+epx__group_wake(epx_group_t *group)
+{
+    for (uint64_t slot = 0; slot < EPX__NUM_SLOTS; slot++) {
+        for (int gate = 0; gate < EPX__NUM_GATES; gate++) {
+            epx__gate_line_t *line =
+                epx__map_gate(&group->map, epx__group_segment(group), slot,
+                              (epx__gate_t)gate);
+
+            /* One that is about to sleep finds the count changed. */
+            (void)epx__add_u32(&line->count, 1);
+            epx__futex_wake_all(&line->count);
+        }
+    }
+}
+
+static epx_status_t
+wait_for(const wait_t *waits, const char *what)
+{
+    wait_t wait = *waits;
+    epx_group_t *group = wait.group;
+    epx__gate_line_t *line = epx__map_gate(
+        &group->map, epx__group_segment(group), wait.step, wait.gate);
     int64_t start = epx__now_ns();
     int64_t deadline = epx__deadline_ns(group->timeout_ns);
     int32_t first = 0;
@@ -203,6 +278,9 @@ epx__wait_all(epx_group_t *group, uint64_t step, epx__gate_t gate,
                 continue;
             }
         }
+        if (epx__group_is_broken(group)) {
+            return restore_broken(group);
+        }
         now = epx__now_ns();
         if (now >= deadline) {
             return wait_timed_out(&wait, what);
@@ -210,8 +288,8 @@ epx__wait_all(epx_group_t *group, uint64_t step, epx__gate_t gate,
         if (now - start < group->spin_ns) {
             continue;
         }
-        if (group->help_end != NULL) {
-            group->help_end(group->help_context);
+        if (group->remote.help_end != NULL) {
+            group->remote.help_end(group->remote.context);
         }
         epx__store_u32(&line->wake_at, count + missing);
         epx__store_u32(&line->sleepers, 1);
@@ -220,4 +298,18 @@ epx__wait_all(epx_group_t *group, uint64_t step, epx__gate_t gate,
         }
         epx__store_u32(&line->sleepers, 0);
     }
+}
+
+epx_status_t
+epx__wait_all(epx_group_t *group, uint64_t step, epx__gate_t gate,
+              const char *what)
+{
+    return wait_for(&(wait_t){ group, step, gate, false }, what);
+}
+
+epx_status_t
+epx__wait_near(epx_group_t *group, uint64_t step, epx__gate_t gate,
+               const char *what)
+{
+    return wait_for(&(wait_t){ group, step, gate, true }, what);
 }

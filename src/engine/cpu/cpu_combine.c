@@ -378,9 +378,9 @@ cpu_combine_finish(cpu_plan_t *plan)
     }
     if (status == EPX_OK) {
         pull_rows(plan);
-        epx__signal_all(group, op->step, EPX__GATE_DONE);
-        status = epx__wait_all(group, op->step, EPX__GATE_DONE,
-                               "the end of a combine");
+        epx__signal_near(group, op->step, EPX__GATE_DONE);
+        status = epx__wait_near(group, op->step, EPX__GATE_DONE,
+                                "the end of a combine");
     }
     cpu_arrays_close(group, op->arrays);
     cpu_step_end(group, op->step);

@@ -192,7 +192,7 @@ send_direct(cpu_plan_t *plan, epx__post_t *post)
     }
     if (status == EPX_OK) {
         send_rows(plan);
-        epx__signal_all(group, op->step, EPX__GATE_DONE);
+        epx__signal_near(group, op->step, EPX__GATE_DONE);
     }
     return status;
 }
@@ -383,7 +383,7 @@ cpu_dispatch_finish(cpu_plan_t *plan)
     epx_status_t status =
         op->uses_slots
             ? receive_slots(plan)
-            : epx__wait_all(group, op->step, EPX__GATE_DONE, "a dispatch");
+            : epx__wait_near(group, op->step, EPX__GATE_DONE, "a dispatch");
 
     if (status == EPX_OK) {
         cpu_receive_close(plan);

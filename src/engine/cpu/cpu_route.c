@@ -143,16 +143,18 @@ post_counts(cpu_plan_t *plan)
         .slots_offset = cpu_slots_offset(plan),
     };
 
-    for (int32_t i = 1; i <= group->num_ranks; i++) {
-        int32_t peer = (group->rank + i) % group->num_ranks;
-        epx__count_row_t *row =
-            epx__map_counts(&group->map, group->peers[peer].base,
-                            plan->counts_step, (uint32_t)group->rank);
+    epx__count_row_t *row =
+        epx__map_counts(&group->map, epx__group_segment(group),
+                        plan->counts_step, (uint32_t)group->rank);
 
-        *row = head;
-        memcpy(epx__count_row_tokens(row), plan->sent_tokens,
-               num_counts * sizeof(uint32_t));
-        epx__signal(group, peer, plan->counts_step, EPX__GATE_READY);
+    *row = head;
+    memcpy(epx__count_row_tokens(row), plan->sent_tokens,
+           num_counts * sizeof(uint32_t));
+    for (int32_t i = 1; i <= group->num_ranks; i++) {
+        epx__signal_with(group, (group->rank + i) % group->num_ranks,
+                         plan->counts_step, EPX__GATE_READY,
+                         EPX__PAYLOAD_COUNTS,
+                         sizeof(*row) + num_counts * sizeof(uint32_t));
     }
 }
 
