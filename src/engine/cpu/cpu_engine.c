@@ -95,6 +95,7 @@ cpu_close(epx_group_t *group)
     if (engine->pool != NULL) {
         epx__pool_close(engine->pool);
     }
+    cpu_rails_close(engine->rails);
     free(engine->posts);
     free(engine->targets);
     free(engine->scratch);
@@ -120,6 +121,9 @@ cpu_open(epx_group_t *group)
     } else {
         status =
             epx__pool_open(group->num_workers, group->spin_ns, &engine->pool);
+        if (status == EPX_OK) {
+            status = cpu_rails_open(group);
+        }
     }
     if (status != EPX_OK) {
         cpu_close(group);
