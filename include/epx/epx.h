@@ -714,6 +714,11 @@ EPX_API epx_status_t epx_dispatch(epx_plan_t *plan,
  * so in the expert layouts the result does not depend on how the experts are
  * spread over ranks.  A token without experts gets the biases, or zero.
  *
+ * With several nodes, what another node has of a token is summed there, in this
+ * order, and rounded to dtype (recv_topk_weights: float32); the owner adds that
+ * as one term.  Nodes come in the order of their lowest ranks, the owner's own
+ * with its rows one by one.  So the bits depend on which node an expert is on.
+ *
  * x may lie in EPX memory (peers read it in place) or anywhere else (one more
  * copy).  Which optional arrays are given must be the same on every rank, but
  * for bias and topk_weights, which concern the owner of the tokens alone.

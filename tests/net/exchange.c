@@ -105,8 +105,7 @@ signal_ready(state_t *s, uint64_t step)
                                                 (uint32_t)rank->rank)
                         : (void *)epx__map_counts(&rank->map, segment, step,
                                                   (uint32_t)rank->rank);
-    size_t bytes =
-        is_post ? sizeof(epx__post_t) : rank->map.count_row_bytes;
+    size_t bytes = is_post ? sizeof(epx__post_t) : rank->map.count_row_bytes;
 
     fill(own, bytes, seed_of(s, step, rank->rank, 0));
     epx__net_step_begin(rank->net, step);
@@ -114,10 +113,9 @@ signal_ready(state_t *s, uint64_t step)
                 EPX__GATE_READY);
     for (int32_t peer = 0; peer < rank->world->num_ranks; peer++) {
         if (peer != rank->rank) {
-            CHECK_OK(epx__net_signal(rank->net, peer, step, EPX__GATE_READY,
-                                     is_post ? EPX__PAYLOAD_POST
-                                             : EPX__PAYLOAD_COUNTS,
-                                     own, bytes));
+            CHECK_OK(epx__net_signal(
+                rank->net, peer, step, EPX__GATE_READY,
+                is_post ? EPX__PAYLOAD_POST : EPX__PAYLOAD_COUNTS, own, bytes));
         }
     }
 }

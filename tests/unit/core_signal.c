@@ -32,8 +32,8 @@ member_open(member_t *m, int32_t rank, int32_t num_ranks, void *segments)
     const int32_t node_of[MOST_RANKS] = { 0 };
 
     memset(m, 0, sizeof(*m));
-    assert_int_equal(
-        epx__nodes_open(&m->group.nodes, rank, num_ranks, node_of), EPX_OK);
+    assert_int_equal(epx__nodes_open(&m->group.nodes, rank, num_ranks, node_of),
+                     EPX_OK);
     m->group.rank = rank;
     m->group.num_ranks = num_ranks;
     m->group.timeout_ns = hour_ns;

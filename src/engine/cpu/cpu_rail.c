@@ -45,6 +45,9 @@ cpu_parcel(const cpu_parcel_kind_t *kind, int64_t num_tokens, int chunk)
 {
     int count = cpu_parcels(kind, num_tokens);
 
+    if (chunk >= count) {
+        return (cpu_parcel_t){ .begin = num_tokens };
+    }
     return lay_out(kind, num_tokens * chunk / count,
                    num_tokens * (chunk + 1) / count);
 }

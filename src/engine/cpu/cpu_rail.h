@@ -41,6 +41,7 @@ typedef struct cpu_parcel {
 
 /* How many chunks n tokens are sent in; 0: nothing is sent. */
 int cpu_parcels(const cpu_parcel_kind_t *kind, int64_t num_tokens);
+/* Empty from that number on. */
 cpu_parcel_t cpu_parcel(const cpu_parcel_kind_t *kind, int64_t num_tokens,
                         int chunk);
 /* Bytes of the largest. */
