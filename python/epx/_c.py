@@ -75,6 +75,7 @@ class GroupConfig(Struct):
         ("num_workers", c_int32),
         ("max_experts", c_int32),
         ("timeout_ns", c_uint64),
+        ("lost_after_ns", c_uint64),
     ]
 
 
@@ -230,6 +231,7 @@ _CALLS = {
     "epx_bootstrap_threads_create": [c_int32, POINTER(POINTER(Bootstrap))],
     "epx_group_create": [POINTER(GroupConfig), POINTER(c_void_p)],
     "epx_group_destroy": [c_void_p],
+    "epx_group_abort": [c_void_p],
     "epx_group_status": [c_void_p],
     "epx_group_query": [c_void_p, POINTER(GroupInfo)],
     "epx_mem_alloc": [c_void_p, c_uint64, POINTER(c_void_p)],

@@ -350,6 +350,9 @@ epx__fd_exchange_run(epx__fd_exchange_t *exchange, epx_group_t *group,
             status =
                 accept_one(&run, run.pushed < group->num_ranks ? 1 : POLL_MS);
         }
+        if (status == EPX_OK) {
+            status = epx__group_check(group); /* a peer may have died */
+        }
         if (status == EPX_OK && epx__now_ns() >= deadline_ns) {
             status = timed_out(&run, peer);
         }
