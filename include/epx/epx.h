@@ -112,6 +112,7 @@ extern "C" {
     X(EPX_ERR_PEER_LOST, -41, "a peer went away")                        \
     X(EPX_ERR_PEER_DATA, -42, "a peer sent an impossible value")         \
     X(EPX_ERR_AUTH, -43, "a peer does not hold the job's secret")        \
+    X(EPX_ERR_ABORTED, -44, "a rank has aborted the group")              \
     /* the group: every rank sees the same error */                      \
     X(EPX_ERR_MISMATCH, -60, "the ranks do not agree")                   \
     X(EPX_ERR_CAPACITY, -61, "the routing exceeds the fixed capacity")   \
@@ -249,14 +250,10 @@ typedef struct epx_network_config {
                                  1..16 */
     int32_t core;             /* that the network's thread is pinned to; -1:
                                  none */
-    /* How often the hosts hear of each other when nothing else is sent, and
-     * after how much silence a peer is lost; 0: 100 ms and 1 s. */
-    uint64_t heartbeat_ns;
-    uint64_t lost_after_ns;
 } epx_network_config_t;
 
 #define EPX_NETWORK_CONFIG_INIT \
-    { sizeof(epx_network_config_t), 0, 0, -1, -1, -1, -1, -1, -1, 0, 0 }
+    { sizeof(epx_network_config_t), 0, 0, -1, -1, -1, -1, -1, -1 }
 
 typedef struct epx_group_config {
     size_t size;
@@ -282,6 +279,10 @@ typedef struct epx_group_config {
     int32_t max_experts;
     /* How long any wait for a peer may take.  0: 30 s. */
     uint64_t timeout_ns;
+    /* A peer that gives no sign of life for so long is lost; the same on every
+     * rank.  Raise it to stop a rank in a debugger.  0: 1 s.  See
+     * epx_group_status. */
+    uint64_t lost_after_ns;
     /* NULL: the defaults. */
     const epx_network_config_t *network;
     /* Ranks with different numbers never share memory, as if they were on
@@ -290,7 +291,7 @@ typedef struct epx_group_config {
 } epx_group_config_t;
 
 #define EPX_GROUP_CONFIG_INIT \
-    { sizeof(epx_group_config_t), 0, EPX_DEVICE_CPU, 0, 0, 0, 0, 0, 0, 0 }
+    { sizeof(epx_group_config_t), 0, EPX_DEVICE_CPU, 0, 0, 0, 0, 0, 0, 0, 0 }
 
 /*
  * Makes a group.  Collective; blocks until all ranks have joined.  A rank whose
@@ -325,8 +326,27 @@ EPX_API epx_status_t epx_group_create(const epx_group_config_t *config,
  */
 EPX_API epx_status_t epx_group_destroy(epx_group_t *group);
 
-/* EPX_OK, or the error that broke the group.  Does not block. */
+/*
+ * EPX_OK, or the error that broke the group.  Does not block.
+ *
+ * In a group of the CPU all ranks fail together, with one sentence: what a rank
+ * finds it tells its peers at once, and every wait ends.  A call that waits
+ * returns that error; if none did, the next call does; then it is
+ * EPX_ERR_BROKEN.  A rank is lost (EPX_ERR_PEER_LOST) when its process ends
+ * without epx_group_destroy, at once, or when it gives no sign of life for
+ * lost_after_ns, since it is stopped, say; nobody watches it while a group is
+ * made but for the end of its process, and nothing watches the peers of a CUDA
+ * group but the timeout.
+ */
 EPX_API epx_status_t epx_group_status(const epx_group_t *group);
+
+/*
+ * Breaks the group: calls of this rank that wait for a peer, and those of its
+ * peers, end at once with EPX_ERR_ABORTED.  From any thread, at any time before
+ * epx_group_destroy.  In a CUDA group kernels that wait go on to do so until
+ * their timeout, and peers are not told.
+ */
+EPX_API epx_status_t epx_group_abort(epx_group_t *group);
 
 typedef struct epx_group_info {
     size_t size;

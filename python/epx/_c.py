@@ -76,8 +76,6 @@ class NetworkConfig(Struct):
         ("adaptive_routing", c_int32),
         ("num_lanes", c_int32),
         ("core", c_int32),
-        ("heartbeat_ns", c_uint64),
-        ("lost_after_ns", c_uint64),
     ]
 
 
@@ -93,6 +91,7 @@ class GroupConfig(Struct):
         ("num_workers", c_int32),
         ("max_experts", c_int32),
         ("timeout_ns", c_uint64),
+        ("lost_after_ns", c_uint64),
         ("network", POINTER(NetworkConfig)),
         ("node", c_int32),
     ]
@@ -252,6 +251,7 @@ _CALLS = {
     "epx_bootstrap_threads_create": [c_int32, POINTER(POINTER(Bootstrap))],
     "epx_group_create": [POINTER(GroupConfig), POINTER(c_void_p)],
     "epx_group_destroy": [c_void_p],
+    "epx_group_abort": [c_void_p],
     "epx_group_status": [c_void_p],
     "epx_group_query": [c_void_p, POINTER(GroupInfo)],
     "epx_mem_alloc": [c_void_p, c_uint64, POINTER(c_void_p)],

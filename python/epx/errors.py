@@ -28,6 +28,7 @@ class Status(enum.IntEnum):
     ERR_PEER_LOST = -41
     ERR_PEER_DATA = -42
     ERR_AUTH = -43
+    ERR_ABORTED = -44
     # the group: every rank sees the same error
     ERR_MISMATCH = -60
     ERR_CAPACITY = -61

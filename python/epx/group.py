@@ -55,6 +55,8 @@ class Group:
         num_workers: threads or SMs for an operation; 0: the library's choice.
         max_experts: the most experts of any plan; 0 is 1024.
         timeout: seconds that any wait for a peer may take; 0 is 30.
+        lost_after: seconds without a sign of life after which a peer is lost;
+            0 is 1.
 
     A group is released when it, its plans and queues, and the arrays in its
     memory are gone.  ``close`` does so at once, but for those arrays.
@@ -69,6 +71,7 @@ class Group:
         num_workers: int = 0,
         max_experts: int = 0,
         timeout: float = 0,
+        lost_after: float = 0,
     ) -> None:
         self.is_cuda, self.device_ordinal = _parse_device(device)
         self.device = f"cuda:{self.device_ordinal}" if self.is_cuda else "cpu"
@@ -83,6 +86,7 @@ class Group:
             num_workers=num_workers,
             max_experts=max_experts,
             timeout_ns=int(timeout * 1e9),
+            lost_after_ns=int(lost_after * 1e9),
         )
         if bootstrap is None:
             bootstrap = _bootstrap.Bootstrap()
@@ -123,6 +127,10 @@ class Group:
     def check(self) -> None:
         """Raises the error that broke the group, if one did."""
         _c.lib.epx_group_status(self.handle)
+
+    def abort(self) -> None:
+        """Ends every call that waits, here and on the peers, with an error."""
+        _c.lib.epx_group_abort(self.handle)
 
     def local_experts(
         self, num_experts: int, rank: Optional[int] = None

@@ -9,8 +9,11 @@
  * ranks end at once and know whose fault it was.
  */
 #include "api/api_args.h"
+#include "core/atomic.h"
 #include "core/clock.h"
 #include "core/env.h"
+#include "core/lost.h"
+#include "core/watch.h"
 #include "engine/engine.h"
 #include "fabric/fabric.h"
 #include "net/net_group.h"
@@ -30,6 +33,8 @@
 #define DEFAULT_TIMEOUT_NS  (30 * (uint64_t)EPX__NS_PER_SEC)
 #define MIN_TIMEOUT_NS      ((uint64_t)EPX__NS_PER_MS)
 #define MAX_NODE            INT32_MAX
+#define DEFAULT_LOST_NS     ((uint64_t)EPX__NS_PER_SEC)
+#define MIN_LOST_NS         (EPX__WATCH_BEATS * (uint64_t)EPX__NS_PER_MS)
 
 /* What went wrong on a rank, as its peers are told. */
 typedef struct verdict {
@@ -43,6 +48,7 @@ typedef struct hello {
     uint32_t device;
     uint32_t max_experts;
     uint32_t num_ranks;
+    uint64_t lost_after_ns;
     uint64_t nonce[2]; /* rank 0's names the job */
     epx__fabric_place_t place;
 } hello_t;
@@ -130,11 +136,17 @@ complete_config(epx_group_config_t *config)
         config->max_experts == 0 ? DEFAULT_MAX_EXPERTS : config->max_experts;
     config->timeout_ns =
         config->timeout_ns == 0 ? DEFAULT_TIMEOUT_NS : config->timeout_ns;
+    config->lost_after_ns =
+        config->lost_after_ns == 0 ? DEFAULT_LOST_NS : config->lost_after_ns;
     status = check_range("heap_bytes", config->heap_bytes, EPX__PAGE,
                          MAX_HEAP_BYTES);
     if (status == EPX_OK) {
         status = check_range("timeout_ns", config->timeout_ns, MIN_TIMEOUT_NS,
                              INT64_MAX);
+    }
+    if (status == EPX_OK) {
+        status = check_range("lost_after_ns", config->lost_after_ns,
+                             MIN_LOST_NS, INT64_MAX);
     }
     if (status == EPX_OK &&
         (config->max_experts < 0 || config->max_experts > MAX_MAX_EXPERTS)) {
@@ -181,10 +193,9 @@ complete_network(birth_t *birth)
 
     birth->network = (epx_network_config_t)EPX_NETWORK_CONFIG_INIT;
     if (given != NULL) {
-        status = epx__args_copy(
-            &birth->network, sizeof(birth->network), given,
-            EPX__BYTES_THROUGH(epx_network_config_t, lost_after_ns),
-            "config->network");
+        status = epx__args_copy(&birth->network, sizeof(birth->network), given,
+                                EPX__BYTES_THROUGH(epx_network_config_t, core),
+                                "config->network");
     }
     return status == EPX_OK ? epx__network_complete(&birth->network) : status;
 }
@@ -236,6 +247,7 @@ group_new(const birth_t *birth)
     group->device_ordinal = birth->config.device_ordinal;
     group->engine = birth->engine;
     group->timeout_ns = birth->config.timeout_ns;
+    group->lost_after_ns = birth->config.lost_after_ns;
     (void)pthread_mutex_init(&group->op_lock, NULL);
     (void)pthread_mutex_init(&group->state_lock, NULL);
     return group;
@@ -247,9 +259,11 @@ group_free(epx_group_t *group)
     if (group == NULL) {
         return;
     }
+    epx__lost_leave(group);
     if (group->remote.close != NULL) {
         group->remote.close(group->remote.context);
     }
+    epx__watch_close(group);
     if (group->engine_state != NULL) {
         group->engine->close(group);
     }
@@ -272,21 +286,23 @@ compare_hellos(const hello_t *hellos, int32_t num_ranks)
     for (int32_t rank = 0; rank < num_ranks; rank++) {
         const struct {
             const char *name;
-            uint32_t theirs, first;
+            uint64_t theirs, first;
         } fields[] = {
             { "num_ranks", hellos[rank].num_ranks, (uint32_t)num_ranks },
             { "the library version", hellos[rank].version, hellos[0].version },
             { "device", hellos[rank].device, hellos[0].device },
             { "max_experts", hellos[rank].max_experts, hellos[0].max_experts },
+            { "lost_after_ns", hellos[rank].lost_after_ns,
+              hellos[0].lost_after_ns },
         };
 
         for (size_t i = 0; i < sizeof(fields) / sizeof(*fields); i++) {
             if (fields[i].theirs != fields[i].first) {
-                return epx__fail(EPX_ERR_MISMATCH,
-                                 "the ranks disagree on the group: %s is %u on "
-                                 "rank %d and %u on rank 0",
-                                 fields[i].name, fields[i].theirs, rank,
-                                 fields[i].first);
+                return epx__fail(
+                    EPX_ERR_MISMATCH,
+                    "the ranks disagree on the group: %s is "
+                    "%" PRIu64 " on rank %d and %" PRIu64 " on rank 0",
+                    fields[i].name, fields[i].theirs, rank, fields[i].first);
             }
         }
     }
@@ -330,6 +346,7 @@ meet(birth_t *birth, epx_status_t own_status)
         .device = birth->config.device,
         .max_experts = (uint32_t)birth->config.max_experts,
         .num_ranks = (uint32_t)bootstrap->num_ranks,
+        .lost_after_ns = birth->config.lost_after_ns,
     };
     hello_t *hellos = calloc((size_t)bootstrap->num_ranks, sizeof(*hellos));
     epx__fabric_place_t *places =
@@ -371,6 +388,37 @@ out:
     return status;
 }
 
+/* Watch those peers of this node that are other processes. */
+static epx_status_t
+open_watch(const birth_t *birth)
+{
+    epx_group_t *group = birth->group;
+    const epx__fabric_place_t *own = &birth->places[group->rank];
+    epx__watch_peer_t *peers = calloc((size_t)group->num_ranks, sizeof(*peers));
+    int32_t count = 0;
+    epx_status_t status = EPX_OK;
+
+    if (peers == NULL) {
+        return epx__fail(EPX_ERR_NO_MEMORY, "no memory for %d ranks",
+                         group->num_ranks);
+    }
+    for (int32_t rank = 0; rank < group->num_ranks; rank++) {
+        const epx__fabric_place_t *place = &birth->places[rank];
+
+        if (epx__is_near(&group->nodes, rank) &&
+            !epx__fabric_same_process(own, place)) {
+            peers[count++] = (epx__watch_peer_t){
+                rank, place->pid_ns == own->pid_ns ? (int32_t)place->pid : 0
+            };
+        }
+    }
+    if (count > 0 && epx__lost_vitals(group, group->rank) != NULL) {
+        status = epx__watch_open(group, peers, count);
+    }
+    free(peers);
+    return status;
+}
+
 /* Settle the workers, and make this rank's segment with its heap. */
 static epx_status_t
 open_segment(const birth_t *birth, epx__fabric_card_t *card)
@@ -391,7 +439,7 @@ open_segment(const birth_t *birth, epx__fabric_card_t *card)
         status = epx__heap_open(&group->heap, epx__group_segment(group),
                                 group->map.heap, bytes);
     }
-    return status;
+    return status == EPX_OK ? open_watch(birth) : status;
 }
 
 /* 2 and 3: reach everybody's segment, and make sure that all have. */
@@ -421,7 +469,11 @@ join_segments(const birth_t *birth)
         fabric_cards[rank] = cards[rank].fabric;
     }
     status = group->fabric->connect(group, fabric_cards, birth->deadline_ns);
+    if (status == EPX_ERR_PEER_LOST) {
+        goto out; /* it would be missed in the gather, too */
+    }
     if (status == EPX_OK) {
+        epx__store_u32(&group->is_joined, 1);
         status = group->engine->open(group);
     }
     set_verdict(&verdict, status);
@@ -536,6 +588,17 @@ epx_group_destroy(epx_group_t *group)
 }
 
 epx_status_t
+epx_group_abort(epx_group_t *group)
+{
+    if (group == NULL) {
+        return epx__fail(EPX_ERR_NULL, "group is null");
+    }
+    epx__group_end(group, epx__fail(EPX_ERR_ABORTED,
+                                    "rank %d aborted the group", group->rank));
+    return EPX_OK;
+}
+
+epx_status_t
 epx_group_status(const epx_group_t *group)
 {
     /* The lock is not part of what const promises. */
@@ -548,6 +611,7 @@ epx_group_status(const epx_group_t *group)
     if (group->engine->check != NULL) {
         (void)group->engine->check(shared); /* its error breaks the group */
     }
+    (void)epx__group_is_broken(shared);
     (void)pthread_mutex_lock(&shared->state_lock);
     broken = shared->broken;
     (void)pthread_mutex_unlock(&shared->state_lock);

@@ -5,6 +5,7 @@
  *
  *     offset of the segment
  *     0         header           identity of the segment, checked on attach
+ *     1024      vitals           whether its rank lives (core/lost.h)
  *     gates     [16][2]          one line each: futex word, sleepers, wake_at
  *     arrivals  [16][2][R]       one line each: the last step that source
  *                                signalled at this gate
@@ -34,6 +35,7 @@
 #define EPX__PAGE           4096
 #define EPX__SEGMENT_MAGIC  UINT64_C(0x746e656d67657358) /* "Xsegment" */
 #define EPX__LAYOUT_VERSION 3
+#define EPX__VITALS         1024
 
 typedef struct epx__segment_header {
     uint64_t magic;
@@ -44,6 +46,19 @@ typedef struct epx__segment_header {
     uint32_t num_ranks;
     uint32_t max_experts;
 } epx__segment_header_t;
+
+/* The owner writes all but the alarm, which is its peers'. */
+typedef struct epx__vitals {
+    uint64_t beat;     /* raised as long as the owner's process runs */
+    uint32_t has_left; /* has destroyed its group: signals no more */
+    uint32_t unused[13];
+    /* 1 + the rank that found the group failed, and has a verdict. */
+    uint32_t alarm;
+    uint32_t unused_too[15];
+    /* Why the owner's group failed: written before the alarm is raised. */
+    int32_t status;
+    char text[508];
+} epx__vitals_t;
 
 /* READY: a count row or a post is there.  DONE: rows have landed, or a block
  * has been read. */
@@ -208,6 +223,12 @@ epx__map_make(uint32_t num_ranks, uint32_t max_experts)
     map.heap =
         epx__round_up(map.counts + slot_ranks * map.count_row_bytes, EPX__PAGE);
     return map;
+}
+
+EPX__INLINE epx__vitals_t *
+epx__map_vitals(void *segment)
+{
+    return (epx__vitals_t *)(void *)((char *)segment + EPX__VITALS);
 }
 
 EPX__INLINE uint32_t

@@ -3,46 +3,109 @@
 
 #include "core/atomic.h"
 #include "core/clock.h"
+#include "core/lost.h"
 #include "core/rank_list.h"
 
 #include <inttypes.h>
 #include <string.h>
 
+/* The first error is the one that counts: false for any other. */
+static bool
+note(epx_group_t *group, const epx__error_t *error, bool is_told)
+{
+    bool is_first;
+
+    (void)pthread_mutex_lock(&group->state_lock);
+    is_first = group->broken.status == EPX_OK;
+    if (is_first) {
+        group->broken = *error;
+        group->is_told = is_told;
+    }
+    (void)pthread_mutex_unlock(&group->state_lock);
+    return is_first;
+}
+
+static void
+break_group(epx_group_t *group, epx_status_t status, bool is_told)
+{
+    epx__error_t error;
+
+    epx__error_save(&error, status);
+    if (note(group, &error, is_told)) {
+        epx__lost_tell(group, &error);
+        epx__group_wake(group);
+    }
+}
+
 epx_status_t
 epx__group_break(epx_group_t *group, epx_status_t status)
 {
-    (void)pthread_mutex_lock(&group->state_lock);
-    if (group->broken.status == EPX_OK) {
-        epx__error_save(&group->broken, status);
-    }
-    (void)pthread_mutex_unlock(&group->state_lock);
+    break_group(group, status, true);
     return status;
+}
+
+void
+epx__group_end(epx_group_t *group, epx_status_t status)
+{
+    break_group(group, status, false);
+}
+
+void
+epx__group_adopt(epx_group_t *group, const epx__error_t *error)
+{
+    if (note(group, error, false)) {
+        epx__log(EPX__LOG_ERROR, "%s", error->text);
+        epx__group_wake(group);
+    }
+}
+
+static bool
+has_failed(epx_group_t *group)
+{
+    bool has;
+
+    (void)pthread_mutex_lock(&group->state_lock);
+    has = group->broken.status != EPX_OK;
+    (void)pthread_mutex_unlock(&group->state_lock);
+    return has;
+}
+
+bool
+epx__group_is_broken(epx_group_t *group)
+{
+    return has_failed(group) || epx__lost_hear(group);
+}
+
+epx_status_t
+epx__group_restore(epx_group_t *group)
+{
+    epx__error_t broken;
+
+    (void)pthread_mutex_lock(&group->state_lock);
+    broken = group->broken;
+    group->is_told = true;
+    (void)pthread_mutex_unlock(&group->state_lock);
+    return epx__error_restore(&broken);
 }
 
 epx_status_t
 epx__group_check(epx_group_t *group)
 {
     epx__error_t broken;
+    bool is_told;
 
-    (void)pthread_mutex_lock(&group->state_lock);
-    broken = group->broken;
-    (void)pthread_mutex_unlock(&group->state_lock);
-    if (broken.status == EPX_OK) {
+    if (!epx__group_is_broken(group)) {
         return EPX_OK;
     }
-    return epx__fail(EPX_ERR_BROKEN, "the group has failed earlier: %.440s",
-                     broken.text);
-}
-
-bool
-epx__group_is_broken(epx_group_t *group)
-{
-    bool is_broken;
-
     (void)pthread_mutex_lock(&group->state_lock);
-    is_broken = group->broken.status != EPX_OK;
+    broken = group->broken;
+    is_told = group->is_told;
+    group->is_told = true;
     (void)pthread_mutex_unlock(&group->state_lock);
-    return is_broken;
+    return is_told
+               ? epx__fail(EPX_ERR_BROKEN,
+                           "the group has failed earlier: %.440s", broken.text)
+               : epx__error_restore(&broken);
 }
 
 void
@@ -76,6 +139,32 @@ epx__arrive(const epx__map_t *map, void *segment, uint32_t source,
     if (epx__load_u32(&line->sleepers) != 0 &&
         (int32_t)(count - epx__load_u32(&line->wake_at)) >= 0) {
         epx__futex_wake_all(&line->count);
+    }
+}
+
+void
+epx__ring(const epx__map_t *map, void *segment)
+{
+    for (uint64_t slot = 0; slot < EPX__NUM_SLOTS; slot++) {
+        for (int gate = 0; gate < EPX__NUM_GATES; gate++) {
+            epx__gate_line_t *line =
+                epx__map_gate(map, segment, slot, (epx__gate_t)gate);
+
+            /* One that is about to sleep finds the count changed. */
+            (void)epx__add_u32(&line->count, 1);
+            epx__futex_wake_all(&line->count);
+        }
+    }
+}
+
+void
+epx__group_wake(epx_group_t *group)
+{
+    if (group->device == EPX_DEVICE_CPU && epx__group_segment(group) != NULL) {
+        epx__ring(&group->map, epx__group_segment(group));
+    }
+    if (group->remote.wake != NULL) {
+        group->remote.wake(group->remote.context);
     }
 }
 
@@ -214,6 +303,37 @@ check_arrivals(const wait_t *wait, const char *what)
     return EPX_OK;
 }
 
+/* Whoever has left and still owes its signal will never send it. */
+static bool
+is_left(const void *context, int32_t rank)
+{
+    const wait_t *wait = context;
+
+    /* In this order: the second look sees all that came before it left. */
+    return is_missing(wait, rank) && epx__lost_has_left(wait->group, rank) &&
+           is_missing(wait, rank);
+}
+
+static epx_status_t
+check_left(const wait_t *wait, const char *what)
+{
+    epx_group_t *group = wait->group;
+    bool any = false;
+
+    for (int32_t rank = 0; rank < group->num_ranks && !any; rank++) {
+        any = is_left(wait, rank);
+    }
+    if (!any) {
+        return EPX_OK;
+    }
+    return epx__group_break(
+        group,
+        epx__fail(EPX_ERR_PEER_LOST,
+                  "%s destroyed its group while rank %d waited for it in %s",
+                  epx__rank_list_make(group->num_ranks, is_left, wait).text,
+                  group->rank, what));
+}
+
 static void
 spin(const epx_group_t *group)
 {
@@ -221,34 +341,6 @@ spin(const epx_group_t *group)
         group->remote.help(group->remote.context);
     } else {
         epx__pause();
-    }
-}
-
-/* The error that broke the group, as this call's. */
-static epx_status_t
-restore_broken(epx_group_t *group)
-{
-    epx__error_t broken;
-
-    (void)pthread_mutex_lock(&group->state_lock);
-    broken = group->broken;
-    (void)pthread_mutex_unlock(&group->state_lock);
-    return epx__error_restore(&broken);
-}
-
-void
-epx__group_wake(epx_group_t *group)
-{
-    for (uint64_t slot = 0; slot < EPX__NUM_SLOTS; slot++) {
-        for (int gate = 0; gate < EPX__NUM_GATES; gate++) {
-            epx__gate_line_t *line =
-                epx__map_gate(&group->map, epx__group_segment(group), slot,
-                              (epx__gate_t)gate);
-
-            /* One that is about to sleep finds the count changed. */
-            (void)epx__add_u32(&line->count, 1);
-            epx__futex_wake_all(&line->count);
-        }
     }
 }
 
@@ -262,6 +354,7 @@ wait_for(const wait_t *waits, const char *what)
     int64_t start = epx__now_ns();
     int64_t deadline = epx__deadline_ns(group->timeout_ns);
     int32_t first = 0;
+    epx_status_t status;
 
     for (uint32_t spins = 0;; spins++) {
         /* Read before looking: a signal that is missed below comes after. */
@@ -279,7 +372,7 @@ wait_for(const wait_t *waits, const char *what)
             }
         }
         if (epx__group_is_broken(group)) {
-            return restore_broken(group);
+            return epx__group_restore(group);
         }
         now = epx__now_ns();
         if (now >= deadline) {
@@ -290,6 +383,10 @@ wait_for(const wait_t *waits, const char *what)
         }
         if (group->remote.help_end != NULL) {
             group->remote.help_end(group->remote.context);
+        }
+        status = check_left(&wait, what);
+        if (status != EPX_OK) {
+            return status;
         }
         epx__store_u32(&line->wake_at, count + missing);
         epx__store_u32(&line->sleepers, 1);

@@ -15,6 +15,7 @@
 
 struct epx__engine_ops;
 struct epx__fabric_ops;
+struct epx__watch;
 
 /* A rank's segment as this rank sees it. */
 typedef struct epx__peer {
@@ -50,6 +51,11 @@ typedef struct epx__remote {
     /* What a thread that spins does meanwhile, and when it is to sleep. */
     void (*help)(void *context);
     void (*help_end)(void *context);
+    /* The group has failed: tell those ranks, and end this rank's own waits. */
+    void (*tell)(void *context, const epx__error_t *error);
+    void (*wake)(void *context);
+    /* Whether the rank has destroyed its group: an acquire of its signals. */
+    bool (*has_left)(void *context, int32_t rank);
     void (*close)(void *context);
 } epx__remote_t;
 
@@ -67,6 +73,11 @@ struct epx_group {
     epx__nodes_t nodes;
     epx__remote_t remote; /* all NULL with a single node */
 
+    /* Of the peers that are other processes; NULL when there are none. */
+    struct epx__watch *watch;
+    uint64_t lost_after_ns; /* of silence */
+    uint32_t is_joined; /* peers can be told: atomic, 1 once they are there */
+
     epx__map_t map;
     epx__peer_t *peers; /* [R], this rank's own among them */
     epx__heap_t heap;
@@ -83,16 +94,30 @@ struct epx_group {
 
     pthread_mutex_t state_lock; /* guards what follows */
     epx__error_t broken;        /* EPX_OK while the group works */
+    bool is_told;               /* a call has returned that error */
     int32_t num_plans;
     int32_t num_queues;
 };
 
-/* Record the first error that makes the group unusable; returns status. */
+/* Record the first error that makes the group unusable, this thread's last;
+ * tell the peers, and end all waits of this rank.  Returns status, which the
+ * caller's operation ends with. */
 epx_status_t epx__group_break(epx_group_t *group, epx_status_t status);
 
-/* EPX_OK, or EPX_ERR_BROKEN with the sentence of the error that broke it. */
+/* The same outside of any operation: the next one reports it. */
+void epx__group_end(epx_group_t *group, epx_status_t status);
+
+/* The same for an error that a peer has told of, and told everybody. */
+void epx__group_adopt(epx_group_t *group, const epx__error_t *error);
+
+/* EPX_OK; the error that broke the group, when no call has returned it yet; or
+ * EPX_ERR_BROKEN with its sentence. */
 epx_status_t epx__group_check(epx_group_t *group);
 
+/* The error that broke it, as this call's. */
+epx_status_t epx__group_restore(epx_group_t *group);
+
+/* Whether it has failed, here or, as far as has been heard, at a peer. */
 bool epx__group_is_broken(epx_group_t *group);
 
 /* Give back a block that peers wrote to; not once the group is broken, when
@@ -132,7 +157,9 @@ epx_status_t epx__wait_all(epx_group_t *group, uint64_t step, epx__gate_t gate,
 epx_status_t epx__wait_near(epx_group_t *group, uint64_t step, epx__gate_t gate,
                             const char *what);
 
-/* End all waits of this rank, once the group is broken. */
+/* Make everybody who sleeps at a gate of this segment look around; and of this
+ * rank's. */
+void epx__ring(const epx__map_t *map, void *segment);
 void epx__group_wake(epx_group_t *group);
 
 #endif

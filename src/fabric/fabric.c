@@ -71,7 +71,7 @@ read_boot_id(uint64_t host[2])
 epx_status_t
 epx__fabric_place(epx__fabric_place_t *place)
 {
-    struct stat net;
+    struct stat net, pids;
 
     memset(place, 0, sizeof(*place));
     (void)pthread_once(&process_once, process_id_init);
@@ -83,7 +83,12 @@ epx__fabric_place(epx__fabric_place_t *place)
     if (stat("/proc/self/ns/net", &net) != 0) {
         return epx__fail(EPX_ERR_SYSTEM, "cannot stat /proc/self/ns/net: %m");
     }
+    if (stat("/proc/self/ns/pid", &pids) != 0) {
+        return epx__fail(EPX_ERR_SYSTEM, "cannot stat /proc/self/ns/pid: %m");
+    }
     place->net_ns = (uint64_t)net.st_ino;
+    place->pid_ns = (uint64_t)pids.st_ino;
+    place->pid = getpid();
     return read_boot_id(place->host);
 }
 

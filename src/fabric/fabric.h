@@ -33,6 +33,8 @@ typedef struct epx__fabric_place {
     uint64_t net_ns;     /* inode of the network namespace */
     uint64_t process[2]; /* random, drawn once per process */
     uint32_t node;       /* the config's */
+    uint64_t pid_ns;     /* inode of the pid namespace, in which it is */
+    int64_t pid;
     epx__fabric_device_t device;
 } epx__fabric_place_t;
 

@@ -353,6 +353,9 @@ epx__fd_exchange_run(epx__fd_exchange_t *exchange, epx_group_t *group,
         if (status == EPX_OK && !done) {
             status = accept_one(&run, run.pushed < count ? 1 : POLL_MS);
         }
+        if (status == EPX_OK) {
+            status = epx__group_check(group); /* a peer may have died */
+        }
         if (status == EPX_OK && epx__now_ns() >= deadline_ns) {
             status = timed_out(&run, peer);
         }

@@ -67,6 +67,10 @@ typedef struct epx__net_setting {
 typedef void epx__net_lost_t(void *context, int32_t rank, epx_status_t status,
                              const char *text);
 
+/* A peer has told that its group has failed, and why; otherwise the same. */
+typedef void epx__net_failed_t(void *context, int32_t rank,
+                               const epx__error_t *error);
+
 typedef struct epx__net_config {
     int32_t rank;
     int32_t num_ranks;
@@ -92,7 +96,8 @@ typedef struct epx__net_config {
                       * none */
     bool is_manual;  /* no thread: the caller calls epx__net_progress */
 
-    epx__net_lost_t *lost; /* may be NULL */
+    epx__net_lost_t *lost;     /* may be NULL, */
+    epx__net_failed_t *failed; /* so may this */
     void *lost_context;
 
     const struct epx__net_backend *backend;
@@ -123,6 +128,9 @@ bool epx__net_has_peer(const epx__net_t *net, int32_t rank);
 
 /* EPX_OK; or why a peer is gone, as this thread's last error. */
 epx_status_t epx__net_peer_status(epx__net_t *net, int32_t rank);
+
+/* Whether a rank has closed its net: an acquire of all that it has sent. */
+bool epx__net_has_left(const epx__net_t *net, int32_t rank);
 
 /* -------------------------------------------------------------------------
  * Signals
@@ -225,6 +233,27 @@ epx_status_t epx__net_done_wait(epx__net_t *net, epx__net_done_t *done,
 
 /* Whether that is so already: an acquire, no wait. */
 bool epx__net_done_test(const epx__net_done_t *done);
+
+/* -------------------------------------------------------------------------
+ * The end
+ */
+
+/* Tell all peers that this rank's group has failed, and why.  Counts once; does
+ * not wait, and may be called from epx__net_lost_t. */
+void epx__net_tell(epx__net_t *net, const epx__error_t *error);
+
+/* Every wait in this header's functions ends, now and later, with
+ * EPX_ERR_BROKEN. */
+void epx__net_interrupt(epx__net_t *net);
+
+/*
+ * Let go of what was submitted: when this returns, or at the deadline, no send
+ * that counts in `done` reads its memory any more.  Nothing goes to any peer
+ * afterwards; what epx__net_tell has said goes first, as far as peers take it
+ * within a part of the time.
+ */
+void epx__net_abandon(epx__net_t *net, const epx__net_done_t *done,
+                      int64_t deadline_ns);
 
 /* -------------------------------------------------------------------------
  * Waiting for anything else

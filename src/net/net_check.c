@@ -103,6 +103,10 @@ check_kind(const epx__net_view_t *view, const epx__net_header_t *header)
     case EPX__NET_KIND_BYE:
         return header->bytes != 0 ? "with fields that a farewell has not"
                                   : NULL;
+    case EPX__NET_KIND_VERDICT:
+        return header->bytes != sizeof(epx__net_verdict_t)
+                   ? "with a verdict of another size"
+                   : NULL;
     case EPX__NET_KIND_SIGNAL:
     case EPX__NET_KIND_POST:
     case EPX__NET_KIND_COUNTS:

@@ -9,9 +9,8 @@
 #include <stdio.h>
 #include <string.h>
 
-#define DEFAULT_BEAT_NS       (100 * (uint64_t)EPX__NS_PER_MS)
-#define DEFAULT_LOST_AFTER_NS ((uint64_t)EPX__NS_PER_SEC)
-#define MAX_NS                ((uint64_t)INT64_MAX / 4)
+/* Heartbeats in the time after which a silent peer is lost. */
+#define BEATS 10
 
 /* Settings of UCX that are numbers here: -1 leaves them to UCX. */
 typedef struct number {
@@ -70,20 +69,6 @@ epx__network_complete(epx_network_config_t *network)
                          "config->network->num_lanes is 0; allowed are 1 to "
                          "16, and -1 for the network library's own");
     }
-    network->heartbeat_ns =
-        network->heartbeat_ns == 0 ? DEFAULT_BEAT_NS : network->heartbeat_ns;
-    network->lost_after_ns = network->lost_after_ns == 0
-                                 ? DEFAULT_LOST_AFTER_NS
-                                 : network->lost_after_ns;
-    if (network->lost_after_ns > MAX_NS ||
-        network->heartbeat_ns > network->lost_after_ns / 2) {
-        return epx__fail(EPX_ERR_INVALID,
-                         "config->network has a heartbeat every %" PRIu64
-                         " ns, and peers are lost after %" PRIu64
-                         " ns; that must be at least two heartbeats, and less "
-                         "than %" PRIu64 " ns",
-                         network->heartbeat_ns, network->lost_after_ns, MAX_NS);
-    }
     return EPX_OK;
 }
 
@@ -114,14 +99,19 @@ list_settings(const epx_network_config_t *network,
     settings[count] = (epx__net_setting_t){ NULL, NULL };
 }
 
+/* Where the net's work is done; what is told here is only noted. */
 static void
 peer_is_lost(void *context, int32_t rank, epx_status_t status, const char *text)
 {
-    epx_group_t *group = context;
-
     (void)rank;
-    (void)epx__group_break(group, epx__fail(status, "%s", text));
-    epx__group_wake(group);
+    epx__group_end(context, epx__fail(status, "%s", text));
+}
+
+static void
+peer_has_failed(void *context, int32_t rank, const epx__error_t *error)
+{
+    (void)rank;
+    epx__group_adopt(context, error);
 }
 
 static void
@@ -150,6 +140,24 @@ remote_help_end(void *context)
 }
 
 static void
+remote_tell(void *context, const epx__error_t *error)
+{
+    epx__net_tell(context, error);
+}
+
+static void
+remote_wake(void *context)
+{
+    epx__net_interrupt(context);
+}
+
+static bool
+remote_has_left(void *context, int32_t rank)
+{
+    return epx__net_has_left(context, rank);
+}
+
+static void
 remote_close(void *context)
 {
     epx__net_close(context);
@@ -172,11 +180,12 @@ epx__group_join_nodes(epx_group_t *group, const epx_bootstrap_t *bootstrap,
         .segment = epx__group_segment(group),
         .num_channels = EPX__GROUP_CHANNELS,
         .timeout_ns = group->timeout_ns,
-        .beat_ns = network->heartbeat_ns,
-        .lost_after_ns = network->lost_after_ns,
+        .beat_ns = group->lost_after_ns / BEATS,
+        .lost_after_ns = group->lost_after_ns,
         .spin_ns = group->spin_ns,
         .core = network->core,
         .lost = peer_is_lost,
+        .failed = peer_has_failed,
         .lost_context = group,
         .backend = &epx__net_ucx,
         .device = network->device,
@@ -195,6 +204,9 @@ epx__group_join_nodes(epx_group_t *group, const epx_bootstrap_t *bootstrap,
             .signal = remote_signal,
             .help = remote_help,
             .help_end = remote_help_end,
+            .tell = remote_tell,
+            .wake = remote_wake,
+            .has_left = remote_has_left,
             .close = remote_close,
         };
     }

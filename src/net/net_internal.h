@@ -91,7 +91,8 @@ typedef struct epx__net_peer {
     uint64_t finished; /* and has landed */
     uint32_t ack_due;  /* messages that landed since the last header */
     int64_t ack_due_ns;
-    const char *doom; /* why it is bad; not yet acted on */
+    const char *doom;           /* why it is bad; not yet acted on */
+    epx__net_verdict_t verdict; /* where its own lands */
 
     struct {
         epx__net_beat_state_t state;
@@ -136,8 +137,12 @@ struct epx__net {
     uint32_t crank;     /* shared: a thread does the net's work */
     uint32_t parked; /* shared futex word: where the thread waits for helpers */
     int64_t busy_ns; /* shared: when there was something to do */
-    int64_t helped_ns; /* shared: when a thread helped last */
-    uint32_t closing;  /* shared */
+    int64_t helped_ns;       /* shared: when a thread helped last */
+    uint32_t closing;        /* shared */
+    uint32_t is_told;        /* shared: `verdict` is on its way */
+    uint32_t is_interrupted; /* shared: waits end */
+    uint32_t is_abandoned;   /* shared: all peers are to be let go */
+    epx__net_verdict_t verdict;
     uint32_t event;    /* shared futex word */
     uint32_t sleepers; /* shared: on event */
 
@@ -162,6 +167,12 @@ bool epx__net_ring_push(epx__net_ring_t *ring, const epx__net_job_t *job);
 /* The oldest job, or NULL; it stays there until it is dropped. */
 epx__net_job_t *epx__net_ring_first(epx__net_ring_t *ring);
 void epx__net_ring_drop(epx__net_ring_t *ring);
+
+/* --- net_end.c --- */
+/* A peer's verdict has landed. */
+void epx__net_heard(epx__net_t *net, int32_t rank);
+/* EPX_ERR_BROKEN once waits are to end. */
+epx_status_t epx__net_check_waits(const epx__net_t *net);
 
 /* --- net_wait.c --- */
 /* Something that engines may wait for has changed. */

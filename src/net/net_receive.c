@@ -58,6 +58,9 @@ place(epx__net_t *net, int32_t rank, const epx__net_header_t *header,
         *to_p =
             epx__map_counts(&net->map, segment, header->step, (uint32_t)rank);
         return true;
+    case EPX__NET_KIND_VERDICT:
+        *to_p = &net->peers[rank].verdict;
+        return true;
     case EPX__NET_KIND_PIECE:
         return place_piece(net, &net->peers[rank], header, to_p);
     default:
@@ -179,6 +182,8 @@ epx__net_landed(epx__net_t *net, int32_t rank, uint64_t landing, bool ok)
     } else if (header->kind == EPX__NET_KIND_BYE) {
         __atomic_store_n(&peer->state, EPX__PEER_LEFT, __ATOMIC_RELEASE);
         epx__net_event_raise(net);
+    } else if (header->kind == EPX__NET_KIND_VERDICT) {
+        epx__net_heard(net, rank);
     } else if (ok) {
         arrive(net, rank, header->step, header->gate);
     }

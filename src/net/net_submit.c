@@ -65,6 +65,9 @@ submit(epx__net_t *net, int32_t rank, int ring, const epx__net_job_t *job)
             return EPX_OK;
         }
         status = epx__net_peer_status(net, rank);
+        if (status == EPX_OK) {
+            status = epx__net_check_waits(net);
+        }
         if (status != EPX_OK) {
             return status;
         }

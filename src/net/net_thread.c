@@ -50,7 +50,8 @@ epx__net_lose(epx__net_t *net, int32_t rank, epx_status_t status,
     peer->error.status = status;
     (void)snprintf(peer->error.text, sizeof(peer->error.text), "rank %d %s",
                    rank, why);
-    if (state != EPX__PEER_LEFT && epx__load_u32(&net->closing) == 0) {
+    if (state != EPX__PEER_LEFT && epx__load_u32(&net->closing) == 0 &&
+        epx__load_u32(&net->is_abandoned) == 0) {
         epx__log(EPX__LOG_WARN, "%s", peer->error.text);
         if (net->config.lost != NULL) {
             net->config.lost(net->config.lost_context, rank, status,
@@ -83,6 +84,10 @@ serve(epx__net_t *net, int32_t rank, bool idle)
 
     if (epx__net_state(peer) == EPX__PEER_NONE) {
         return; /* only to wake the thread */
+    }
+    if (epx__load_u32(&net->is_abandoned) != 0) {
+        epx__net_lose(net, rank, EPX_ERR_BROKEN,
+                      "is let go, for the group has failed");
     }
     if (peer->doom != NULL && epx__net_state(peer) != EPX__PEER_GONE) {
         char text[256];

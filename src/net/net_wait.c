@@ -114,11 +114,17 @@ epx_status_t
 epx__net_done_wait(epx__net_t *net, epx__net_done_t *done, int64_t deadline_ns,
                    const char *what)
 {
+    epx_status_t status;
+
     for (;;) {
         uint32_t event = epx__net_event(net);
 
         if (epx__net_done_test(done)) {
             break;
+        }
+        status = epx__net_check_waits(net);
+        if (status != EPX_OK) {
+            return status;
         }
         if (epx__now_ns() >= deadline_ns) {
             return epx__fail(EPX_ERR_TIMEOUT,
@@ -177,6 +183,7 @@ epx__net_wait(epx__net_t *net, uint32_t channel, uint64_t turn,
 {
     const wait_t wait = { net, channel, turn, sources };
     int32_t rank = 0;
+    epx_status_t status;
 
     while (rank < net->config.num_ranks) {
         uint32_t event = epx__net_event(net);
@@ -189,6 +196,10 @@ epx__net_wait(epx__net_t *net, uint32_t channel, uint64_t turn,
         }
         if (is_gone) {
             return epx__net_peer_status(net, rank);
+        }
+        status = epx__net_check_waits(net);
+        if (status != EPX_OK) {
+            return status;
         }
         if (epx__now_ns() >= deadline_ns) {
             epx__rank_list_t list =

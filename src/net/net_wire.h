@@ -32,7 +32,14 @@ typedef enum epx__net_kind {
     EPX__NET_KIND_POST,    /* the same; the payload is an epx__post_t */
     EPX__NET_KIND_COUNTS,  /* the same; the payload is a count row */
     EPX__NET_KIND_PIECE,   /* of a transfer */
+    EPX__NET_KIND_VERDICT, /* the sender's group has failed; the payload is an
+                              epx__net_verdict_t */
 } epx__net_kind_t;
+
+typedef struct epx__net_verdict {
+    int32_t status;
+    char text[508];
+} epx__net_verdict_t;
 
 typedef struct epx__net_header {
     uint32_t magic;

@@ -106,6 +106,9 @@ group_config(void **state)
     CONFIG_WITH(heap_bytes, 1, EPX_ERR_INVALID, "1");
     CONFIG_WITH(timeout_ns, UINT64_MAX, EPX_ERR_INVALID,
                 "18446744073709551615");
+    CONFIG_WITH(lost_after_ns, 9999999, EPX_ERR_INVALID, "9999999");
+    CONFIG_WITH(lost_after_ns, UINT64_MAX, EPX_ERR_INVALID,
+                "18446744073709551615");
     CONFIG_WITH(num_workers, -2, EPX_ERR_INVALID, "-2");
     CONFIG_WITH(num_workers, 1000000, EPX_ERR_INVALID, "1000000");
     CONFIG_WITH(max_experts, -4, EPX_ERR_INVALID, "-4");
@@ -123,6 +126,7 @@ group_config(void **state)
     REFUSED(epx_group_query(NULL, &info), EPX_ERR_NULL, "group");
     REFUSED(epx_group_query(group, NULL), EPX_ERR_NULL, "info");
     REFUSED(epx_group_status(NULL), EPX_ERR_NULL, "group");
+    REFUSED(epx_group_abort(NULL), EPX_ERR_NULL, "group");
     WORKS(epx_group_status(group));
     WORKS(epx_group_query(group, &info));
     assert_int_equal(info.rank, 0);

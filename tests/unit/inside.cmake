@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
 # The insides, module by module.
-foreach(name heap control signal queue rank_list env status cores
+foreach(name heap control signal lost queue rank_list env status cores
         thread)
   epx_test(core_${name} core_${name}.c)
   target_link_libraries(core_${name} PRIVATE epx_world)

@@ -10,6 +10,9 @@
 #include <string.h>
 #include <sys/mman.h>
 
+/* How long the end of a failed operation waits for the network. */
+#define ABANDON_NS ((uint64_t)EPX__NS_PER_SEC / 2)
+
 #define BLOCK_ALIGN ((uint64_t)1 << 21)
 
 static epx_status_t
@@ -229,10 +232,17 @@ cpu_lane_take(epx_group_t *group, epx__lane_t kind, uint64_t chunk_bytes,
 void
 cpu_lane_give(epx_group_t *group, cpu_lane_t *lane)
 {
-    if (lane != NULL && !epx__group_is_broken(group)) {
-        (void)each_slot(group, lane, release_slot);
-        lane->is_taken = false;
+    if (lane == NULL) {
+        return;
     }
+    if (epx__group_is_broken(group)) {
+        /* What was sent may lie in the caller's arrays. */
+        epx__net_abandon(epx__group_net(group), &lane->done,
+                         epx__deadline_ns(ABANDON_NS));
+        return;
+    }
+    (void)each_slot(group, lane, release_slot);
+    lane->is_taken = false;
 }
 
 char *
@@ -281,6 +291,17 @@ cpu_lane_check(int32_t rank, epx__lane_t kind, const epx__post_t *post)
     return EPX_OK;
 }
 
+/* An error of the net breaks the group, if it is not the echo of what did. */
+static epx_status_t
+settle(epx_group_t *group, epx_status_t status)
+{
+    if (status == EPX_OK) {
+        return EPX_OK;
+    }
+    return epx__group_is_broken(group) ? epx__group_restore(group)
+                                       : epx__group_break(group, status);
+}
+
 epx_status_t
 cpu_lane_send(epx_group_t *group, cpu_lane_t *lane, int32_t peer,
               uint32_t channel, uint64_t turn, const struct iovec *ranges,
@@ -294,13 +315,11 @@ cpu_lane_send(epx_group_t *group, cpu_lane_t *lane, int32_t peer,
         .num_ranges = num_ranges,
         .done = &lane->done,
     };
-    epx_status_t status;
 
     for (uint32_t i = 0; i < num_ranges; i++) {
         send.total += ranges[i].iov_len;
     }
-    status = epx__net_send(epx__group_net(group), &send);
-    return status == EPX_OK ? EPX_OK : epx__group_break(group, status);
+    return settle(group, epx__net_send(epx__group_net(group), &send));
 }
 
 epx_status_t
@@ -310,7 +329,7 @@ cpu_lane_wait_sent(epx_group_t *group, cpu_lane_t *lane, const char *what)
         epx__net_done_wait(epx__group_net(group), &lane->done,
                            epx__deadline_ns(group->timeout_ns), what);
 
-    return status == EPX_OK ? EPX_OK : epx__group_break(group, status);
+    return settle(group, status);
 }
 
 epx_status_t
@@ -321,7 +340,7 @@ cpu_channel_wait(epx_group_t *group, uint32_t channel, uint64_t turn,
         epx__group_net(group), channel, turn, cpu_engine(group)->rails->wanted,
         epx__deadline_ns(group->timeout_ns), what);
 
-    return status == EPX_OK ? EPX_OK : epx__group_break(group, status);
+    return settle(group, status);
 }
 
 epx_status_t

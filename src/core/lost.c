@@ -1,0 +1,147 @@
+/* SPDX-License-Identifier: MIT */
+#include "core/lost.h"
+
+#include "core/atomic.h"
+
+#include <ctype.h>
+#include <stdio.h>
+
+epx__vitals_t *
+epx__lost_vitals(const epx_group_t *group, int32_t rank)
+{
+    char *segment = group->peers[rank].base;
+
+    return group->device == EPX_DEVICE_CPU && segment != NULL
+               ? epx__map_vitals(segment)
+               : NULL;
+}
+
+/* Before all have joined, the segments are not all there. */
+static bool
+is_joined(const epx_group_t *group)
+{
+    return epx__load_u32(&group->is_joined) != 0;
+}
+
+void
+epx__lost_tell(epx_group_t *group, const epx__error_t *error)
+{
+    epx__vitals_t *own = epx__lost_vitals(group, group->rank);
+
+    if (!is_joined(group) || own == NULL) {
+        return;
+    }
+    own->status = (int32_t)error->status;
+    (void)snprintf(own->text, sizeof(own->text), "%.*s",
+                   (int)sizeof(own->text) - 1, error->text);
+    if (group->remote.tell != NULL) {
+        group->remote.tell(group->remote.context, error);
+    }
+    for (int32_t rank = 0; rank < group->num_ranks; rank++) {
+        epx__vitals_t *vitals = epx__lost_vitals(group, rank);
+
+        if (vitals != NULL && rank != group->rank) {
+            /* Releases the verdict; acquired in epx__lost_hear(). */
+            epx__store_u32(&vitals->alarm, (uint32_t)group->rank + 1);
+            epx__ring(&group->map, group->peers[rank].base);
+        }
+    }
+}
+
+/* Whether a peer may say so: a failure of a peer or of the group. */
+static bool
+is_verdict(int32_t status)
+{
+    switch ((epx_status_t)status) {
+    case EPX_ERR_TIMEOUT:
+    case EPX_ERR_PEER_LOST:
+    case EPX_ERR_PEER_DATA:
+    case EPX_ERR_ABORTED:
+    case EPX_ERR_MISMATCH:
+        return true;
+    default:
+        return false;
+    }
+}
+
+epx__error_t
+epx__lost_verdict(int32_t status, const char *text, size_t bytes)
+{
+    epx__error_t error = { .status = is_verdict(status) ? (epx_status_t)status
+                                                        : EPX_ERR_PEER_DATA };
+
+    for (size_t i = 0;
+         i < bytes && i + 1 < sizeof(error.text) && text[i] != '\0'; i++) {
+        error.text[i] = '?';
+        if (isprint((unsigned char)text[i]) != 0) {
+            error.text[i] = text[i];
+        }
+    }
+    return error;
+}
+
+/* A copy of the rank's verdict. */
+static epx__error_t
+read_verdict(const epx_group_t *group, int32_t rank)
+{
+    epx__vitals_t vitals;
+
+    epx__copy_in(&vitals, epx__lost_vitals(group, rank), sizeof(vitals));
+    return epx__lost_verdict(vitals.status, vitals.text, sizeof(vitals.text));
+}
+
+bool
+epx__lost_hear(epx_group_t *group)
+{
+    const epx__vitals_t *own = epx__lost_vitals(group, group->rank);
+    epx__error_t error;
+    uint32_t alarm;
+
+    if (!is_joined(group) || own == NULL) {
+        return false;
+    }
+    alarm = epx__load_u32(&own->alarm);
+    if (alarm == 0) {
+        return false;
+    }
+    if (alarm <= (uint32_t)group->num_ranks &&
+        epx__lost_vitals(group, (int32_t)(alarm - 1)) != NULL) {
+        error = read_verdict(group, (int32_t)(alarm - 1));
+    } else {
+        error.status = EPX_ERR_PEER_DATA;
+        (void)snprintf(error.text, sizeof(error.text),
+                       "some peer told rank %d of a failure at rank %u, which "
+                       "is none of its peers",
+                       group->rank, alarm - 1);
+    }
+    epx__group_adopt(group, &error);
+    return true;
+}
+
+void
+epx__lost_leave(epx_group_t *group)
+{
+    epx__vitals_t *own = epx__lost_vitals(group, group->rank);
+
+    if (!is_joined(group) || own == NULL) {
+        return;
+    }
+    epx__store_u32(&own->has_left, 1);
+    for (int32_t rank = 0; rank < group->num_ranks; rank++) {
+        if (rank != group->rank && epx__lost_vitals(group, rank) != NULL) {
+            epx__ring(&group->map, group->peers[rank].base);
+        }
+    }
+}
+
+bool
+epx__lost_has_left(const epx_group_t *group, int32_t rank)
+{
+    const epx__vitals_t *vitals = epx__lost_vitals(group, rank);
+
+    if (vitals != NULL) {
+        return epx__load_u32(&vitals->has_left) != 0;
+    }
+    return group->remote.has_left != NULL && group->peers[rank].base == NULL &&
+           group->remote.has_left(group->remote.context, rank);
+}

@@ -1,0 +1,38 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * How the end of a group gets round.  Where ranks share memory, each rank's
+ * segment has vitals (core/control.h).  The rank whose group fails first leaves
+ * its verdict in its own, raises the alarm in every peer's, and wakes whoever
+ * sleeps there; they take over its error, so that all ranks end together and
+ * with one sentence.  A rank that destroys its group says that it has left:
+ * whoever still waits for it need not go on.
+ *
+ * To ranks of other nodes the net takes the verdict.  Segments in the memory of
+ * a card have no vitals: the host cannot reach them.
+ */
+#ifndef EPX_CORE_LOST_H
+#define EPX_CORE_LOST_H
+
+#include "core/group.h"
+
+/* The group has failed here, with this error: tell the peers. */
+void epx__lost_tell(epx_group_t *group, const epx__error_t *error);
+
+/* Take over the error of a peer whose group has failed, if one has told;
+ * returns whether. */
+bool epx__lost_hear(epx_group_t *group);
+
+/* What a peer says of its failure: a verdict that there can be, and a sentence
+ * whatever is there.  text is [bytes], and need not end. */
+epx__error_t epx__lost_verdict(int32_t status, const char *text, size_t bytes);
+
+/* This rank signals no more.  Before it lets go of anything. */
+void epx__lost_leave(epx_group_t *group);
+
+/* Whether a rank has left: an acquire of all that it has signalled. */
+bool epx__lost_has_left(const epx_group_t *group, int32_t rank);
+
+/* A rank's vitals; NULL where they cannot be reached. */
+epx__vitals_t *epx__lost_vitals(const epx_group_t *group, int32_t rank);
+
+#endif

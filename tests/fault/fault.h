@@ -1,0 +1,105 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * One round of the fault suite: some processes make a group and run layers in
+ * it, one of them is killed or stopped, and the others must end as they ought
+ * to, leave nothing behind, and make a new group without it.
+ */
+#ifndef TESTS_FAULT_FAULT_H
+#define TESTS_FAULT_FAULT_H
+
+#include <epx/epx.h>
+#include <stdbool.h>
+
+enum { FAULT_MAX_RANKS = 5 };
+
+typedef enum fault_kind {
+    FAULT_KILL,
+    FAULT_STOP,          /* for good */
+    FAULT_STOP_CONTINUE, /* until the others have given it up */
+    FAULT_NUM_KINDS,
+} fault_kind_t;
+
+/* When it strikes. */
+typedef enum fault_phase {
+    FAULT_AT_START,  /* some time after the processes have started */
+    FAULT_IN_GATHER, /* before or after an allgather of epx_group_create */
+    FAULT_AT_POINT,  /* at a place in a layer */
+    FAULT_AT_SIGNAL, /* right after a signal to a peer */
+    FAULT_ANY_TIME,  /* while layers run */
+    FAULT_IN_END,    /* while everything is destroyed */
+    FAULT_NUM_PHASES,
+} fault_phase_t;
+
+/* Places in a layer. */
+typedef enum fault_point {
+    POINT_BEFORE_PLAN,
+    POINT_BEFORE_COUNTS,
+    POINT_BEFORE_DISPATCH,
+    POINT_IN_DISPATCH_HOOK, /* sent, not complete */
+    POINT_BETWEEN,
+    POINT_IN_COMBINE_HOOK,
+    POINT_AFTER_COMBINE,
+    NUM_POINTS,
+} fault_point_t;
+
+/* What a rank reports. */
+typedef struct fault_report {
+    int64_t told_ns; /* when it learned of the fault; 0: it did not */
+    int32_t num_layers;
+    bool failed; /* the test, that is */
+    char text[1024];
+} fault_report_t;
+
+/* In memory that all processes share. */
+typedef struct fault_round {
+    uint64_t seed;
+    int32_t num_ranks;
+    int32_t victim;
+    fault_kind_t kind;
+    fault_phase_t phase;
+    int32_t which; /* gather, point, or step, to count from 1 */
+    int32_t layer; /* in which the point is */
+    uint32_t delay_us;
+    epx_layout_t layout;
+    bool is_queued;
+    bool is_split; /* EPX_SEND_ONLY */
+    bool has_slots;
+    bool in_heap; /* arrays */
+    int32_t hidden;
+    int32_t port;
+    uint64_t timeout_ns;
+    int64_t bound_ns; /* from the fault to its report */
+
+    int64_t struck_ns;     /* atomic; 0: not yet */
+    int32_t num_told;      /* atomic: survivors that are done with the group */
+    int32_t num_at_layers; /* atomic: ranks whose group is made */
+    fault_report_t reports[FAULT_MAX_RANKS];
+} fault_round_t;
+
+int64_t fault_now_ns(void);
+
+/* The life of a rank, in a process of its own. */
+void fault_rank_main(fault_round_t *round, int32_t rank);
+
+/* Notes what the test has against this rank; the first remark counts. */
+void fault_complain(fault_round_t *round, int32_t rank, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+
+/* ---- layers (fault_layer.c) ---- */
+
+typedef struct fault_layers fault_layers_t;
+
+/* Makes what layers need; `at` is called at each point. */
+fault_layers_t *fault_layers_open(fault_round_t *round, epx_group_t *group,
+                                  void (*at)(void *context, int32_t layer,
+                                             fault_point_t point),
+                                  void *context);
+
+/* Runs one layer; on success everything that it moved has been compared, and
+ * *wrong_p is NULL or what was wrong. */
+epx_status_t fault_layers_run(fault_layers_t *layers, int32_t layer,
+                              const char **wrong_p);
+
+void fault_layers_close(fault_layers_t *layers);
+
+#endif

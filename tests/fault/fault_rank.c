@@ -1,0 +1,447 @@
+/* SPDX-License-Identifier: MIT */
+#include "core/atomic.h"
+#include "core/group.h"
+#include "fault.h"
+
+#include <dirent.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { END_LAYERS = 3, NEW_LAYERS = 3 };
+
+/* The fault must have come long before. */
+static const int64_t patience_ns = INT64_C(30000000000);
+
+/* A rank's life. */
+typedef struct life {
+    fault_round_t *round;
+    int32_t rank;
+    epx_bootstrap_t *bootstrap;
+    epx_group_t *group;
+    int32_t num_gathers;
+    pthread_t striker;
+    bool has_striker;
+} life_t;
+
+int64_t
+fault_now_ns(void)
+{
+    struct timespec ts;
+
+    (void)clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
+}
+
+void
+fault_complain(fault_round_t *round, int32_t rank, const char *format, ...)
+{
+    fault_report_t *report = &round->reports[rank];
+    va_list args;
+
+    if (!report->failed) {
+        va_start(args, format);
+        (void)vsnprintf(report->text, sizeof(report->text), format, args);
+        va_end(args);
+        report->failed = true;
+    }
+}
+
+/* ---- the fault ---- */
+
+static bool
+has_struck(const fault_round_t *round)
+{
+    return __atomic_load_n(&round->struck_ns, __ATOMIC_SEQ_CST) != 0;
+}
+
+static void
+strike(fault_round_t *round)
+{
+    if (!has_struck(round)) {
+        __atomic_store_n(&round->struck_ns, fault_now_ns(), __ATOMIC_SEQ_CST);
+        (void)raise(round->kind == FAULT_KILL ? SIGKILL : SIGSTOP);
+    }
+}
+
+static void *
+strike_later(void *argument)
+{
+    const life_t *life = argument;
+
+    (void)usleep(life->round->delay_us);
+    strike(life->round);
+    return NULL;
+}
+
+/* Once the victim's signal of a step is at a peer's gate, which it may leave
+ * the next moment. */
+static void *
+strike_after_signal(void *argument)
+{
+    const life_t *life = argument;
+    fault_round_t *round = life->round;
+    epx_group_t *group = life->group;
+    int32_t peer = (life->rank + 1 + (int32_t)(round->seed % 7)) %
+                   round->num_ranks; /* may be itself, the last to signal */
+    uint64_t step = (uint64_t)round->which;
+    const uint64_t *arrival = epx__map_arrival(
+        &group->map, group->peers[peer].base, step,
+        (epx__gate_t)(round->seed / 7 % EPX__NUM_GATES), (uint32_t)life->rank);
+    int64_t give_up = fault_now_ns() + patience_ns;
+
+    while (epx__load_acquire_u64(arrival) < step && fault_now_ns() < give_up) {
+    }
+    strike(round);
+    return NULL;
+}
+
+static void
+start_striker(life_t *life, fault_phase_t phase, void *(*main)(void *argument))
+{
+    if (life->rank == life->round->victim && life->round->phase == phase) {
+        life->has_striker =
+            pthread_create(&life->striker, NULL, main, life) == 0;
+    }
+}
+
+static void
+at_point(void *context, int32_t layer, fault_point_t point)
+{
+    life_t *life = context;
+    const fault_round_t *round = life->round;
+
+    if (life->rank == round->victim && round->phase == FAULT_AT_POINT &&
+        (int32_t)point == round->which && layer == round->layer) {
+        strike(life->round);
+    }
+}
+
+/* The bootstrap's, with a fault before call n (2n - 1) or after it (2n). */
+static epx_status_t
+gather_with_fault(void *context, const void *send, void *recv, size_t bytes,
+                  int64_t deadline_ns)
+{
+    life_t *life = context;
+    bool is_mine = life->rank == life->round->victim &&
+                   life->round->phase == FAULT_IN_GATHER;
+    epx_status_t status;
+
+    life->num_gathers++;
+    if (is_mine && life->round->which == 2 * life->num_gathers - 1) {
+        strike(life->round);
+    }
+    status = life->bootstrap->allgather(life->bootstrap->context, send, recv,
+                                        bytes, deadline_ns);
+    if (is_mine && life->round->which == 2 * life->num_gathers) {
+        strike(life->round);
+    }
+    return status;
+}
+
+/* ---- what a process holds ---- */
+
+typedef struct holdings {
+    int fds;
+    int threads;
+    int segments;
+} holdings_t;
+
+static int
+count_entries(const char *path)
+{
+    DIR *directory = opendir(path);
+    int count = 0;
+
+    while (directory != NULL && readdir(directory) != NULL) {
+        count++;
+    }
+    if (directory != NULL) {
+        (void)closedir(directory);
+    }
+    return count;
+}
+
+static holdings_t
+holdings_now(void)
+{
+    FILE *maps = fopen("/proc/self/maps", "r");
+    holdings_t now = { 0 };
+    char line[512];
+
+    while (maps != NULL && fgets(line, sizeof(line), maps) != NULL) {
+        now.segments += strstr(line, "epx-segment") != NULL;
+    }
+    if (maps != NULL) {
+        (void)fclose(maps);
+    }
+    now.fds = count_entries("/proc/self/fd");
+    now.threads = count_entries("/proc/self/task");
+    return now;
+}
+
+static void
+check_holdings(const life_t *life, const char *when, const holdings_t *before)
+{
+    holdings_t now = holdings_now();
+
+    if (now.fds != before->fds || now.threads != before->threads ||
+        now.segments != 0) {
+        fault_complain(life->round, life->rank,
+                       "%s: %d descriptors, %d threads, %d segments; before it "
+                       "had %d, %d and 0",
+                       when, now.fds, now.threads, now.segments, before->fds,
+                       before->threads);
+    }
+}
+
+/* ---- the first group ---- */
+
+static void
+set_number(const char *name, int64_t value)
+{
+    char text[24];
+
+    (void)snprintf(text, sizeof(text), "%lld", (long long)value);
+    (void)setenv(name, text, 1);
+}
+
+static void
+set_environment(const fault_round_t *round, int32_t rank, int32_t num_ranks,
+                int32_t port)
+{
+    set_number("RANK", rank);
+    set_number("WORLD_SIZE", num_ranks);
+    set_number("EPX_PORT", port);
+    set_number("EPX_JOB_ID", (int64_t)(round->seed >> 1) + num_ranks);
+    (void)setenv("MASTER_ADDR", "127.0.0.1", 1);
+    (void)setenv("EPX_SECRET",
+                 "000102030405060708090a0b0c0d0e0f"
+                 "101112131415161718191a1b1c1d1e1f",
+                 1);
+}
+
+static epx_status_t
+create_group(life_t *life)
+{
+    epx_group_config_t config = EPX_GROUP_CONFIG_INIT;
+    epx_bootstrap_t bootstrap;
+    epx_status_t status =
+        epx_bootstrap_env_create(life->round->timeout_ns, &life->bootstrap);
+
+    if (status != EPX_OK) {
+        return status;
+    }
+    bootstrap = *life->bootstrap;
+    bootstrap.allgather = gather_with_fault;
+    bootstrap.context = life;
+    config.bootstrap = &bootstrap;
+    config.heap_bytes = 16 << 20;
+    config.num_workers = 1 + life->rank % 2;
+    config.timeout_ns = life->round->timeout_ns;
+    status = epx_group_create(&config, &life->group);
+    epx_bootstrap_destroy(life->bootstrap);
+    return status;
+}
+
+static bool
+names_the_victim(const fault_round_t *round)
+{
+    char name[16];
+
+    (void)snprintf(name, sizeof(name), "rank %d:", round->victim);
+    return strncmp(epx_last_error(), name, strlen(name)) == 0;
+}
+
+/* The fault has come to light. */
+static void
+check_told(const life_t *life, epx_status_t status)
+{
+    fault_round_t *round = life->round;
+    fault_report_t *report = &round->reports[life->rank];
+    int64_t allowed = round->bound_ns;
+    int64_t took;
+
+    report->told_ns = fault_now_ns();
+    took = report->told_ns - round->struck_ns;
+    if (life->rank == round->victim) {
+        return; /* let go on, it need only end */
+    }
+    if (!has_struck(round)) {
+        fault_complain(round, life->rank, "before the fault: status %d: %s",
+                       (int)status, epx_last_error());
+        return;
+    }
+    if (life->group == NULL) { /* who never came is only missed in the end */
+        allowed += (int64_t)round->timeout_ns;
+    } else if (status != EPX_ERR_PEER_LOST || !names_the_victim(round)) {
+        fault_complain(round, life->rank, "status %d: %s", (int)status,
+                       epx_last_error());
+    }
+    if (took > allowed) {
+        fault_complain(round, life->rank, "told after %.3f s: %s",
+                       (double)took * 1e-9, epx_last_error());
+    }
+}
+
+/* What a group that has failed may still do. */
+static void
+check_broken(const life_t *life)
+{
+    void *memory;
+    epx_status_t polled = epx_group_status(life->group);
+    epx_status_t next;
+
+    if (polled == EPX_OK) {
+        fault_complain(life->round, life->rank, "epx_group_status is EPX_OK");
+    }
+    next = epx_mem_alloc(life->group, 64, &memory);
+    if (next != EPX_ERR_BROKEN) {
+        fault_complain(life->round, life->rank, "the next call gives %d: %s",
+                       (int)next, epx_last_error());
+    }
+}
+
+/* Runs layers until the fault, or some. */
+static epx_status_t
+run_layers(life_t *life, fault_layers_t *layers)
+{
+    fault_round_t *round = life->round;
+    fault_report_t *report = &round->reports[life->rank];
+    int64_t give_up = fault_now_ns() + patience_ns;
+    epx_status_t status = EPX_OK;
+
+    while (status == EPX_OK &&
+           (round->phase != FAULT_IN_END || report->num_layers < END_LAYERS)) {
+        const char *wrong;
+
+        if (fault_now_ns() > give_up) {
+            fault_complain(round, life->rank, "the fault never came");
+            return EPX_OK;
+        }
+        status = fault_layers_run(layers, report->num_layers + 1, &wrong);
+        if (status == EPX_OK && wrong != NULL) {
+            fault_complain(round, life->rank, "layer %d: %s",
+                           report->num_layers + 1, wrong);
+        }
+        report->num_layers += status == EPX_OK;
+    }
+    return status;
+}
+
+static void
+use_group(life_t *life)
+{
+    fault_round_t *round = life->round;
+    fault_layers_t *layers =
+        fault_layers_open(round, life->group, at_point, life);
+    epx_status_t status;
+
+    if (layers == NULL) {
+        /* It may have failed by now; else memory is missing. */
+        status = epx_group_status(life->group);
+        if (status == EPX_OK) {
+            fault_complain(round, life->rank, "no layers");
+        }
+    } else {
+        start_striker(life, FAULT_ANY_TIME, strike_later);
+        start_striker(life, FAULT_AT_SIGNAL, strike_after_signal);
+        status = run_layers(life, layers);
+    }
+    if (status != EPX_OK) {
+        check_told(life, status);
+        check_broken(life);
+    }
+    start_striker(life, FAULT_IN_END, strike_later);
+    if (layers != NULL) {
+        fault_layers_close(layers);
+    }
+    status = epx_group_destroy(life->group);
+    if (status != EPX_OK) {
+        fault_complain(round, life->rank, "epx_group_destroy: %s",
+                       epx_last_error());
+    }
+}
+
+/* ---- the second group ---- */
+
+static void
+never(void *context, int32_t layer, fault_point_t point)
+{
+    (void)context;
+    (void)layer;
+    (void)point;
+}
+
+/* The survivors go on by themselves. */
+static void
+start_anew(const life_t *life)
+{
+    fault_round_t *round = life->round;
+    epx_group_config_t config = EPX_GROUP_CONFIG_INIT;
+    fault_layers_t *layers = NULL;
+    epx_group_t *group;
+
+    set_environment(round, life->rank - (life->rank > round->victim),
+                    round->num_ranks - 1, round->port + 1);
+    config.heap_bytes = 16 << 20;
+    config.num_workers = 1;
+    if (epx_group_create(&config, &group) != EPX_OK) {
+        fault_complain(round, life->rank, "a new group: %s", epx_last_error());
+        return;
+    }
+    layers = fault_layers_open(round, group, never, NULL);
+    for (int32_t i = 1; layers != NULL && i <= NEW_LAYERS; i++) {
+        const char *wrong = NULL;
+
+        if (fault_layers_run(layers, i, &wrong) != EPX_OK || wrong != NULL) {
+            fault_complain(round, life->rank, "in a new group: %s",
+                           wrong != NULL ? wrong : epx_last_error());
+        }
+    }
+    if (layers != NULL) {
+        fault_layers_close(layers);
+    }
+    if (epx_group_destroy(group) != EPX_OK) {
+        fault_complain(round, life->rank, "the end of a new group: %s",
+                       epx_last_error());
+    }
+}
+
+void
+fault_rank_main(fault_round_t *round, int32_t rank)
+{
+    life_t life = { .round = round, .rank = rank };
+    holdings_t before;
+    epx_status_t status;
+
+    /* Loads the kernels, and whatever else comes once. */
+    (void)setenv("EPX_LOG", "none", 0);
+    set_environment(round, rank, round->num_ranks, round->port);
+    before = holdings_now();
+    start_striker(&life, FAULT_AT_START, strike_later);
+    status = create_group(&life);
+    if (status != EPX_OK) {
+        life.group = NULL;
+        check_told(&life, status);
+    } else {
+        use_group(&life);
+    }
+    if (rank == round->victim) {
+        strike(round); /* at the latest */
+        if (life.has_striker) {
+            (void)pthread_join(life.striker, NULL);
+        }
+    }
+    check_holdings(&life, "after the fault", &before);
+    (void)__atomic_add_fetch(&round->num_told, 1, __ATOMIC_SEQ_CST);
+    if (rank != round->victim) {
+        start_anew(&life);
+        check_holdings(&life, "after a new group", &before);
+    }
+}
