@@ -7,7 +7,7 @@
 #include <string.h>
 
 /* Regions of less are sent in one chunk. */
-#define CHUNKED_BYTES (UINT64_C(1) << 20)
+#define CHUNKED_BYTES (UINT64_C(1) << 17)
 
 /* ---- the arrays of a parcel ---- */
 
