@@ -15,6 +15,9 @@
 
 #include <inttypes.h>
 
+/* See prefers_slots. */
+#define DIRECT_BYTES (UINT64_C(1) << 18)
+
 typedef struct job {
     cpu_plan_t *plan;
     cpu_engine_t *engine;
@@ -190,6 +193,22 @@ receive_direct(cpu_plan_t *plan)
     return status == EPX_OK ? cpu_rail_wait_sent(group, op->lanes) : status;
 }
 
+/* Whether a dispatch that need not goes through receive slots all the same:
+ * between nodes, when so little is sent that a wait for the peers' posts would
+ * take longer than sending a row once for each rank.  All ranks come to the
+ * same answer. */
+static bool
+prefers_slots(const cpu_plan_t *plan)
+{
+    const cpu_dispatch_t *op = &plan->dispatch;
+    const epx__plan_key_t *key = &plan->base.key;
+    uint64_t row = (uint64_t)op->shape.row_bytes +
+                   sizeof(uint32_t) * (uint64_t)op->shape.num_scales;
+
+    return spans_nodes(plan) && row <= key->send_only_row_bytes &&
+           row * key->max_tokens_per_rank <= DIRECT_BYTES;
+}
+
 /* Fill in what follows from the arguments alone. */
 static void
 describe(cpu_plan_t *plan, const epx_dispatch_args_t *args)
@@ -198,8 +217,9 @@ describe(cpu_plan_t *plan, const epx_dispatch_args_t *args)
 
     op->args = *args;
     epx__dispatch_describe(&plan->base, &op->args, &op->shape);
-    op->uses_slots = (args->flags & EPX_SEND_ONLY) != 0 &&
-                     plan->base.key.send_only_row_bytes > 0;
+    op->uses_slots =
+        plan->base.key.send_only_row_bytes > 0 &&
+        ((args->flags & EPX_SEND_ONLY) != 0 || prefers_slots(plan));
 }
 
 /* What this rank sends. */
