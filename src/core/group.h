@@ -79,7 +79,7 @@ epx_status_t epx__group_break(epx_group_t *group, epx_status_t status);
 /* The same outside of any operation: the next one reports it. */
 void epx__group_end(epx_group_t *group, epx_status_t status);
 
-/* The same for an error that a peer has told of, and told everybody. */
+/* The same for an error that a peer has told of. */
 void epx__group_adopt(epx_group_t *group, const epx__error_t *error);
 
 /* EPX_OK; the error that broke the group, when no call has returned it yet; or

@@ -75,7 +75,13 @@ read_verdict(const epx_group_t *group, int32_t rank)
     }
     error.status = is_verdict(vitals.status) ? (epx_status_t)vitals.status
                                              : EPX_ERR_PEER_DATA;
-    (void)snprintf(error.text, sizeof(error.text), "%s", vitals.text);
+    if (vitals.text[0] == '\0') {
+        (void)snprintf(error.text, sizeof(error.text),
+                       "rank %d says that the group has failed, but not why",
+                       rank);
+    } else {
+        (void)snprintf(error.text, sizeof(error.text), "%s", vitals.text);
+    }
     return error;
 }
 
