@@ -219,8 +219,9 @@ group_free(epx_group_t *group)
     if (group == NULL) {
         return;
     }
-    epx__lost_leave(group);
+    /* In this order: the watch may still be telling of a failure. */
     epx__watch_close(group);
+    epx__lost_leave(group);
     if (group->engine_state != NULL) {
         group->engine->close(group);
     }
@@ -398,8 +399,8 @@ join_segments(const birth_t *birth)
         fabric_cards[rank] = cards[rank].fabric;
     }
     status = group->fabric->connect(group, fabric_cards, birth->deadline_ns);
-    if (status == EPX_ERR_PEER_LOST) {
-        goto out; /* it would be missed in the gather, too */
+    if (status != EPX_OK && epx__group_is_broken(group)) {
+        goto out; /* a peer has died, and would be missed in the gather, too */
     }
     if (status == EPX_OK) {
         epx__store_u32(&group->is_joined, 1);
@@ -440,9 +441,9 @@ epx_group_create(const epx_group_config_t *config, epx_group_t **group_p)
     if (group_p == NULL) {
         return epx__fail(EPX_ERR_NULL, "group_p is null");
     }
-    status = epx__args_copy(&birth.config, sizeof(birth.config), config,
-                            EPX__BYTES_THROUGH(epx_group_config_t, lost_after_ns),
-                            "config");
+    status = epx__args_copy(
+        &birth.config, sizeof(birth.config), config,
+        EPX__BYTES_THROUGH(epx_group_config_t, lost_after_ns), "config");
     if (status != EPX_OK) {
         return status;
     }

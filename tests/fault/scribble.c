@@ -24,42 +24,12 @@
 
 enum { RANKS = 2, SCRIBBLER = 1, LAYERS = 60 };
 
-/* ---- how the two meet ---- */
-
 typedef struct table {
     fault_round_t round;
-    int32_t sequence[RANKS]; /* atomic: gathers that a rank has come to */
-    char data[2][RANKS][1 << 14];
+    fault_meeting_t meeting;
 } table_t;
 
 static table_t *table;
-
-/* Turns alternate between two sets of blocks: who writes the next but one has
- * seen that everybody has read. */
-static epx_status_t
-table_allgather(void *context, const void *send, void *recv, size_t bytes,
-                int64_t deadline_ns)
-{
-    int32_t rank = *(const int32_t *)context;
-    int32_t turn = table->sequence[rank] + 1;
-
-    if (bytes > sizeof(table->data[0][0])) {
-        return EPX_ERR_TOO_SMALL;
-    }
-    memcpy(table->data[turn % 2][rank], send, bytes);
-    __atomic_store_n(&table->sequence[rank], turn, __ATOMIC_SEQ_CST);
-    for (int32_t r = 0; r < RANKS; r++) {
-        while (__atomic_load_n(&table->sequence[r], __ATOMIC_SEQ_CST) < turn) {
-            if (fault_now_ns() > deadline_ns) {
-                return EPX_ERR_TIMEOUT;
-            }
-            (void)usleep(50);
-        }
-        memcpy((char *)recv + (size_t)r * bytes, table->data[turn % 2][r],
-               bytes);
-    }
-    return EPX_OK;
-}
 
 /* ---- the scribbler ---- */
 
@@ -159,14 +129,11 @@ static void
 rank_main(int32_t rank)
 {
     epx_group_config_t config = EPX_GROUP_CONFIG_INIT;
-    epx_bootstrap_t bootstrap = EPX_BOOTSTRAP_INIT;
+    fault_seat_t seat = { &table->meeting, rank, RANKS };
+    epx_bootstrap_t bootstrap = fault_bootstrap(&seat);
     scribbler_t scribbler = { .seed = table->round.seed };
     pthread_t thread;
 
-    bootstrap.rank = rank;
-    bootstrap.num_ranks = RANKS;
-    bootstrap.allgather = table_allgather;
-    bootstrap.context = &rank;
     config.bootstrap = &bootstrap;
     config.heap_bytes = 4 << 20;
     config.num_workers = 1;
