@@ -228,6 +228,33 @@ typedef enum epx_device {
     EPX_DEVICE_CUDA,
 } epx_device_t;
 
+/*
+ * How ranks of different nodes reach each other: by UCX, which is loaded when
+ * it is needed (docs/networking.md).  -1 leaves a number to UCX, and so to its
+ * environment variables.  Of interest on this rank alone.
+ */
+typedef struct epx_network_config {
+    size_t size;
+    /* The network interface or device that is used, and no other: "eth0",
+     * "mlx5_0:1".  NULL: EPX_NET_DEVICE, else the first interface that is up
+     * and not loopback. */
+    const char *device;
+    /* UCX's transports: "tcp", "rc,ud".  NULL: "tcp" on an interface, "all" on
+     * a device. */
+    const char *transports;
+    int32_t service_level;    /* InfiniBand: 0..15 */
+    int32_t traffic_class;    /* RoCE, InfiniBand across subnets: 0..255 */
+    int32_t gid_index;        /* RoCE: 0..255 */
+    int32_t adaptive_routing; /* InfiniBand: 0 or 1 */
+    int32_t num_lanes;        /* devices or ports that a message is spread over:
+                                 1..16 */
+    int32_t core;             /* that the network's thread is pinned to; -1:
+                                 none */
+} epx_network_config_t;
+
+#define EPX_NETWORK_CONFIG_INIT \
+    { sizeof(epx_network_config_t), 0, 0, -1, -1, -1, -1, -1, -1 }
+
 typedef struct epx_group_config {
     size_t size;
     /* NULL: epx_bootstrap_env_create is used for this group alone. */
@@ -252,6 +279,11 @@ typedef struct epx_group_config {
     int32_t max_experts;
     /* How long any wait for a peer may take.  0: 30 s. */
     uint64_t timeout_ns;
+    /* NULL: the defaults. */
+    const epx_network_config_t *network;
+    /* Ranks with different numbers never share memory, as if they were on
+     * different hosts.  0: EPX_NODE, else they share it wherever they can. */
+    int32_t node;
     /* A peer that gives no sign of life for so long is lost; the same on every
      * rank.  Raise it to stop a rank in a debugger.  0: 1 s.  See
      * epx_group_status. */
@@ -259,15 +291,17 @@ typedef struct epx_group_config {
 } epx_group_config_t;
 
 #define EPX_GROUP_CONFIG_INIT \
-    { sizeof(epx_group_config_t), 0, EPX_DEVICE_CPU, 0, 0, 0, 0, 0, 0 }
+    { sizeof(epx_group_config_t), 0, EPX_DEVICE_CPU, 0, 0, 0, 0, 0, 0, 0, 0 }
 
 /*
  * Makes a group.  Collective; blocks until all ranks have joined.  A rank whose
  * own config is unusable tells the others, so that every rank fails at once
  * with a sentence that names it.
  *
- * The first fabric that can joins all ranks; EPX_ERR_UNSUPPORTED tells why none
- * can, or what of a device is missing.
+ * The first fabric that can joins the ranks of a node.  Ranks that none joins
+ * are on different nodes, which are joined by UCX: EPX_DEVICE_CPU alone, in
+ * this version.  EPX_ERR_UNSUPPORTED tells why that cannot be, or what of a
+ * device is missing.
  *
  *     CPU   thread       threads of one process
  *           shm          processes of one host
@@ -321,14 +355,16 @@ typedef struct epx_group_info {
     int32_t num_workers;
     int32_t max_experts;
     const char *engine;  /* "cpu", "cuda" */
-    const char *fabric;  /* "thread", "shm", "cuda_thread", ... */
+    const char *fabric;  /* of this node: "thread", "shm", "cuda_thread", ... */
     uint64_t heap_bytes; /* usable bytes of this rank's heap */
     uint64_t heap_free_bytes;
     uint64_t heap_largest_free_bytes; /* the largest epx_mem_alloc possible */
+    int32_t num_nodes;
+    int32_t node; /* this rank's; nodes count from that of rank 0 */
 } epx_group_info_t;
 
 #define EPX_GROUP_INFO_INIT \
-    { sizeof(epx_group_info_t), 0, 0, 0, 0, 0, 0, 0, 0, 0 }
+    { sizeof(epx_group_info_t), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
 
 EPX_API epx_status_t epx_group_query(const epx_group_t *group,
                                      epx_group_info_t *info);
@@ -697,6 +733,11 @@ EPX_API epx_status_t epx_dispatch(epx_plan_t *plan,
  *                      term is one fused multiply-add
  * so in the expert layouts the result does not depend on how the experts are
  * spread over ranks.  A token without experts gets the biases, or zero.
+ *
+ * With several nodes, what another node has of a token is summed there, in this
+ * order, and rounded to dtype (recv_topk_weights: float32); the owner adds that
+ * as one term.  Nodes come in the order of their lowest ranks, the owner's own
+ * with its rows one by one.  So the bits depend on which node an expert is on.
  *
  * x may lie in EPX memory (peers read it in place) or anywhere else (one more
  * copy).  Which optional arrays are given must be the same on every rank, but

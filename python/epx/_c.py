@@ -63,6 +63,22 @@ class Bootstrap(Struct):
     ]
 
 
+class NetworkConfig(Struct):
+    """``epx_network_config_t``"""
+
+    _fields_ = [
+        ("size", c_size_t),
+        ("device", c_char_p),
+        ("transports", c_char_p),
+        ("service_level", c_int32),
+        ("traffic_class", c_int32),
+        ("gid_index", c_int32),
+        ("adaptive_routing", c_int32),
+        ("num_lanes", c_int32),
+        ("core", c_int32),
+    ]
+
+
 class GroupConfig(Struct):
     """``epx_group_config_t``"""
 
@@ -75,6 +91,8 @@ class GroupConfig(Struct):
         ("num_workers", c_int32),
         ("max_experts", c_int32),
         ("timeout_ns", c_uint64),
+        ("network", POINTER(NetworkConfig)),
+        ("node", c_int32),
         ("lost_after_ns", c_uint64),
     ]
 
@@ -93,6 +111,8 @@ class GroupInfo(Struct):
         ("heap_bytes", c_uint64),
         ("heap_free_bytes", c_uint64),
         ("heap_largest_free_bytes", c_uint64),
+        ("num_nodes", c_int32),
+        ("node", c_int32),
     ]
 
 

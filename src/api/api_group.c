@@ -4,16 +4,19 @@
  *     1. who everybody is, and whether this rank can take part (hello)
  *     2. how to reach everybody's segment (card)
  *     3. whether everybody has reached everybody
+ * and, with several nodes, two more by which the net joins them.
  * A rank that fails takes part to the end of the allgather at hand, so that all
  * ranks end at once and know whose fault it was.
  */
 #include "api/api_args.h"
 #include "core/atomic.h"
 #include "core/clock.h"
+#include "core/env.h"
 #include "core/lost.h"
 #include "core/watch.h"
 #include "engine/engine.h"
 #include "fabric/fabric.h"
+#include "net/net_group.h"
 
 #include <inttypes.h>
 #include <stddef.h>
@@ -30,7 +33,8 @@
 #define DEFAULT_TIMEOUT_NS  (30 * (uint64_t)EPX__NS_PER_SEC)
 #define MIN_TIMEOUT_NS      ((uint64_t)EPX__NS_PER_MS)
 #define DEFAULT_LOST_NS     ((uint64_t)EPX__NS_PER_SEC)
-#define MIN_LOST_NS         (EPX__WATCH_BEATS * (uint64_t)EPX__NS_PER_MS)
+#define MIN_LOST_NS         (EPX__BEATS * (uint64_t)EPX__NS_PER_MS)
+#define MAX_NODE            INT32_MAX
 
 /* What went wrong on a rank, as its peers are told. */
 typedef struct verdict {
@@ -60,6 +64,7 @@ typedef struct birth {
     const epx_bootstrap_t *bootstrap;
     epx_bootstrap_t *owned; /* made here; NULL otherwise */
     int64_t deadline_ns;
+    epx_network_config_t network;
     const epx__engine_ops_t *engine;
     epx__fabric_place_t *places; /* [R], once all have met */
     epx_group_t *group;
@@ -160,6 +165,41 @@ complete_config(epx_group_config_t *config)
     return status;
 }
 
+/* What the config leaves to the environment. */
+static epx_status_t
+choose_node(epx_group_config_t *config)
+{
+    const char *text = config->node == 0 ? epx__env_string("EPX_NODE") : NULL;
+    uint64_t node = (uint64_t)config->node;
+    epx_status_t status = EPX_OK;
+
+    if (config->node < 0) {
+        return epx__fail(EPX_ERR_INVALID,
+                         "config->node is %d; allowed are 0 to %d",
+                         config->node, MAX_NODE);
+    }
+    if (text != NULL) {
+        status = epx__parse_uint("EPX_NODE", text, 0, MAX_NODE, &node);
+    }
+    config->node = (int32_t)node;
+    return status;
+}
+
+static epx_status_t
+complete_network(birth_t *birth)
+{
+    const epx_network_config_t *given = birth->config.network;
+    epx_status_t status = EPX_OK;
+
+    birth->network = (epx_network_config_t)EPX_NETWORK_CONFIG_INIT;
+    if (given != NULL) {
+        status = epx__args_copy(&birth->network, sizeof(birth->network), given,
+                                EPX__BYTES_THROUGH(epx_network_config_t, core),
+                                "config->network");
+    }
+    return status == EPX_OK ? epx__network_complete(&birth->network) : status;
+}
+
 static epx_status_t
 check_bootstrap(const epx_bootstrap_t *bootstrap)
 {
@@ -222,6 +262,9 @@ group_free(epx_group_t *group)
     /* In this order: the watch may still be telling of a failure. */
     epx__watch_close(group);
     epx__lost_leave(group);
+    if (group->remote.close != NULL) {
+        group->remote.close(group->remote.context);
+    }
     if (group->engine_state != NULL) {
         group->engine->close(group);
     }
@@ -233,6 +276,7 @@ group_free(epx_group_t *group)
     }
     (void)pthread_mutex_destroy(&group->state_lock);
     (void)pthread_mutex_destroy(&group->op_lock);
+    epx__nodes_close(&group->nodes);
     free(group->peers);
     free(group);
 }
@@ -266,6 +310,33 @@ compare_hellos(const hello_t *hellos, int32_t num_ranks)
     return EPX_OK;
 }
 
+/* Which ranks share a node, and the fabric that joins them. */
+static epx_status_t
+choose_fabric(const birth_t *birth)
+{
+    epx_group_t *group = birth->group;
+    const epx__engine_ops_t *engine = birth->engine;
+    int32_t *node_of = calloc((size_t)group->num_ranks, sizeof(*node_of));
+    epx_status_t status;
+
+    if (node_of == NULL) {
+        return epx__fail(EPX_ERR_NO_MEMORY, "no memory for %d ranks",
+                         group->num_ranks);
+    }
+    if (engine->spans_nodes) {
+        epx__fabric_nodes(engine->fabrics, birth->places, group->num_ranks,
+                          node_of);
+    }
+    status = epx__fabric_choose(engine->fabrics, birth->places, node_of,
+                                group->num_ranks, &group->fabric);
+    if (status == EPX_OK) {
+        status = epx__nodes_open(&group->nodes, group->rank, group->num_ranks,
+                                 node_of);
+    }
+    free(node_of);
+    return status;
+}
+
 /* 1: tell and learn who everybody is. */
 static epx_status_t
 meet(birth_t *birth, epx_status_t own_status)
@@ -295,6 +366,7 @@ meet(birth_t *birth, epx_status_t own_status)
     if (status == EPX_OK) {
         status = birth->engine->place(&birth->config, &hello.place);
     }
+    hello.place.node = (uint32_t)birth->config.node;
     if (status == EPX_OK && getrandom(hello.nonce, sizeof(hello.nonce), 0) !=
                                 (ssize_t)sizeof(hello.nonce)) {
         status = epx__fail(EPX_ERR_SYSTEM, "no random bytes: %m");
@@ -310,16 +382,14 @@ meet(birth_t *birth, epx_status_t own_status)
     /* Without a group no gather succeeds, which not every reader can see. */
     if (status == EPX_OK && birth->group != NULL) {
         memcpy(birth->group->job_id, hellos[0].nonce, sizeof(hello.nonce));
-        status =
-            epx__fabric_choose(birth->engine->fabrics, places,
-                               bootstrap->num_ranks, &birth->group->fabric);
+        status = choose_fabric(birth);
     }
 out:
     free(hellos);
     return status;
 }
 
-/* Watch those peers that are other processes, of this host as all are. */
+/* Watch those peers of this node that are other processes. */
 static epx_status_t
 open_watch(const birth_t *birth)
 {
@@ -336,7 +406,8 @@ open_watch(const birth_t *birth)
     for (int32_t rank = 0; rank < group->num_ranks; rank++) {
         const epx__fabric_place_t *place = &birth->places[rank];
 
-        if (!epx__fabric_same_process(own, place)) {
+        if (epx__is_near(&group->nodes, rank) &&
+            !epx__fabric_same_process(own, place)) {
             peers[count++] = (epx__watch_peer_t){
                 rank, place->pid_ns == own->pid_ns ? (int32_t)place->pid : 0
             };
@@ -408,6 +479,10 @@ join_segments(const birth_t *birth)
     }
     set_verdict(&verdict, status);
     status = gather(birth, &verdict, verdicts, sizeof(verdict));
+    if (status == EPX_OK && group->nodes.num_nodes > 1) {
+        status =
+            epx__group_join_nodes(group, birth->bootstrap, &birth->network);
+    }
 out:
     free(verdicts);
     free(fabric_cards);
@@ -454,6 +529,12 @@ epx_group_create(const epx_group_config_t *config, epx_group_t **group_p)
     if (config_status == EPX_OK) {
         config_status = complete_config(&birth.config);
     }
+    if (config_status == EPX_OK) {
+        config_status = choose_node(&birth.config);
+    }
+    if (config_status == EPX_OK) {
+        config_status = complete_network(&birth);
+    }
     if (config_status != EPX_OK) {
         birth.config.timeout_ns = DEFAULT_TIMEOUT_NS; /* to tell the others */
     }
@@ -474,11 +555,12 @@ epx_group_create(const epx_group_config_t *config, epx_group_t **group_p)
         return status;
     }
     epx__log(EPX__LOG_INFO,
-             "rank %d of %d: engine %s (%s), fabric %s, %d workers, heap of "
-             "%" PRIu64 " bytes",
-             birth.group->rank, birth.group->num_ranks,
-             birth.group->engine->name, birth.group->engine->isa(),
-             birth.group->fabric->name, birth.group->num_workers,
+             "rank %d of %d, node %d of %d: engine %s (%s), fabric %s, %d "
+             "workers, heap of %" PRIu64 " bytes",
+             birth.group->rank, birth.group->num_ranks, birth.group->nodes.own,
+             birth.group->nodes.num_nodes, birth.group->engine->name,
+             birth.group->engine->isa(), birth.group->fabric->name,
+             birth.group->num_workers,
              birth.group->heap.end - birth.group->heap.begin);
     *group_p = birth.group;
     return EPX_OK;
@@ -552,10 +634,11 @@ epx_group_query(const epx_group_t *group, epx_group_info_t *info)
     now.max_experts = group->max_experts;
     now.engine = group->engine->name;
     now.fabric = group->fabric->name;
+    now.num_nodes = group->nodes.num_nodes;
+    now.node = group->nodes.own;
     now.heap_bytes = group->heap.end - group->heap.begin;
     epx__heap_usage(&shared->heap, &now.heap_free_bytes,
                     &now.heap_largest_free_bytes);
-    return epx__args_return(
-        info, &now, sizeof(now),
-        EPX__BYTES_THROUGH(epx_group_info_t, heap_largest_free_bytes), "info");
+    return epx__args_return(info, &now, sizeof(now),
+                            EPX__BYTES_THROUGH(epx_group_info_t, node), "info");
 }

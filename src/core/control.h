@@ -11,10 +11,9 @@
  *                                signalled at this gate
  *     posts     [16][R]          where source's buffers are (epx__post_t)
  *     counts    [16][R]          source's count row (epx__count_row_t, then
- *                                u32 tokens[R], u32 rows[max_experts]); with
- *                                engines that poll, all that a source tells
- *                                at a step's start, in words (epx__word)
- *     heap      the rest         handed out by core/heap.c
+ *                                u32 tokens[R], u32 rows[E], u32 nodes[N]);
+ * with engines that poll, all that a source tells at a step's start, in words
+ * (epx__word) heap      the rest         handed out by core/heap.c
  *
  * Collective steps of a group are numbered 1, 2, 3, ... alike on every rank;
  * step s uses slot s mod 16.  At most 8 steps are open on a rank at a time.  So
@@ -109,6 +108,13 @@ typedef enum epx__array {
     EPX__NUM_ARRAYS,
 } epx__array_t;
 
+/* The two ways of a token between nodes: to its experts, and back. */
+typedef enum epx__lane {
+    EPX__LANE_OUT = 0,
+    EPX__LANE_BACK,
+    EPX__NUM_LANES,
+} epx__lane_t;
+
 /* In a signature: a rank without rows, which cannot tell. */
 #define EPX__ARRAYS_ANY (1u << 31)
 
@@ -123,6 +129,12 @@ typedef struct epx__post {
     uint64_t scale_stride;
     uint64_t scale_expert_stride;
     uint64_t slot_parity; /* which half of the receive slots was filled */
+    /* With several nodes, where ranks of others may send what belongs to this
+     * operation: the first channel of the lane for what this rank forwards, and
+     * of that for what comes back to it, and the turns. */
+    uint32_t lane_channel[EPX__NUM_LANES];
+    uint64_t lane_turn[EPX__NUM_LANES];
+    uint64_t lane_weights; /* combine: this rank sends weights by then */
     /* Words: what the DONE arrivals from this source count up to once all of
      * the step has landed; there they are a sum, not a step. */
     uint64_t arrivals;
@@ -141,13 +153,17 @@ typedef struct epx__plan_key {
     uint64_t send_only_row_bytes;
 } epx__plan_key_t;
 
-/* One rank's part in the exchange of counts; u32 tokens[R] (to each rank) and
- * u32 rows[E] (to each expert) follow. */
+/* One rank's part in the exchange of counts; u32 tokens[R] (to each rank), u32
+ * rows[E] (to each expert) and, with several nodes, u32 nodes[N] (tokens to
+ * each node) follow. */
 typedef struct epx__count_row {
     uint64_t step;
     epx__plan_key_t key;
     uint64_t num_tokens;
     uint64_t slots_offset; /* receive slots of send-only dispatches, or 0 */
+    /* Where ranks of other nodes send to these slots. */
+    uint64_t slots_channel;
+    uint64_t slots_turn; /* of the plan's first such dispatch */
     /* Routing that is found to be bad only when the peers are waiting: 1 + the
      * first such entry of topk_idx, and what it holds.  0: none. */
     uint64_t bad_entry;

@@ -7,6 +7,7 @@
 #include "core/rank_list.h"
 
 #include <inttypes.h>
+#include <string.h>
 
 /* The first error is the one that counts: false for any other. */
 static bool
@@ -32,6 +33,9 @@ break_group(epx_group_t *group, const epx__error_t *error, bool is_told)
     if (is_first) {
         epx__lost_tell(group, error);
         epx__group_wake(group);
+        if (epx__load_u32(&group->has_remote) != 0) {
+            group->remote.end(group->remote.context);
+        }
     }
     return is_first;
 }
@@ -171,19 +175,62 @@ epx__group_wake(epx_group_t *group)
     }
 }
 
-void
-epx__signal(epx_group_t *group, int32_t peer, uint64_t step, epx__gate_t gate)
+/* This rank's payload in a segment. */
+static void *
+payload_at(const epx_group_t *group, void *segment, uint64_t step,
+           epx__payload_t payload)
 {
-    epx__arrive(&group->map, group->peers[peer].base, (uint32_t)group->rank,
-                step, gate);
+    uint32_t rank = (uint32_t)group->rank;
+
+    return payload == EPX__PAYLOAD_POST
+               ? (void *)epx__map_post(&group->map, segment, step, rank)
+               : epx__map_counts(&group->map, segment, step, rank);
 }
 
 void
-epx__signal_all(epx_group_t *group, uint64_t step, epx__gate_t gate)
+epx__signal_with(epx_group_t *group, int32_t peer, uint64_t step,
+                 epx__gate_t gate, epx__payload_t payload, size_t bytes)
 {
-    /* Start with the next rank, so that not all ranks write to rank 0 first. */
-    for (int32_t i = 1; i <= group->num_ranks; i++) {
-        epx__signal(group, (group->rank + i) % group->num_ranks, step, gate);
+    void *segment = group->peers[peer].base;
+    const void *from = NULL;
+
+    if (payload != EPX__PAYLOAD_NONE) {
+        from = payload_at(group, epx__group_segment(group), step, payload);
+    }
+    if (segment == NULL) {
+        epx_status_t status = group->remote.signal(
+            group->remote.context, peer, step, gate, payload, from, bytes);
+
+        if (status != EPX_OK) {
+            (void)epx__group_break(group, status);
+        }
+        return;
+    }
+    if (from != NULL && peer != group->rank) {
+        memcpy(payload_at(group, segment, step, payload), from, bytes);
+    }
+    epx__arrive(&group->map, segment, (uint32_t)group->rank, step, gate);
+}
+
+void
+epx__signal(epx_group_t *group, int32_t peer, uint64_t step, epx__gate_t gate)
+{
+    epx__signal_with(group, peer, step, gate, EPX__PAYLOAD_NONE, 0);
+}
+
+void
+epx__signal_near(epx_group_t *group, uint64_t step, epx__gate_t gate)
+{
+    const epx__nodes_t *nodes = &group->nodes;
+    const int32_t *ranks = epx__node_ranks(nodes, nodes->own);
+    int32_t count = epx__node_size(nodes, nodes->own);
+
+    /* Start with the next rank, so that not all write to the first one first.
+     */
+    for (int32_t i = 1; i <= count; i++) {
+        int32_t at = (nodes->index_of[group->rank] + i) % count;
+
+        epx__signal(group, ranks[at], step, gate);
     }
 }
 
@@ -191,6 +238,7 @@ typedef struct wait {
     epx_group_t *group;
     uint64_t step;
     epx__gate_t gate;
+    bool is_near; /* only for the ranks of this node */
 } wait_t;
 
 static uint64_t
@@ -206,7 +254,8 @@ is_missing(const void *context, int32_t rank)
 {
     const wait_t *wait = context;
 
-    return arrival_of(wait, rank) < wait->step;
+    return (!wait->is_near || epx__is_near(&wait->group->nodes, rank)) &&
+           arrival_of(wait, rank) < wait->step;
 }
 
 /* How many ranks from *first_p on have not signalled; moves *first_p to the
@@ -247,7 +296,8 @@ check_arrivals(const wait_t *wait, const char *what)
     epx_group_t *group = wait->group;
 
     for (int32_t rank = 0; rank < group->num_ranks; rank++) {
-        uint64_t step = arrival_of(wait, rank);
+        bool counts = !wait->is_near || epx__is_near(&group->nodes, rank);
+        uint64_t step = counts ? arrival_of(wait, rank) : wait->step;
 
         if (step != wait->step) {
             return epx__group_break(group,
@@ -298,20 +348,20 @@ check_left(const wait_t *wait, const char *what)
 static void
 spin(const epx_group_t *group)
 {
-    if (group->help != NULL && group->spin_ns > 0) {
-        group->help(group->help_context);
+    if (group->remote.help != NULL && group->spin_ns > 0) {
+        group->remote.help(group->remote.context);
     } else {
         epx__pause();
     }
 }
 
-epx_status_t
-epx__wait_all(epx_group_t *group, uint64_t step, epx__gate_t gate,
-              const char *what)
+static epx_status_t
+wait_for(const wait_t *waits, const char *what)
 {
-    wait_t wait = { group, step, gate };
-    epx__gate_line_t *line =
-        epx__map_gate(&group->map, epx__group_segment(group), step, gate);
+    wait_t wait = *waits;
+    epx_group_t *group = wait.group;
+    epx__gate_line_t *line = epx__map_gate(
+        &group->map, epx__group_segment(group), wait.step, wait.gate);
     int64_t start = epx__now_ns();
     int64_t deadline = epx__deadline_ns(group->timeout_ns);
     int32_t first = 0;
@@ -342,8 +392,8 @@ epx__wait_all(epx_group_t *group, uint64_t step, epx__gate_t gate,
         if (now - start < group->spin_ns) {
             continue;
         }
-        if (group->help_end != NULL) {
-            group->help_end(group->help_context);
+        if (group->remote.help_end != NULL) {
+            group->remote.help_end(group->remote.context);
         }
         status = check_left(&wait, what);
         if (status != EPX_OK) {
@@ -356,4 +406,18 @@ epx__wait_all(epx_group_t *group, uint64_t step, epx__gate_t gate,
         }
         epx__store_u32(&line->sleepers, 0);
     }
+}
+
+epx_status_t
+epx__wait_all(epx_group_t *group, uint64_t step, epx__gate_t gate,
+              const char *what)
+{
+    return wait_for(&(wait_t){ group, step, gate, false }, what);
+}
+
+epx_status_t
+epx__wait_near(epx_group_t *group, uint64_t step, epx__gate_t gate,
+               const char *what)
+{
+    return wait_for(&(wait_t){ group, step, gate, true }, what);
 }

@@ -6,6 +6,7 @@
 
 #include "core/control.h"
 #include "core/heap.h"
+#include "core/nodes.h"
 #include "core/status.h"
 
 #include <epx/epx.h>
@@ -18,7 +19,8 @@ struct epx__watch;
 
 /* A rank's segment as this rank sees it. */
 typedef struct epx__peer {
-    char *base; /* in the device's memory: the host need not reach it */
+    char *base; /* in the device's memory: the host need not reach it; NULL
+                 * for a rank of another node */
     uint64_t bytes;
 } epx__peer_t;
 
@@ -28,6 +30,35 @@ typedef struct epx__open_step {
     epx_plan_t *plan; /* whose counts they are; NULL when it is gone */
     bool is_counts;
 } epx__open_step_t;
+
+/* What comes with a signal. */
+typedef enum epx__payload {
+    EPX__PAYLOAD_NONE = 0,
+    EPX__PAYLOAD_POST,   /* an epx__post_t */
+    EPX__PAYLOAD_COUNTS, /* a count row */
+} epx__payload_t;
+
+/* How a group reaches the ranks of other nodes; what a net fills in. */
+typedef struct epx__remote {
+    void *context;
+    /* This rank starts the step. */
+    void (*step_begin)(void *context, uint64_t step);
+    /* epx__signal for such a rank: the payload is `bytes` at `from`, and stays
+     * as it is until this rank starts step + EPX__NUM_SLOTS. */
+    epx_status_t (*signal)(void *context, int32_t peer, uint64_t step,
+                           epx__gate_t gate, epx__payload_t payload,
+                           const void *from, size_t bytes);
+    /* What a thread that spins does meanwhile, and when it is to sleep. */
+    void (*help)(void *context);
+    void (*help_end)(void *context);
+    /* The group has failed: end what waits there, and let the peers know.  From
+     * any thread. */
+    void (*end)(void *context);
+    void (*close)(void *context);
+} epx__remote_t;
+
+/* So many beats must fail to come before a peer is lost. */
+#define EPX__BEATS 10
 
 struct epx_group {
     int32_t rank;
@@ -39,11 +70,10 @@ struct epx_group {
     uint64_t timeout_ns;
     int64_t spin_ns; /* how long a wait spins before it sleeps */
     uint64_t job_id[2];
-    /* What a thread that spins does meanwhile, and when it is to sleep; NULL:
-     * nothing. */
-    void (*help)(void *context);
-    void (*help_end)(void *context);
-    void *help_context;
+
+    epx__nodes_t nodes;
+    epx__remote_t remote; /* all NULL with a single node */
+    uint32_t has_remote;  /* atomic: it is there */
 
     /* Of the peers that are other processes; NULL when there are none. */
     struct epx__watch *watch;
@@ -106,10 +136,16 @@ epx__group_segment(const epx_group_t *group)
 }
 
 /* Tell `peer` that what belongs to this gate of the step is in place: a release
- * of everything written before; epx__wait_all acquires it. */
+ * of everything written before; the waits below acquire it.  A peer of another
+ * node that cannot be told breaks the group. */
 void epx__signal(epx_group_t *group, int32_t peer, uint64_t step,
                  epx__gate_t gate);
-void epx__signal_all(epx_group_t *group, uint64_t step, epx__gate_t gate);
+/* The same; with it comes this rank's own post or the first `bytes` of its
+ * count row of the step, which lie in its own control region. */
+void epx__signal_with(epx_group_t *group, int32_t peer, uint64_t step,
+                      epx__gate_t gate, epx__payload_t payload, size_t bytes);
+/* All ranks of this node, without a payload. */
+void epx__signal_near(epx_group_t *group, uint64_t step, epx__gate_t gate);
 
 /* What that does in the control region of the peer, whose segment this is. */
 void epx__arrive(const epx__map_t *map, void *segment, uint32_t source,
@@ -119,6 +155,9 @@ void epx__arrive(const epx__map_t *map, void *segment, uint32_t source,
  * ranks when the timeout passes.  `what` completes "timed out in WHAT". */
 epx_status_t epx__wait_all(epx_group_t *group, uint64_t step, epx__gate_t gate,
                            const char *what);
+/* The same for the ranks of this node alone. */
+epx_status_t epx__wait_near(epx_group_t *group, uint64_t step, epx__gate_t gate,
+                            const char *what);
 
 /* Make everybody who sleeps at a gate of this segment look around; and of this
  * rank's. */

@@ -107,16 +107,48 @@ epx__fabric_same_process(const epx__fabric_place_t *a,
            memcmp(a->process, b->process, sizeof(a->process)) == 0;
 }
 
-/* Why a fabric does not join all ranks, and the first two that it does not;
- * NULL when it does. */
+static bool
+can_join(const epx__fabric_ops_t *const *fabrics, const epx__fabric_place_t *a,
+         const epx__fabric_place_t *b)
+{
+    for (int i = 0; a->node == b->node && fabrics[i] != NULL; i++) {
+        if (fabrics[i]->obstacle(a, b) == NULL) {
+            return true;
+        }
+    }
+    return false;
+}
+
+void
+epx__fabric_nodes(const epx__fabric_ops_t *const *fabrics,
+                  const epx__fabric_place_t *places, int32_t num_ranks,
+                  int32_t *node_of)
+{
+    int32_t num_nodes = 0;
+
+    for (int32_t rank = 0; rank < num_ranks; rank++) {
+        int32_t first = 0;
+
+        while (first < rank &&
+               !can_join(fabrics, &places[first], &places[rank])) {
+            first++;
+        }
+        node_of[rank] = first < rank ? node_of[first] : num_nodes++;
+    }
+}
+
+/* Why a fabric does not join the ranks of a node, and the first two that it
+ * does not; NULL when it joins all. */
 static const char *
 first_obstacle(const epx__fabric_ops_t *fabric,
-               const epx__fabric_place_t *places, int32_t num_ranks,
-               int32_t *a_p, int32_t *b_p)
+               const epx__fabric_place_t *places, const int32_t *node_of,
+               int32_t num_ranks, int32_t *a_p, int32_t *b_p)
 {
     for (int32_t a = 0; a < num_ranks; a++) {
         for (int32_t b = a + 1; b < num_ranks; b++) {
-            const char *why = fabric->obstacle(&places[a], &places[b]);
+            const char *why = node_of[a] == node_of[b]
+                                  ? fabric->obstacle(&places[a], &places[b])
+                                  : NULL;
 
             if (why != NULL) {
                 *a_p = a;
@@ -130,15 +162,16 @@ first_obstacle(const epx__fabric_ops_t *fabric,
 
 epx_status_t
 epx__fabric_choose(const epx__fabric_ops_t *const *fabrics,
-                   const epx__fabric_place_t *places, int32_t num_ranks,
-                   const epx__fabric_ops_t **fabric_p)
+                   const epx__fabric_place_t *places, const int32_t *node_of,
+                   int32_t num_ranks, const epx__fabric_ops_t **fabric_p)
 {
     char reasons[400] = "";
     size_t length = 0;
 
     for (int i = 0; fabrics[i] != NULL; i++) {
         int32_t a = 0, b = 0;
-        const char *why = first_obstacle(fabrics[i], places, num_ranks, &a, &b);
+        const char *why =
+            first_obstacle(fabrics[i], places, node_of, num_ranks, &a, &b);
 
         if (why == NULL) {
             *fabric_p = fabrics[i];

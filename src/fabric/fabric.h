@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * A fabric is how bytes reach a peer.  Those that exist map every peer's
- * segment, in memory of the host or of a card, where this rank's engine loads
- * and stores directly.  Which of them serve an engine, it says itself.
+ * A fabric is how bytes reach a peer of the same node.  Those that exist map
+ * the peer's segment, in memory of the host or of a card, where this rank's
+ * engine loads and stores directly.  Which of them serve an engine, it says
+ * itself.  Ranks that none of them joins are on different nodes, which a net
+ * joins (src/net).
  */
 #ifndef EPX_FABRIC_FABRIC_H
 #define EPX_FABRIC_FABRIC_H
@@ -32,6 +34,7 @@ typedef struct epx__fabric_place {
     uint64_t process[2]; /* random, drawn once per process */
     uint64_t pid_ns;     /* inode of the pid namespace, in which it is */
     int64_t pid;
+    uint32_t node; /* the config's */
     epx__fabric_device_t device;
 } epx__fabric_place_t;
 
@@ -57,7 +60,8 @@ typedef struct epx__fabric_ops {
      * peers get.  The control region is zero but for the header. */
     epx_status_t (*open)(epx_group_t *group, uint64_t bytes,
                          epx__fabric_card_t *card);
-    /* Reach the peers' segments: cards is [R].  All ranks call this. */
+    /* Reach the segments of this node's ranks: cards is [R].  All ranks call
+     * this. */
     epx_status_t (*connect)(epx_group_t *group, const epx__fabric_card_t *cards,
                             int64_t deadline_ns);
     /* Let go of everything that open and connect made; either may have
@@ -73,11 +77,20 @@ bool epx__fabric_same_host(const epx__fabric_place_t *a,
 bool epx__fabric_same_process(const epx__fabric_place_t *a,
                               const epx__fabric_place_t *b);
 
-/* The first fabric of a NULL-terminated list that joins all ranks; for a single
- * rank the first.  places is [R]. */
+/*
+ * Which node each rank is on, numbered by its lowest rank: that of the first
+ * rank which some fabric of the NULL-terminated list joins it with, unless
+ * their configs forbid it.  places and node_of are [R].
+ */
+void epx__fabric_nodes(const epx__fabric_ops_t *const *fabrics,
+                       const epx__fabric_place_t *places, int32_t num_ranks,
+                       int32_t *node_of);
+
+/* The first fabric of the list that joins the ranks of every node; for a single
+ * rank the first. */
 epx_status_t epx__fabric_choose(const epx__fabric_ops_t *const *fabrics,
                                 const epx__fabric_place_t *places,
-                                int32_t num_ranks,
+                                const int32_t *node_of, int32_t num_ranks,
                                 const epx__fabric_ops_t **fabric_p);
 
 /* The header that a rank's segment of so many bytes starts with. */

@@ -246,6 +246,7 @@ receive_hello(const run_t *run, int connection, int32_t *rank_p)
         hello.job_id[0] != group->job_id[0] ||
         hello.job_id[1] != group->job_id[1] ||
         hello.rank >= (uint32_t)group->num_ranks ||
+        !epx__is_near(&group->nodes, (int32_t)hello.rank) ||
         !tokens_equal(hello.token, run->cards[hello.rank].token)) {
         close_fd(&fd);
         return -1;
@@ -261,7 +262,7 @@ not_attached(const void *context, int32_t rank)
 {
     const epx_group_t *group = context;
 
-    return group->peers[rank].base == NULL;
+    return epx__is_near(&group->nodes, rank) && group->peers[rank].base == NULL;
 }
 
 static bool
@@ -330,7 +331,7 @@ timed_out(const run_t *run, int32_t peer)
     epx__rank_list_t list =
         epx__rank_list_make(group->num_ranks, not_attached, group);
 
-    if (run->attached == group->num_ranks) {
+    if (run->attached == epx__node_size(&group->nodes, group->nodes.own)) {
         return epx__fail(EPX_ERR_TIMEOUT,
                          "rank %d timed out handing its heap to rank %d, whose "
                          "socket takes no more connections",
@@ -347,21 +348,23 @@ epx__fd_exchange_run(epx__fd_exchange_t *exchange, epx_group_t *group,
                      epx__fd_attach_t *attach)
 {
     run_t run = { exchange, group, cards, deadline_ns, attach, 1, 1 };
+    const epx__nodes_t *nodes = &group->nodes;
+    const int32_t *ranks = epx__node_ranks(nodes, nodes->own);
+    int32_t count = epx__node_size(nodes, nodes->own);
     epx_status_t status = EPX_OK;
 
     /* Both at once: a full queue drains only while its owner accepts. */
-    while (status == EPX_OK &&
-           (run.pushed < group->num_ranks || run.attached < group->num_ranks)) {
-        int32_t peer = (group->rank + run.pushed) % group->num_ranks;
+    while (status == EPX_OK && (run.pushed < count || run.attached < count)) {
+        int32_t peer =
+            ranks[(nodes->index_of[group->rank] + run.pushed) % count];
         bool done = false;
 
-        if (run.pushed < group->num_ranks) {
+        if (run.pushed < count) {
             status = push_descriptor(&run, peer, &done);
             run.pushed += done;
         }
         if (status == EPX_OK && !done) {
-            status =
-                accept_one(&run, run.pushed < group->num_ranks ? 1 : POLL_MS);
+            status = accept_one(&run, run.pushed < count ? 1 : POLL_MS);
         }
         if (status == EPX_OK) {
             status = epx__group_check(group); /* a peer may have died */

@@ -90,7 +90,7 @@ epx__segments_connect(epx_group_t *group, const epx__fabric_card_t *cards,
     for (int32_t rank = 0; rank < group->num_ranks; rank++) {
         epx__segment_t *segment;
 
-        if (rank == group->rank) {
+        if (rank == group->rank || !epx__is_near(&group->nodes, rank)) {
             continue;
         }
         segment = find(group, rank);

@@ -41,7 +41,7 @@
 #ifndef EPX_NET_NET_H
 #define EPX_NET_NET_H
 
-#include "core/control.h"
+#include "core/group.h"
 #include "core/status.h"
 
 #include <epx/epx.h>
@@ -118,6 +118,13 @@ epx_status_t epx__net_open(epx__net_t **net_p, const epx__net_config_t *config);
  */
 void epx__net_close(epx__net_t *net);
 
+/*
+ * The group has failed: whoever waits here is sent back with EPX_ERR_BROKEN,
+ * and the peers are told with the next heartbeat, to which this rank is lost.
+ * From any thread, also in epx__net_lost_t; at once.
+ */
+void epx__net_end(epx__net_t *net);
+
 /* Whether a rank is reached by this net. */
 bool epx__net_has_peer(const epx__net_t *net, int32_t rank);
 
@@ -132,22 +139,16 @@ epx_status_t epx__net_peer_status(epx__net_t *net, int32_t rank);
  * from now on.  To be called before the first signal of the step is sent. */
 void epx__net_step_begin(epx__net_t *net, uint64_t step);
 
-typedef enum epx__net_payload {
-    EPX__NET_NOTHING = 0,
-    EPX__NET_POST,   /* an epx__post_t */
-    EPX__NET_COUNTS, /* a count row of map.count_row_bytes */
-} epx__net_payload_t;
-
 /*
  * Tell a remote peer what epx__signal tells a mapped one.  The payload goes to
  * this rank's row of the step in the peer's control region, before the arrival
  * is raised.  It is read later: it must stay as it is until this rank starts
  * step + EPX__NUM_SLOTS, as this rank's own row of the step in its own control
- * region does.
+ * region does.  A post is whole; of a count row the first `bytes` are sent.
  */
 epx_status_t epx__net_signal(epx__net_t *net, int32_t peer, uint64_t step,
-                             epx__gate_t gate, epx__net_payload_t payload,
-                             const void *from);
+                             epx__gate_t gate, epx__payload_t payload,
+                             const void *from, size_t bytes);
 
 /* -------------------------------------------------------------------------
  * Transfers, the receiver's side

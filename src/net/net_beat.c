@@ -2,8 +2,8 @@
 /*
  * Heartbeats: a TCP connection between partners that carries nothing but the
  * sign that the other end's thread is alive.  The lower rank connects, and says
- * who it is; then each end sends a byte now and then.  Its end is the peer's
- * end, unless the peer has said goodbye.
+ * who it is; then each end sends a byte now and then, 1 when its group has
+ * failed.  Its end is the peer's end, unless the peer has said goodbye.
  */
 #include "net/net_internal.h"
 
@@ -258,6 +258,10 @@ hear(epx__net_t *net, int32_t rank, int64_t now)
         if (got > 0) {
             peer->beat.heard_ns = now;
         }
+        if (got > 0 && bytes[got - 1] != 0) {
+            epx__net_link_lost(net, rank, "its group has failed");
+            return;
+        }
     } while (got == (ssize_t)sizeof(bytes));
     if (got == 0 || (got < 0 && errno != EAGAIN && errno != EINTR)) {
         epx__net_link_lost(net, rank,
@@ -291,16 +295,19 @@ epx__net_beats_read(epx__net_t *net, int64_t now_ns)
 void
 epx__net_beats_send(epx__net_t *net, int64_t now_ns)
 {
+    char byte;
+
     if (net->beats.listener < 0 || now_ns < net->beats.next_ns) {
         return;
     }
     net->beats.next_ns = now_ns + (int64_t)net->config.beat_ns;
+    byte = epx__net_has_ended(net) ? 1 : 0;
     for (int32_t rank = 0; rank < net->config.num_ranks; rank++) {
         epx__net_peer_t *peer = &net->peers[rank];
 
         if (peer->beat.state == EPX__BEAT_UP) {
             /* A connection that takes no more, or none, is late by itself. */
-            (void)!send(peer->beat.fd, "", 1, MSG_DONTWAIT | MSG_NOSIGNAL);
+            (void)!send(peer->beat.fd, &byte, 1, MSG_DONTWAIT | MSG_NOSIGNAL);
         }
     }
 }

@@ -28,10 +28,11 @@ step_fits(const epx__net_view_t *view, uint64_t step)
 static const char *
 check_signal(const epx__net_view_t *view, const epx__net_header_t *header)
 {
-    uint64_t bytes = header->kind == EPX__NET_KIND_POST ? sizeof(epx__post_t)
-                     : header->kind == EPX__NET_KIND_COUNTS
-                         ? view->map->count_row_bytes
-                         : 0;
+    bool is_counts = header->kind == EPX__NET_KIND_COUNTS;
+    uint64_t least = header->kind == EPX__NET_KIND_POST ? sizeof(epx__post_t)
+                     : is_counts ? sizeof(epx__count_row_t)
+                                 : 0;
+    uint64_t most = is_counts ? view->map->count_row_bytes : least;
 
     if (header->gate >= EPX__NUM_GATES) {
         return "for a gate that there is not";
@@ -39,7 +40,7 @@ check_signal(const epx__net_view_t *view, const epx__net_header_t *header)
     if (!step_fits(view, header->step)) {
         return "for a step that is not open";
     }
-    if (header->bytes != bytes) {
+    if (header->bytes < least || header->bytes > most) {
         return "with a post or count row of another size";
     }
     return header->channel != 0 || header->turn != 0 || header->offset != 0 ||

@@ -136,10 +136,11 @@ struct epx__net {
     uint32_t crank;     /* shared: a thread does the net's work */
     uint32_t parked; /* shared futex word: where the thread waits for helpers */
     int64_t busy_ns; /* shared: when there was something to do */
-    int64_t helped_ns; /* shared: when a thread helped last */
-    uint32_t closing;  /* shared */
-    uint32_t event;    /* shared futex word */
-    uint32_t sleepers; /* shared: on event */
+    int64_t helped_ns;  /* shared: when a thread helped last */
+    uint32_t closing;   /* shared */
+    uint32_t event;     /* shared futex word */
+    uint32_t has_ended; /* shared: the group has failed */
+    uint32_t sleepers;  /* shared: on event */
 
     int backend_fd;
     int wake_fd;
@@ -166,6 +167,12 @@ void epx__net_ring_drop(epx__net_ring_t *ring);
 /* --- net_wait.c --- */
 /* Something that engines may wait for has changed. */
 void epx__net_event_raise(epx__net_t *net);
+
+static inline bool
+epx__net_has_ended(const epx__net_t *net)
+{
+    return epx__load_u32(&net->has_ended) != 0;
+}
 void epx__net_done_drop(epx__net_t *net, epx__net_done_t *done, int32_t rank,
                         epx_status_t status);
 

@@ -68,6 +68,9 @@ submit(epx__net_t *net, int32_t rank, int ring, const epx__net_job_t *job)
         if (status != EPX_OK) {
             return status;
         }
+        if (epx__net_has_ended(net)) {
+            return epx__fail(EPX_ERR_BROKEN, "the group has failed");
+        }
         now = epx__now_ns();
         if (deadline == 0) {
             deadline = epx__deadline_ns(net->config.timeout_ns);
@@ -85,7 +88,7 @@ submit(epx__net_t *net, int32_t rank, int ring, const epx__net_job_t *job)
 
 epx_status_t
 epx__net_signal(epx__net_t *net, int32_t peer, uint64_t step, epx__gate_t gate,
-                epx__net_payload_t payload, const void *from)
+                epx__payload_t payload, const void *from, size_t bytes)
 {
     epx__net_job_t job = { .header = { .kind = EPX__NET_KIND_SIGNAL,
                                        .gate = (uint8_t)gate,
@@ -95,12 +98,10 @@ epx__net_signal(epx__net_t *net, int32_t peer, uint64_t step, epx__gate_t gate,
     if (status != EPX_OK) {
         return status;
     }
-    if (payload == EPX__NET_POST) {
-        job.header.kind = EPX__NET_KIND_POST;
-        job.bytes = sizeof(epx__post_t);
-    } else if (payload == EPX__NET_COUNTS) {
-        job.header.kind = EPX__NET_KIND_COUNTS;
-        job.bytes = net->map.count_row_bytes;
+    if (payload != EPX__PAYLOAD_NONE) {
+        job.header.kind = payload == EPX__PAYLOAD_POST ? EPX__NET_KIND_POST
+                                                       : EPX__NET_KIND_COUNTS;
+        job.bytes = bytes;
     }
     /* Nobody writes to what is sent. */
     job.one = (struct iovec){ (void *)(uintptr_t)from, job.bytes };

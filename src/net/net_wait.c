@@ -61,6 +61,19 @@ epx__net_event_wait(epx__net_t *net, uint32_t event, int64_t deadline_ns)
     (void)epx__add_u32(&net->sleepers, (uint32_t)-1);
 }
 
+void
+epx__net_end(epx__net_t *net)
+{
+    epx__store_u32(&net->has_ended, 1);
+    epx__net_event_raise(net);
+}
+
+static epx_status_t
+fail_ended(void)
+{
+    return epx__fail(EPX_ERR_BROKEN, "the group has failed");
+}
+
 epx_status_t
 epx__net_peer_status(epx__net_t *net, int32_t rank)
 {
@@ -119,6 +132,9 @@ epx__net_done_wait(epx__net_t *net, epx__net_done_t *done, int64_t deadline_ns,
 
         if (epx__net_done_test(done)) {
             break;
+        }
+        if (epx__net_has_ended(net)) {
+            return fail_ended();
         }
         if (epx__now_ns() >= deadline_ns) {
             return epx__fail(EPX_ERR_TIMEOUT,
@@ -189,6 +205,9 @@ epx__net_wait(epx__net_t *net, uint32_t channel, uint64_t turn,
         }
         if (is_gone) {
             return epx__net_peer_status(net, rank);
+        }
+        if (epx__net_has_ended(net)) {
+            return fail_ended();
         }
         if (epx__now_ns() >= deadline_ns) {
             epx__rank_list_t list =

@@ -18,6 +18,7 @@ typedef struct options {
     world_kind_t kind; /* the fabric's */
     uint64_t timeout_s;
     uint64_t max_workers;
+    uint64_t num_nodes;
     epx_layout_t layout;
     uint64_t first_seed;
     uint64_t num_seeds;
@@ -42,6 +43,8 @@ static const char help[] =
     "                        there are none\n"
     "  --timeout SECONDS     of the groups (40)\n"
     "  --workers MOST        of a rank's group (4 on the CPU, 8 on a card)\n"
+    "  --nodes N             spread the ranks over up to N nodes, which only\n"
+    "                        the network joins (1); exits with 77 without UCX\n"
     "  -v                    print every shape\n"
     "  -h, --help            this text\n"
     "\n"
@@ -141,6 +144,12 @@ take_option(int option, const char *value, options_t *options)
                        options->max_workers <= INT32_MAX
                    ? 0
                    : bad_option("--workers", value);
+    case 'N':
+        return parse_number(value, '\0', &options->num_nodes, &rest) &&
+                       options->num_nodes >= 1 &&
+                       options->num_nodes <= WORLD_MAX_RANKS
+                   ? 0
+                   : bad_option("--nodes", value);
     case 'v':
         options->verbose = true;
         return 0;
@@ -162,6 +171,7 @@ parse_options(int argc, char **argv, options_t *options)
         { "engine", required_argument, NULL, 'e' },
         { "timeout", required_argument, NULL, 't' },
         { "workers", required_argument, NULL, 'w' },
+        { "nodes", required_argument, NULL, 'N' },
         { "help", no_argument, NULL, 'h' },
         { NULL, 0, NULL, 0 },
     };
@@ -199,6 +209,7 @@ draw(const options_t *options, shape_t *shape, uint64_t seed,
     shape_draw(shape, seed, options->layout, wish, options->device);
     shape->timeout_s = options->timeout_s;
     shape->max_workers = (int32_t)options->max_workers;
+    shape->num_nodes = (int32_t)options->num_nodes;
 }
 
 static void
@@ -220,6 +231,9 @@ tell_failure(const options_t *options, const shape_t *shape, const char *text)
            text, options->program, engine_name(options->device),
            options->fabric, layout_name(options->layout),
            (unsigned long long)shape->seed);
+    if (options->num_nodes > 1) {
+        printf(" --nodes %llu", (unsigned long long)options->num_nodes);
+    }
     if (options->real) {
         printf(" --real-routing %s", options->real);
     } else if (shape->name) {
@@ -362,6 +376,37 @@ run_real(const options_t *options)
     return failures ? EXIT_FAILURE : EXIT_SUCCESS;
 }
 
+static void
+join_network(world_rank_t *self, void *context)
+{
+    epx_group_config_t config = EPX_GROUP_CONFIG_INIT;
+    epx_network_config_t network = EPX_NETWORK_CONFIG_INIT;
+    epx_group_t *group;
+
+    (void)context;
+    config.bootstrap = self->bootstrap;
+    config.heap_bytes = 1 << 20;
+    config.node = self->rank + 1;
+    config.network = &network;
+    network.device = "lo";
+    if (!world_failed(self, epx_group_create(&config, &group),
+                      "epx_group_create")) {
+        epx_group_destroy(group);
+    }
+}
+
+/* Whether ranks cannot be joined by the network, which is tried in processes
+ * of their own. */
+static const char *
+network_obstacle(void)
+{
+    static char text[1024];
+    bool ok = world_run(WORLD_SHM, 2, true, 0, join_network, NULL, NULL, text,
+                        sizeof(text));
+
+    return ok || !strstr(text, "UNSUPPORTED") ? NULL : text;
+}
+
 int
 main(int argc, char **argv)
 {
@@ -369,6 +414,7 @@ main(int argc, char **argv)
     options_t options = { .fabric = "thread",
                           .timeout_s = 40,
                           .max_workers = INT32_MAX,
+                          .num_nodes = 1,
                           .layout = EPX_LAYOUT_RANK_MAJOR,
                           .first_seed = 1,
                           .num_seeds = 100,
@@ -380,7 +426,8 @@ main(int argc, char **argv)
     if (parsed != 0) {
         return parsed < 0 ? EXIT_FAILURE : EXIT_SUCCESS;
     }
-    obstacle = memory_obstacle(options.device);
+    obstacle = options.num_nodes > 1 ? network_obstacle()
+                                     : memory_obstacle(options.device);
     if (obstacle) {
         printf("SKIPPED: %s\n", obstacle);
         return EXIT_SKIP;

@@ -85,6 +85,18 @@ dawdle(run_t *run)
 
 /* ---- setting up ---- */
 
+/* How many of the shape's nodes have a rank. */
+static int32_t
+count_nodes(const shape_t *shape)
+{
+    uint64_t seen = 0;
+
+    for (int32_t r = 0; r < shape->num_ranks; r++) {
+        seen |= UINT64_C(1) << shape_node(shape, r);
+    }
+    return __builtin_popcountll(seen);
+}
+
 /* The group is what was asked for. */
 static void
 check_group(run_t *run, const epx_group_config_t *config)
@@ -100,10 +112,15 @@ check_group(run_t *run, const epx_group_config_t *config)
         world_fail(self, "the group uses engine %s instead of %s", info.engine,
                    engine);
     }
-    if (self->num_ranks > 1 && config->device == EPX_DEVICE_CPU &&
+    if (self->num_ranks > 1 && run->shape->num_nodes == 1 &&
+        config->device == EPX_DEVICE_CPU &&
         strcmp(info.fabric, world_name(self->kind)) != 0) {
         world_fail(self, "the group uses fabric %s instead of %s", info.fabric,
                    world_name(self->kind));
+    }
+    if (info.num_nodes != count_nodes(run->shape)) {
+        world_fail(self, "the group has %d nodes instead of %d", info.num_nodes,
+                   count_nodes(run->shape));
     }
     if (config->num_workers && info.num_workers != config->num_workers) {
         world_fail(self, "asked for %d workers, got %d", config->num_workers,
@@ -115,9 +132,15 @@ static bool
 open_group(run_t *run)
 {
     epx_group_config_t config = EPX_GROUP_CONFIG_INIT;
+    epx_network_config_t network = EPX_NETWORK_CONFIG_INIT;
     memory_t *memory = run->memory;
 
     config.bootstrap = run->self->bootstrap;
+    if (run->shape->num_nodes > 1) {
+        config.node = 1 + shape_node(run->shape, run->self->rank);
+        config.network = &network;
+        network.device = "lo";
+    }
     config.device = memory->device;
     config.heap_bytes = UINT64_C(128) << 20;
     config.num_workers =
@@ -136,6 +159,19 @@ open_group(run_t *run)
     }
     run->stream = memory->streams[0];
     return true;
+}
+
+static oracle_t *
+make_oracle(const run_t *run, const batch_t *batch)
+{
+    oracle_t *oracle = oracle_create(run->shape->num_ranks, batch->args);
+    int32_t node_of[WORLD_MAX_RANKS];
+
+    for (int32_t r = 0; r < run->shape->num_ranks; r++) {
+        node_of[r] = shape_node(run->shape, r);
+    }
+    oracle_set_nodes(oracle, node_of);
+    return oracle;
 }
 
 static void
@@ -160,7 +196,7 @@ gather_batch(const run_t *run, plan_run_t *pr, int32_t index)
         args->send_only_row_bytes = shape->send_only_row_bytes;
         args->topk_idx = shape_topk_idx(shape, run->shape->num_ranks, index, r);
     }
-    batch->oracle = oracle_create(run->shape->num_ranks, batch->args);
+    batch->oracle = make_oracle(run, batch);
 }
 
 /* Routing first, then the capacity that it needs, then the oracle again with
@@ -189,7 +225,7 @@ gather_plan(const run_t *run, plan_run_t *pr)
             batch->args[r].recv_capacity = most;
         }
         oracle_destroy(batch->oracle);
-        batch->oracle = oracle_create(run->shape->num_ranks, batch->args);
+        batch->oracle = make_oracle(run, batch);
     }
 }
 

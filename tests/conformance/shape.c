@@ -429,6 +429,22 @@ shape_topk_idx(const plan_shape_t *plan, int32_t num_ranks, int32_t batch,
 
 /* ---- printing ---- */
 
+int32_t
+shape_node(const shape_t *shape, int32_t rank)
+{
+    rng_t rng = rng_of(shape->seed, 77, (uint64_t)rank);
+    int32_t nodes = shape->num_nodes;
+
+    switch (shape->seed % 3) {
+    case 0:
+        return rank * nodes / shape->num_ranks;
+    case 1:
+        return rank % nodes;
+    default:
+        return (int32_t)rng_int(&rng, 0, nodes - 1);
+    }
+}
+
 const char *
 layout_name(epx_layout_t layout)
 {

@@ -105,6 +105,7 @@ typedef struct shape {
     uint64_t timeout_s;  /* of the group */
     int32_t max_workers; /* of a rank */
     int32_t num_ranks;
+    int32_t num_nodes; /* 1, unless the ranks are to be spread over several */
     bool own_bootstrap;
     bool jitter; /* ranks dawdle before some calls */
     bool async;  /* results are checked at the end only */
@@ -115,6 +116,9 @@ typedef struct shape {
 void shape_draw(shape_t *shape, uint64_t seed, epx_layout_t layout,
                 const wish_t *wish, epx_device_t device);
 void shape_print(const shape_t *shape, FILE *stream);
+
+/* Which of the nodes a rank is on: in blocks, in turn, or at random. */
+int32_t shape_node(const shape_t *shape, int32_t rank);
 
 const char *layout_name(epx_layout_t layout);
 

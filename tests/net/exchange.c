@@ -105,17 +105,17 @@ signal_ready(state_t *s, uint64_t step)
                                                 (uint32_t)rank->rank)
                         : (void *)epx__map_counts(&rank->map, segment, step,
                                                   (uint32_t)rank->rank);
+    size_t bytes = is_post ? sizeof(epx__post_t) : rank->map.count_row_bytes;
 
-    fill(own, is_post ? sizeof(epx__post_t) : rank->map.count_row_bytes,
-         seed_of(s, step, rank->rank, 0));
+    fill(own, bytes, seed_of(s, step, rank->rank, 0));
     epx__net_step_begin(rank->net, step);
     epx__arrive(&rank->map, segment, (uint32_t)rank->rank, step,
                 EPX__GATE_READY);
     for (int32_t peer = 0; peer < rank->world->num_ranks; peer++) {
         if (peer != rank->rank) {
-            CHECK_OK(epx__net_signal(rank->net, peer, step, EPX__GATE_READY,
-                                     is_post ? EPX__NET_POST : EPX__NET_COUNTS,
-                                     own));
+            CHECK_OK(epx__net_signal(
+                rank->net, peer, step, EPX__GATE_READY,
+                is_post ? EPX__PAYLOAD_POST : EPX__PAYLOAD_COUNTS, own, bytes));
         }
     }
 }
@@ -169,7 +169,7 @@ run_step(state_t *s, uint64_t step)
         epx__net_slot_release(rank->net, CHANNEL, peer, step);
         if (step % 2 != 0) {
             CHECK_OK(epx__net_signal(rank->net, peer, step, EPX__GATE_DONE,
-                                     EPX__NET_NOTHING, NULL));
+                                     EPX__PAYLOAD_NONE, NULL, 0));
         }
     }
     if (step % 2 != 0) {

@@ -93,7 +93,8 @@ signal_latency(bench_t *b, int trips)
             await_signal(b);
         }
         CHECK_OK(epx__net_signal(b->rank->net, peer, b->step, EPX__GATE_READY,
-                                 EPX__NET_POST, b->from));
+                                 EPX__PAYLOAD_POST, b->from,
+                                 sizeof(epx__post_t)));
         if (b->rank->rank == 0) {
             await_signal(b);
         }

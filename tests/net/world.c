@@ -95,9 +95,9 @@ rank_open(rank_t *rank)
     rank->group.timeout_ns = world->timeout_ns;
     rank->group.spin_ns = world->spin_ns;
     rank->group.map = rank->map;
-    rank->group.help = help;
-    rank->group.help_end = help_end;
-    rank->group.help_context = rank;
+    rank->group.remote.help = help;
+    rank->group.remote.help_end = help_end;
+    rank->group.remote.context = rank;
     rank->group.peers = rank->peers;
     (void)pthread_mutex_init(&rank->group.state_lock, NULL);
     CHECK_OK(epx__net_open(&rank->net, &config));

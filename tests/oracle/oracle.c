@@ -222,6 +222,7 @@ oracle_create(int32_t num_ranks, const epx_plan_args_t *args)
     o->common = args[0];
     o->common.topk_idx = NULL;
     o->num_tokens = oracle_alloc(num_ranks, sizeof(int64_t));
+    o->node_of = oracle_alloc(num_ranks, sizeof(int32_t));
     o->base = oracle_alloc(num_ranks, sizeof(int64_t));
     o->views = oracle_alloc(num_ranks, sizeof(*o->views));
     for (int32_t r = 0; r < num_ranks; r++) {
@@ -244,6 +245,14 @@ oracle_create(int32_t num_ranks, const epx_plan_args_t *args)
 }
 
 void
+oracle_set_nodes(oracle_t *o, const int32_t *node_of)
+{
+    for (int32_t r = 0; r < o->num_ranks; r++) {
+        o->node_of[r] = node_of[r];
+    }
+}
+
+void
 oracle_destroy(oracle_t *o)
 {
     for (int32_t r = 0; o && r < o->num_ranks; r++) {
@@ -255,6 +264,7 @@ oracle_destroy(oracle_t *o)
     if (o) {
         free(o->views);
         free(o->num_tokens);
+        free(o->node_of);
         free(o->base);
         free(o->expert_idx);
         free(o->row_of);

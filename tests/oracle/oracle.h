@@ -45,6 +45,8 @@ typedef struct oracle_row {
  * right.  topk_idx is read only here. */
 oracle_t *oracle_create(int32_t num_ranks, const epx_plan_args_t *args);
 void oracle_destroy(oracle_t *oracle);
+/* Which node each rank is on, [R]; without this all are on one. */
+void oracle_set_nodes(oracle_t *oracle, const int32_t *node_of);
 
 /* What epx_plan_counts must say on `rank`. */
 epx_plan_counts_t oracle_counts(const oracle_t *oracle, int32_t rank);

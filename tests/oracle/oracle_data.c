@@ -388,11 +388,12 @@ add_term(const sum_t *sum, int32_t rank, int64_t row, const float *weight)
     }
 }
 
-/* RANK_MAJOR: every rank that the token went to, ascending. */
-static void
-sum_over_ranks(const oracle_t *o, int32_t rank, int64_t token, sum_t *sum,
-               float *out_weights)
+/* RANK_MAJOR: every rank of the node that the token went to, ascending. */
+static bool
+sum_over_ranks(const oracle_t *o, int32_t rank, int64_t token, int32_t node,
+               const sum_t *sum, float *out_weights)
 {
+    bool any = false;
     int32_t topk = o->common.topk;
 
     for (int32_t from = 0; from < o->num_ranks; from++) {
@@ -404,35 +405,78 @@ sum_over_ranks(const oracle_t *o, int32_t rank, int64_t token, sum_t *sum,
 
             row = there == from ? at : row;
         }
-        if (row < 0) {
+        if (row < 0 || o->node_of[from] != node) {
             continue;
         }
+        any = true;
         add_term(sum, from, row, NULL);
         for (int32_t k = 0; sum->weights && k < topk; k++) {
             out_weights[k] += sum->weights[k];
         }
     }
+    return any;
 }
 
-static void
-sum_over_k(const oracle_t *o, int32_t rank, int64_t token, sum_t *sum,
-           float *out_weights)
+static bool
+sum_over_k(const oracle_t *o, int32_t rank, int64_t token, int32_t node,
+           const sum_t *sum, float *out_weights)
 {
     const float *weights = sum->args->topk_weights;
+    bool any = false;
 
     for (int32_t k = 0; k < o->common.topk; k++) {
         int32_t from;
         int64_t row = oracle_row_of(o, rank, token, k, &from);
 
-        if (row < 0) {
+        if (row < 0 || o->node_of[from] != node) {
             continue;
         }
+        any = true;
         add_term(sum, from, row,
                  weights ? &weights[token * o->common.topk + k] : NULL);
         if (sum->weights) {
             out_weights[k] = sum->weights[0];
         }
     }
+    return any;
+}
+
+/* What the ranks of a node make of the token; false: nothing. */
+static bool
+sum_over_node(const oracle_t *o, int32_t rank, int64_t token, int32_t node,
+              const sum_t *sum, float *out_weights)
+{
+    return o->common.layout == EPX_LAYOUT_RANK_MAJOR
+               ? sum_over_ranks(o, rank, token, node, sum, out_weights)
+               : sum_over_k(o, rank, token, node, sum, out_weights);
+}
+
+/* A node that is not the token's sums by itself, and rounds. */
+static void
+add_other_node(const oracle_t *o, int32_t rank, int64_t token, int32_t node,
+               const sum_t *sum, float *out_weights)
+{
+    bool by_rank = o->common.layout == EPX_LAYOUT_RANK_MAJOR;
+    float partial_weights[EPX_MAX_TOPK] = { 0 };
+    int64_t hidden = sum->args->hidden;
+    epx_dtype_t dtype = sum->args->dtype;
+    sum_t partial = *sum;
+    void *rounded = oracle_alloc(hidden, sizeof(float));
+
+    partial.acc = oracle_alloc(hidden, sizeof(float));
+    /* By expert, each has a weight of its own: those are no sums. */
+    if (sum_over_node(o, rank, token, node, &partial,
+                      by_rank ? partial_weights : out_weights)) {
+        for (int64_t h = 0; h < hidden; h++) {
+            oracle_put_float(dtype, rounded, h, partial.acc[h]);
+            sum->acc[h] += oracle_to_float(dtype, rounded, h);
+        }
+        for (int32_t k = 0; by_rank && k < o->common.topk; k++) {
+            out_weights[k] += partial_weights[k];
+        }
+    }
+    free(partial.acc);
+    free(rounded);
 }
 
 /* The sum in float32 and the reduced weights. */
@@ -456,10 +500,19 @@ expect_sum(const oracle_t *o, int32_t rank, int64_t token,
         out_weights[k] = 0.0f;
     }
     add_bias(&sum, token);
-    if (o->common.layout == EPX_LAYOUT_RANK_MAJOR) {
-        sum_over_ranks(o, rank, token, &sum, out_weights);
-    } else {
-        sum_over_k(o, rank, token, &sum, out_weights);
+    /* Nodes in the order of their lowest ranks. */
+    for (int32_t r = 0; r < o->num_ranks; r++) {
+        int32_t node = o->node_of[r];
+        bool is_lowest = true;
+
+        for (int32_t before = 0; before < r; before++) {
+            is_lowest = is_lowest && o->node_of[before] != node;
+        }
+        if (is_lowest && node == o->node_of[rank]) {
+            sum_over_node(o, rank, token, node, &sum, out_weights);
+        } else if (is_lowest) {
+            add_other_node(o, rank, token, node, &sum, out_weights);
+        }
     }
     free(sum.x);
 }

@@ -16,6 +16,7 @@ struct oracle {
     int32_t num_ranks;
     epx_plan_args_t common;    /* what all ranks agree on */
     int64_t *num_tokens;       /* [R] */
+    int32_t *node_of;          /* [R] */
     int64_t *base;             /* [R]: tokens of the ranks before */
     int64_t *expert_idx;       /* [all tokens, K] */
     int64_t *row_of;           /* [all tokens, K] */

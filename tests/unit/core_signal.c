@@ -29,7 +29,11 @@ typedef struct member {
 static void
 member_open(member_t *m, int32_t rank, int32_t num_ranks, void *segments)
 {
+    const int32_t node_of[MOST_RANKS] = { 0 };
+
     memset(m, 0, sizeof(*m));
+    assert_int_equal(epx__nodes_open(&m->group.nodes, rank, num_ranks, node_of),
+                     EPX_OK);
     m->group.rank = rank;
     m->group.num_ranks = num_ranks;
     m->group.timeout_ns = hour_ns;
@@ -45,6 +49,7 @@ member_open(member_t *m, int32_t rank, int32_t num_ranks, void *segments)
 static void
 member_close(member_t *m)
 {
+    epx__nodes_close(&m->group.nodes);
     (void)pthread_mutex_destroy(&m->group.state_lock);
 }
 
@@ -83,7 +88,7 @@ start_step(member_t *m, uint64_t step)
                       (uint32_t)group->rank)
             ->num_rows = payload_of(step, group->rank, r);
     }
-    epx__signal_all(&m->group, step, EPX__GATE_READY);
+    epx__signal_near(&m->group, step, EPX__GATE_READY);
 }
 
 static void
@@ -104,7 +109,7 @@ finish_step(world_rank_t *self, member_t *m, uint64_t step)
                        got);
         }
     }
-    epx__signal_all(group, step, EPX__GATE_DONE);
+    epx__signal_near(group, step, EPX__GATE_DONE);
     (void)world_failed(self,
                        epx__wait_all(group, step, EPX__GATE_DONE, "a test"),
                        "waiting for DONE");

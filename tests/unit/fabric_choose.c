@@ -28,8 +28,10 @@ check_choice(const epx__fabric_place_t *places, int32_t num_ranks,
              const char *name)
 {
     const epx__fabric_ops_t *fabric = NULL;
+    const int32_t one_node[RANKS] = { 0 };
 
-    WORKS(epx__fabric_choose(engine->fabrics, places, num_ranks, &fabric));
+    WORKS(epx__fabric_choose(engine->fabrics, places, one_node, num_ranks,
+                             &fabric));
     assert_string_equal(fabric->name, name);
 }
 
@@ -37,10 +39,28 @@ static void
 check_refusal(const epx__fabric_place_t *places, const char *word)
 {
     const epx__fabric_ops_t *fabric = NULL;
+    const int32_t one_node[RANKS] = { 0 };
 
-    REFUSED(epx__fabric_choose(engine->fabrics, places, RANKS, &fabric),
-            EPX_ERR_UNSUPPORTED, word);
+    REFUSED(
+        epx__fabric_choose(engine->fabrics, places, one_node, RANKS, &fabric),
+        EPX_ERR_UNSUPPORTED, word);
     assert_null(fabric);
+}
+
+/* The nodes of RANKS ranks, and the fabric inside them. */
+static void
+check_nodes(const epx__fabric_place_t *places, int32_t a, int32_t b, int32_t c,
+            const char *name)
+{
+    const epx__fabric_ops_t *fabric = NULL;
+    int32_t node_of[RANKS];
+
+    epx__fabric_nodes(engine->fabrics, places, RANKS, node_of);
+    assert_int_equal(node_of[0], a);
+    assert_int_equal(node_of[1], b);
+    assert_int_equal(node_of[2], c);
+    WORKS(epx__fabric_choose(engine->fabrics, places, node_of, RANKS, &fabric));
+    assert_string_equal(fabric->name, name);
 }
 
 static void
@@ -104,6 +124,26 @@ cpu_hosts(void **state)
     places[1].net_ns = 9;
     check_refusal(places, "shm: ranks 0 and 1 are on one host but in different "
                           "network namespaces");
+}
+
+static void
+cpu_nodes(void **state)
+{
+    epx__fabric_place_t places[RANKS];
+
+    (void)state;
+    make_places(places);
+    check_nodes(places, 0, 0, 0, "thread");
+    places[1].node = 1;
+    check_nodes(places, 0, 1, 0, "thread");
+    use_processes(places);
+    check_nodes(places, 0, 1, 0, "shm");
+    make_places(places);
+    use_processes(places);
+    places[2].host[1] = 1;
+    check_nodes(places, 0, 0, 1, "shm");
+    places[0].net_ns = 9;
+    check_nodes(places, 0, 1, 2, "thread");
 }
 
 /* ---- cards ---- */
@@ -174,6 +214,7 @@ main(int argc, char **argv)
         cmocka_unit_test(cpu_threads),
         cmocka_unit_test(cpu_processes),
         cmocka_unit_test(cpu_hosts),
+        cmocka_unit_test(cpu_nodes),
     };
     const struct CMUnitTest cuda_tests[] = {
         cmocka_unit_test(cuda_threads),

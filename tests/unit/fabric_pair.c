@@ -24,6 +24,7 @@ nameplate(const pair_t *pair, int rank, int of)
 pair_t *
 pair_open(void)
 {
+    const int32_t node_of[PAIR_RANKS] = { 0 };
     pair_t *pair = calloc(1, sizeof(*pair));
 
     assert_non_null(pair);
@@ -38,6 +39,7 @@ pair_open(void)
         rank->group.map = epx__map_make(PAIR_RANKS, PAIR_EXPERTS);
         rank->group.peers = rank->peers;
         rank->cards = pair->cards;
+        WORKS(epx__nodes_open(&rank->group.nodes, r, PAIR_RANKS, node_of));
         pair->bytes = rank->group.map.heap + PAIR_HEAP;
         WORKS(epx__fabric_shm.open(&rank->group, pair->bytes, &pair->cards[r]));
         *nameplate(pair, r, r) = 1000 + (uint64_t)r;
@@ -50,6 +52,7 @@ pair_close(pair_t *pair)
 {
     for (int r = 0; r < PAIR_RANKS; r++) {
         epx__fabric_shm.close(&pair->ranks[r].group);
+        epx__nodes_close(&pair->ranks[r].group.nodes);
     }
     free(pair);
 }

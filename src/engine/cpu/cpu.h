@@ -6,6 +6,7 @@
 #include "core/plan.h"
 #include "engine/common/describe.h"
 #include "engine/cpu/cpu_kernels.h"
+#include "engine/cpu/cpu_lane.h"
 #include "engine/cpu/cpu_pool.h"
 #include "engine/cpu/cpu_store_choice.h"
 
@@ -18,6 +19,7 @@ typedef struct cpu_engine {
      * them, where rows go on each rank; both [R]. */
     epx__post_t *posts;
     struct cpu_target *targets;
+    struct cpu_rails *rails; /* NULL with a single node */
     /* A piece for each worker; grown by cpu_scratch_reserve. */
     char *scratch;
     size_t scratch_bytes; /* of one worker */
@@ -56,6 +58,7 @@ typedef struct cpu_dispatch {
     epx__dispatch_shape_t shape;
     bool uses_slots;
     cpu_array_t arrays[EPX__NUM_ARRAYS];
+    cpu_lane_t *lanes[EPX__NUM_LANES]; /* with several nodes */
 } cpu_dispatch_t;
 
 typedef struct cpu_combine {
@@ -64,7 +67,10 @@ typedef struct cpu_combine {
     bool has_weights;
     epx__signature_t signature;
     cpu_array_t arrays[EPX__NUM_ARRAYS]; /* x and recv_topk_weights */
+    cpu_lane_t *lanes[EPX__NUM_LANES];   /* with several nodes */
 } cpu_combine_t;
+
+typedef struct cpu_forward cpu_forward_t;
 
 typedef struct cpu_plan {
     struct epx_plan base;
@@ -74,22 +80,27 @@ typedef struct cpu_plan {
     /* This rank's routing: set by cpu_plan_route. */
     int64_t num_tokens;
     int64_t token_capacity;
-    int64_t num_sent_rows; /* in the plan's layout */
-    int32_t *experts;      /* [T, K] global indices, -1 for none */
-    int32_t *ordinals;     /* [T, K] among this rank's rows for that expert;
-                              EXPERT_MAJOR and EXPERT_SLOTS */
-    cpu_route_t *routes;   /* [T, K] distinct ranks of a token, ascending;
-                              RANK_MAJOR and receive slots */
-    uint32_t *sent_tokens; /* [R], followed by sent_rows: our count row */
-    uint32_t *sent_rows;   /* [E] */
-    uint32_t *stamps;      /* [E] scratch of the check for duplicates */
-    int32_t *expert_rank;  /* [E] */
+    int64_t num_sent_rows;  /* in the plan's layout */
+    int32_t *experts;       /* [T, K] global indices, -1 for none */
+    int32_t *ordinals;      /* [T, K] among this rank's rows for that expert;
+                               EXPERT_MAJOR and EXPERT_SLOTS */
+    cpu_route_t *routes;    /* [T, K] distinct ranks of a token, ascending;
+                               RANK_MAJOR and receive slots */
+    uint32_t *sent_tokens;  /* [R], followed by the next two: our count row */
+    uint32_t *sent_rows;    /* [E] */
+    uint32_t *sent_nodes;   /* [N]; with several nodes, as are the next two */
+    int32_t *node_tokens;   /* [N, T] the tokens that go to each node */
+    int32_t *node_ordinals; /* [N, T] a token's place among them; -1 */
+    bool rails_know;  /* the peers have what their lanes need of the routing */
+    uint32_t *stamps; /* [E] scratch of the check for duplicates */
+    int32_t *expert_rank; /* [E] */
 
     /* Everybody's: set by cpu_plan_resolve. */
     cpu_plan_state_t state;
     epx__error_t error; /* why it failed */
     uint64_t counts_step;
-    uint32_t *count_row;     /* scratch: one peer's tokens[R], rows[E] */
+    uint32_t *count_row;     /* scratch: one peer's tokens[R], rows[E],
+                                nodes[N] */
     int64_t *rank_base;      /* [R] first row of our tokens on each rank */
     int64_t *rank_rows;      /* [R] rows that each rank's buffer needs */
     int64_t *expert_base;    /* [E] first row of our tokens for each expert */
@@ -100,6 +111,7 @@ typedef struct cpu_plan {
     int64_t *expert_offsets; /* [L + 1] */
     int64_t *source_rows;    /* [R, L] first row of each source's tokens for
                                 each local expert */
+    cpu_forward_t *forwards; /* whose tokens for this node come here */
     int64_t num_rows;        /* that the receive buffer needs */
     int64_t num_recv_rows;   /* without padding */
 
@@ -110,6 +122,10 @@ typedef struct cpu_plan {
                              first exchange of counts that succeeds */
     bool knows_peer_slots;
     uint64_t num_slot_dispatches;
+    uint32_t slots_channel;  /* with several nodes: what others send here */
+    uint64_t slots_turn;     /* the first */
+    uint32_t *peer_channels; /* [R] theirs, as peer_slots */
+    uint64_t *peer_turns;    /* [R] */
 
     epx__pending_t pending;
     cpu_dispatch_t dispatch;
@@ -130,6 +146,17 @@ cpu_slots_offset(const cpu_plan_t *plan)
     return plan->slots == NULL
                ? 0
                : (uint64_t)(plan->slots - epx__group_segment(plan->base.group));
+}
+
+/* The numbers that follow the head of a count row. */
+static inline size_t
+cpu_num_counts(const cpu_plan_t *plan)
+{
+    const epx_group_t *group = plan->base.group;
+    int32_t nodes = group->nodes.num_nodes > 1 ? group->nodes.num_nodes : 0;
+
+    return (size_t)group->num_ranks + plan->base.key.num_experts +
+           (size_t)nodes;
 }
 
 static inline bool
@@ -235,6 +262,8 @@ epx_status_t cpu_target_open(const cpu_plan_t *plan, int32_t rank,
                              struct cpu_target *target);
 
 /* cpu_slots.c */
+epx_status_t cpu_slots_open(cpu_plan_t *plan);
+void cpu_slots_close(cpu_plan_t *plan);
 epx_status_t cpu_slots_send(cpu_plan_t *plan, epx__post_t *post);
 epx_status_t cpu_slots_receive(cpu_plan_t *plan);
 uint64_t cpu_slot_bytes(int32_t topk, uint64_t row_bytes);

@@ -6,118 +6,222 @@
  *     3. for each token of this rank, pull its rows, sum, round, write once
  *     4. signal DONE, wait for everybody's: then x may change   (finish)
  */
-#include "engine/cpu/cpu.h"
+#include "engine/cpu/cpu_combine.h"
+#include "engine/cpu/cpu_rail.h"
 
 #include <inttypes.h>
 #include <string.h>
 
-/* Elements of recv_topk_weights in one row. */
-static uint64_t
-weights_per_row(const cpu_plan_t *plan)
-{
-    return cpu_is_rank_major(plan) ? plan->base.key.topk : 1;
-}
-
 typedef struct job {
     const cpu_plan_t *plan;
-    void (*reduce)(const epx__reduce_t *reduce);
+    cpu_reduce_fn_t *reduce;
     uint64_t row_bytes;
     bool streams;
     epx__share_t tokens;
 } job_t;
 
 static const char *
-row_at(const job_t *job, int32_t rank, epx__array_t array, int64_t row,
+row_at(const cpu_plan_t *plan, int32_t rank, epx__array_t array, int64_t row,
        uint64_t row_bytes)
 {
-    const epx_group_t *group = job->plan->base.group;
+    const epx_group_t *group = plan->base.group;
 
     return group->peers[rank].base +
            cpu_engine(group)->posts[rank].offset[array] +
            (uint64_t)row * row_bytes;
 }
 
-/* The biases of a token. */
-static int
-gather_biases(const job_t *job, int64_t t, const void **rows, float *weights)
+static uint64_t
+row_bytes_of(const cpu_plan_t *plan)
 {
-    const epx_combine_args_t *args = &job->plan->combine.args;
-    int count = 0;
+    return (uint64_t)plan->combine.args.hidden *
+           epx_dtype_size(plan->combine.args.dtype);
+}
+
+cpu_reduce_fn_t *
+cpu_reduce_fn(const cpu_plan_t *plan)
+{
+    const epx__kernels_t *kernels = cpu_engine(plan->base.group)->kernels;
+
+    switch (plan->combine.args.dtype) {
+    case EPX_F32:
+        return kernels->reduce_f32;
+    case EPX_F16:
+        return kernels->reduce_f16;
+    default:
+        return kernels->reduce_bf16;
+    }
+}
+
+static void
+add_row(cpu_summands_t *summands, const void *row, float weight)
+{
+    summands->rows[summands->count] = row;
+    summands->weights[summands->count] = weight;
+    summands->count++;
+}
+
+/* Over ranks, ascending. */
+static void
+add_rank_rows(const cpu_plan_t *plan, const cpu_token_t *token,
+              cpu_summands_t *summands)
+{
+    int32_t topk = (int32_t)plan->base.key.topk;
+
+    for (int32_t i = 0; i < topk && token->routes[i].rank >= 0; i++) {
+        int32_t rank = token->routes[i].rank;
+
+        if (epx__is_near(&plan->base.group->nodes, rank)) {
+            add_row(summands,
+                    row_at(plan, rank, EPX__ARRAY_X,
+                           token->rank_base[rank] + token->routes[i].ordinal,
+                           row_bytes_of(plan)),
+                    1.0f);
+        }
+    }
+}
+
+/* Over k, ascending, with their weights. */
+static void
+add_expert_rows(const cpu_plan_t *plan, const cpu_token_t *token,
+                cpu_summands_t *summands)
+{
+    int32_t topk = (int32_t)plan->base.key.topk;
+
+    for (int32_t k = 0; k < topk; k++) {
+        int32_t expert = token->experts[k];
+        int32_t rank = expert < 0 ? -1 : plan->expert_rank[expert];
+
+        if (rank >= 0 && epx__is_near(&plan->base.group->nodes, rank)) {
+            add_row(summands,
+                    row_at(plan, rank, EPX__ARRAY_X,
+                           token->expert_base[expert] + token->ordinals[k],
+                           row_bytes_of(plan)),
+                    token->weights == NULL ? 1.0f : token->weights[k]);
+        }
+    }
+}
+
+void
+cpu_add_near_rows(const cpu_plan_t *plan, const cpu_token_t *token,
+                  cpu_summands_t *summands)
+{
+    if (cpu_is_rank_major(plan)) {
+        add_rank_rows(plan, token, summands);
+    } else {
+        add_expert_rows(plan, token, summands);
+    }
+}
+
+/* The token's rows in the order of the sum: biases, then by node; what another
+ * node sends is its own sum. */
+static void
+add_all_rows(const job_t *job, int64_t t, cpu_summands_t *summands)
+{
+    const cpu_plan_t *plan = job->plan;
+    const epx_combine_args_t *args = &plan->combine.args;
+    const epx__nodes_t *nodes = &plan->base.group->nodes;
+    cpu_token_t token = cpu_own_token(plan, args->topk_weights, t);
+    const float *weights;
 
     for (int b = 0; b < EPX_MAX_BIAS; b++) {
         if (args->bias[b] != NULL) {
-            rows[count] =
-                (const char *)args->bias[b] + (uint64_t)t * job->row_bytes;
-            weights[count] = 1.0f;
-            count++;
+            add_row(summands,
+                    (const char *)args->bias[b] + (uint64_t)t * job->row_bytes,
+                    1.0f);
         }
     }
-    return count;
-}
+    for (int32_t n = 0; n < nodes->num_nodes; n++) {
+        const char *partial;
 
-/* The rows of a token over ranks, ascending. */
-static int
-gather_rank_rows(const job_t *job, int64_t t, const void **rows)
-{
-    const cpu_plan_t *plan = job->plan;
-    int32_t topk = (int32_t)plan->base.key.topk;
-    const cpu_route_t *routes = plan->routes + t * topk;
-    int count = 0;
-
-    for (; count < topk && routes[count].rank >= 0; count++) {
-        int32_t rank = routes[count].rank;
-
-        rows[count] = row_at(job, rank, EPX__ARRAY_X,
-                             plan->rank_base[rank] + routes[count].ordinal,
-                             job->row_bytes);
-    }
-    return count;
-}
-
-/* The rows of a token over k, ascending, with their weights. */
-static int
-gather_expert_rows(const job_t *job, int64_t t, const void **rows,
-                   float *weights)
-{
-    const cpu_plan_t *plan = job->plan;
-    const float *topk_weights = plan->combine.args.topk_weights;
-    int64_t topk = plan->base.key.topk;
-    int count = 0;
-
-    for (int64_t i = t * topk; i < (t + 1) * topk; i++) {
-        int32_t expert = plan->experts[i];
-
-        if (expert >= 0) {
-            rows[count] = row_at(job, plan->expert_rank[expert], EPX__ARRAY_X,
-                                 plan->expert_base[expert] + plan->ordinals[i],
-                                 job->row_bytes);
-            weights[count] = topk_weights == NULL ? 0 : topk_weights[i];
-            count++;
+        if (n == nodes->own) {
+            cpu_add_near_rows(plan, &token, summands);
+            continue;
+        }
+        partial = cpu_rail_partial(plan, n, t, &weights);
+        if (partial != NULL) {
+            add_row(summands, partial, 1.0f);
         }
     }
-    return count;
 }
 
 static void
 combine_token(const job_t *job, int64_t t)
 {
-    const cpu_plan_t *plan = job->plan;
-    const epx_combine_args_t *args = &plan->combine.args;
-    const void *rows[EPX_MAX_BIAS + EPX_MAX_TOPK];
-    float weights[EPX_MAX_BIAS + EPX_MAX_TOPK];
-    int count = gather_biases(job, t, rows, weights);
+    const epx_combine_args_t *args = &job->plan->combine.args;
+    cpu_summands_t summands;
 
-    count += cpu_is_rank_major(plan)
-                 ? gather_rank_rows(job, t, rows + count)
-                 : gather_expert_rows(job, t, rows + count, weights + count);
+    summands.count = 0;
+    add_all_rows(job, t, &summands);
     job->reduce(&(epx__reduce_t){
-        .rows = rows,
-        .weights = args->topk_weights == NULL ? NULL : weights,
-        .num_rows = count,
+        .rows = summands.rows,
+        .weights = args->topk_weights == NULL ? NULL : summands.weights,
+        .num_rows = summands.count,
         .out = (char *)args->out + (uint64_t)t * job->row_bytes,
         .count = (size_t)args->hidden,
         .streams = job->streams,
     });
+}
+
+static const float *
+weights_at(const cpu_plan_t *plan, int32_t rank, int64_t row)
+{
+    return (const float *)(const void *)row_at(
+        plan, rank, EPX__ARRAY_TOPK_WEIGHTS, row,
+        (uint64_t)cpu_weights_per_row(plan) * sizeof(float));
+}
+
+void
+cpu_add_near_weights(const cpu_plan_t *plan, const cpu_token_t *token,
+                     float *out)
+{
+    const epx__nodes_t *nodes = &plan->base.group->nodes;
+    int32_t topk = (int32_t)plan->base.key.topk;
+
+    for (int32_t i = 0; i < topk; i++) {
+        const float *row;
+        int32_t expert = token->experts[i];
+        cpu_route_t route;
+
+        if (!cpu_is_rank_major(plan)) {
+            if (expert >= 0 && epx__is_near(nodes, plan->expert_rank[expert])) {
+                out[i] = *weights_at(plan, plan->expert_rank[expert],
+                                     token->expert_base[expert] +
+                                         token->ordinals[i]);
+            }
+            continue;
+        }
+        route = token->routes[i];
+        if (route.rank < 0) {
+            break;
+        }
+        if (!epx__is_near(nodes, route.rank)) {
+            continue;
+        }
+        row = weights_at(plan, route.rank,
+                         token->rank_base[route.rank] + route.ordinal);
+        for (int32_t k = 0; k < topk; k++) {
+            out[k] += row[k];
+        }
+    }
+}
+
+/* Those of another node; in the layouts by expert each has its own places. */
+static void
+add_far_weights(const cpu_plan_t *plan, int32_t node, const int32_t *experts,
+                const float *weights, float *out)
+{
+    const epx__nodes_t *nodes = &plan->base.group->nodes;
+    int32_t topk = (int32_t)plan->base.key.topk;
+
+    for (int32_t k = 0; k < topk; k++) {
+        if (cpu_is_rank_major(plan)) {
+            out[k] += weights[k];
+        } else if (experts[k] >= 0 &&
+                   nodes->node_of[plan->expert_rank[experts[k]]] == node) {
+            out[k] = weights[k];
+        }
+    }
 }
 
 /* out_topk_weights of one token. */
@@ -125,37 +229,18 @@ static void
 combine_weights(const job_t *job, int64_t t)
 {
     const cpu_plan_t *plan = job->plan;
+    const epx__nodes_t *nodes = &plan->base.group->nodes;
     int32_t topk = (int32_t)plan->base.key.topk;
     float *out = plan->combine.args.out_topk_weights + t * topk;
-    uint64_t row_bytes = weights_per_row(plan) * sizeof(float);
+    cpu_token_t token = cpu_own_token(plan, NULL, t);
+    const float *weights;
 
     memset(out, 0, (size_t)topk * sizeof(*out));
-    for (int32_t i = 0; i < topk; i++) {
-        int32_t expert = plan->experts[t * topk + i];
-
-        if (!cpu_is_rank_major(plan)) {
-            if (expert >= 0) {
-                memcpy(&out[i],
-                       row_at(job, plan->expert_rank[expert],
-                              EPX__ARRAY_TOPK_WEIGHTS,
-                              plan->expert_base[expert] +
-                                  plan->ordinals[t * topk + i],
-                              row_bytes),
-                       sizeof(float));
-            }
-            continue;
-        }
-        cpu_route_t route = plan->routes[t * topk + i];
-        const float *row;
-
-        if (route.rank < 0) {
-            break;
-        }
-        row = (const float *)(const void *)row_at(
-            job, route.rank, EPX__ARRAY_TOPK_WEIGHTS,
-            plan->rank_base[route.rank] + route.ordinal, row_bytes);
-        for (int32_t k = 0; k < topk; k++) {
-            out[k] += row[k];
+    for (int32_t n = 0; n < nodes->num_nodes; n++) {
+        if (n == nodes->own) {
+            cpu_add_near_weights(plan, &token, out);
+        } else if (cpu_rail_partial(plan, n, t, &weights) != NULL) {
+            add_far_weights(plan, n, token.experts, weights, out);
         }
     }
 }
@@ -186,13 +271,10 @@ pull_rows(const cpu_plan_t *plan)
     cpu_engine_t *engine = cpu_engine(group);
     const epx_combine_args_t *args = &plan->combine.args;
     int32_t num_workers = cpu_workers(group, args->num_workers);
-    const epx__kernels_t *kernels = engine->kernels;
     job_t job = {
         .plan = plan,
-        .reduce = args->dtype == EPX_F32   ? kernels->reduce_f32
-                  : args->dtype == EPX_F16 ? kernels->reduce_f16
-                                           : kernels->reduce_bf16,
-        .row_bytes = (uint64_t)args->hidden * epx_dtype_size(args->dtype),
+        .reduce = cpu_reduce_fn(plan),
+        .row_bytes = row_bytes_of(plan),
         .tokens = { .num_items = plan->num_tokens,
                     .grain = cpu_grain(plan->num_tokens, num_workers) },
     };
@@ -210,11 +292,11 @@ check_posts(const cpu_plan_t *plan)
 {
     const epx_group_t *group = plan->base.group;
     const epx__post_t *posts = cpu_engine(group)->posts;
-    uint64_t row_bytes = (uint64_t)plan->combine.args.hidden *
-                         epx_dtype_size(plan->combine.args.dtype);
+    uint64_t row_bytes = row_bytes_of(plan);
 
     for (int32_t r = 0; r < group->num_ranks; r++) {
-        uint64_t rows = (uint64_t)plan->rank_rows[r];
+        uint64_t rows =
+            epx__is_near(&group->nodes, r) ? (uint64_t)plan->rank_rows[r] : 0;
         epx_status_t status = EPX_OK;
 
         if (rows > 0) {
@@ -226,7 +308,8 @@ check_posts(const cpu_plan_t *plan)
             status = cpu_check_extent(
                 group, r, "recv_topk_weights",
                 posts[r].offset[EPX__ARRAY_TOPK_WEIGHTS], rows,
-                weights_per_row(plan) * sizeof(float), sizeof(float));
+                (uint64_t)cpu_weights_per_row(plan) * sizeof(float),
+                sizeof(float));
         }
         if (status != EPX_OK) {
             return status;
@@ -264,13 +347,12 @@ static epx_status_t
 open_inputs(cpu_plan_t *plan)
 {
     const epx_combine_args_t *args = &plan->combine.args;
-    uint64_t row_bytes = (uint64_t)args->hidden * epx_dtype_size(args->dtype);
     epx_status_t status =
-        open_input(plan, "x", args->x, row_bytes, EPX__ARRAY_X);
+        open_input(plan, "x", args->x, row_bytes_of(plan), EPX__ARRAY_X);
 
     if (status == EPX_OK && plan->combine.has_weights) {
         status = open_input(plan, "recv_topk_weights", args->recv_topk_weights,
-                            weights_per_row(plan) * sizeof(float),
+                            (uint64_t)cpu_weights_per_row(plan) * sizeof(float),
                             EPX__ARRAY_TOPK_WEIGHTS);
     }
     if (status != EPX_OK) {
@@ -322,6 +404,13 @@ describe(cpu_plan_t *plan, const epx_combine_args_t *args)
     op->signature.arrays = epx__weights_bits(op->has_weights, takes_part);
 }
 
+static void
+close_combine(cpu_plan_t *plan)
+{
+    cpu_rail_give(plan->base.group, plan->combine.lanes);
+    cpu_arrays_close(plan->base.group, plan->combine.arrays);
+}
+
 epx_status_t
 cpu_combine_start(cpu_plan_t *plan, const epx_combine_args_t *args)
 {
@@ -344,20 +433,26 @@ cpu_combine_start(cpu_plan_t *plan, const epx_combine_args_t *args)
     if (status != EPX_OK) {
         return status;
     }
-    status = cpu_step_begin(group, &plan->base, EPX__STEP_COMBINE, &op->step);
-    if (status != EPX_OK) {
-        cpu_arrays_close(group, op->arrays);
-        return status;
-    }
-    plan->pending = EPX__PENDING_COMBINE;
     post = (epx__post_t){
-        .step = op->step,
         .signature = op->signature,
         .num_rows = (uint64_t)args->num_rows,
     };
     for (int i = 0; i < EPX__NUM_ARRAYS; i++) {
         post.offset[i] = cpu_array_offset(group, &op->arrays[i]);
     }
+    if (group->nodes.num_nodes > 1) {
+        status = cpu_rail_combine_open(plan, &post);
+    }
+    if (status == EPX_OK) {
+        status =
+            cpu_step_begin(group, &plan->base, EPX__STEP_COMBINE, &op->step);
+    }
+    if (status != EPX_OK) {
+        close_combine(plan);
+        return status;
+    }
+    plan->pending = EPX__PENDING_COMBINE;
+    post.step = op->step;
     cpu_post_all(group, op->step, &post);
     return EPX_OK;
 }
@@ -376,13 +471,19 @@ cpu_combine_finish(cpu_plan_t *plan)
             (void)epx__group_break(group, status);
         }
     }
+    if (status == EPX_OK && group->nodes.num_nodes > 1) {
+        status = cpu_rail_combine(plan);
+    }
     if (status == EPX_OK) {
         pull_rows(plan);
-        epx__signal_all(group, op->step, EPX__GATE_DONE);
-        status = epx__wait_all(group, op->step, EPX__GATE_DONE,
-                               "the end of a combine");
+        epx__signal_near(group, op->step, EPX__GATE_DONE);
+        status = epx__wait_near(group, op->step, EPX__GATE_DONE,
+                                "the end of a combine");
     }
-    cpu_arrays_close(group, op->arrays);
+    if (status == EPX_OK && group->nodes.num_nodes > 1) {
+        status = cpu_rail_wait_sent(group, op->lanes);
+    }
+    close_combine(plan);
     cpu_step_end(group, op->step);
     plan->pending = EPX__PENDING_NONE;
     return status;

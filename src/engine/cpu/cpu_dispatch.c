@@ -4,12 +4,14 @@
  *     1. post where this rank wants its rows, wait for everybody's post
  *     2. write each token's row straight to its final place on each rank
  *     3. signal DONE, wait for everybody's
+ * Between nodes (cpu_rail.h): in 2 rows for other nodes are sent to the rails
+ * there, and before 3 this rank writes what it takes in for its own node.
  * A send-only dispatch ends after the signal of 3 (or goes through receive
  * slots, cpu_slots.c); epx_complete does the rest.
  */
 #include "engine/common/placement.h"
 #include "engine/cpu/cpu.h"
-#include "engine/cpu/cpu_rows.h"
+#include "engine/cpu/cpu_rail.h"
 
 #include <inttypes.h>
 
@@ -51,84 +53,20 @@ cpu_source_row(const cpu_plan_t *plan, void *scratch, int64_t t)
 }
 
 static void
-put_rank_row(const job_t *job, int64_t t, cpu_route_t route,
-             cpu_source_row_t source)
-{
-    const cpu_plan_t *plan = job->plan;
-    const cpu_target_t *target = &job->engine->targets[route.rank];
-    const float *weights = plan->dispatch.args.topk_weights;
-    int64_t row = plan->rank_base[route.rank] + route.ordinal;
-    int32_t topk = job->format.topk;
-
-    cpu_put_row(&job->format, target, row, source.payload, source.scales);
-    for (int32_t k = 0; k < topk; k++) {
-        int32_t expert = plan->experts[t * topk + k];
-        bool here = expert >= 0 && plan->expert_rank[expert] == route.rank;
-
-        if (target->topk_idx != NULL) {
-            cpu_put_idx(&job->format, target, row, k,
-                        here ? expert - target->first_expert : -1);
-        }
-        if (target->topk_weights != NULL) {
-            target->topk_weights[row * topk + k] =
-                here ? weights[t * topk + k] : 0.0f;
-        }
-    }
-    if (target->src_token != NULL) {
-        target->src_token[row] = (int32_t)t;
-    }
-}
-
-static void
-put_expert_row(const job_t *job, int64_t t, int32_t k, cpu_source_row_t source)
-{
-    const cpu_plan_t *plan = job->plan;
-    int64_t i = t * job->format.topk + k;
-    int32_t expert = plan->experts[i];
-    const cpu_target_t *target =
-        &job->engine->targets[plan->expert_rank[expert]];
-    int64_t row = plan->expert_base[expert] + plan->ordinals[i];
-
-    cpu_put_row(&job->format, target, row, source.payload, source.scales);
-    if (target->topk_weights != NULL) {
-        target->topk_weights[row] = plan->dispatch.args.topk_weights[i];
-    }
-    if (target->src_token != NULL) {
-        target->src_token[row] = (int32_t)t;
-    }
-}
-
-static void
-put_token(const job_t *job, int64_t t, void *scratch)
-{
-    const cpu_plan_t *plan = job->plan;
-    int32_t topk = job->format.topk;
-    cpu_source_row_t source = cpu_source_row(plan, scratch, t);
-
-    for (int32_t k = 0; k < topk; k++) {
-        if (!cpu_is_rank_major(plan)) {
-            if (plan->experts[t * topk + k] >= 0) {
-                put_expert_row(job, t, k, source);
-            }
-            continue;
-        }
-        if (plan->routes[t * topk + k].rank < 0) {
-            break;
-        }
-        put_rank_row(job, t, plan->routes[t * topk + k], source);
-    }
-}
-
-static void
 send_work(void *context, int32_t worker)
 {
     job_t *job = context;
+    const cpu_plan_t *plan = job->plan;
     void *scratch = cpu_scratch(job->engine, worker);
     int64_t begin, end;
 
     while (epx__share_next(&job->tokens, &begin, &end)) {
         for (int64_t t = begin; t < end; t++) {
-            put_token(job, t, scratch);
+            cpu_token_t token =
+                cpu_own_token(plan, plan->dispatch.args.topk_weights, t);
+
+            cpu_put_token(plan, &job->format, job->engine->targets, &token,
+                          cpu_source_row(plan, scratch, t));
         }
     }
     /* The pool's end of round, then the signal, release what was streamed only
@@ -158,7 +96,7 @@ send_rows(cpu_plan_t *plan)
     cpu_store_stop(&timer);
 }
 
-/* Every post is in: see where rows go on each rank. */
+/* Every post is in: see where rows go on each rank of this node. */
 static epx_status_t
 open_targets(cpu_plan_t *plan)
 {
@@ -166,14 +104,47 @@ open_targets(cpu_plan_t *plan)
     cpu_engine_t *engine = cpu_engine(group);
 
     for (int32_t r = 0; r < group->num_ranks; r++) {
-        epx_status_t status =
-            cpu_target_open(plan, r, &engine->posts[r], &engine->targets[r]);
+        epx_status_t status = epx__is_near(&group->nodes, r)
+                                  ? cpu_target_open(plan, r, &engine->posts[r],
+                                                    &engine->targets[r])
+                                  : EPX_OK;
 
         if (status != EPX_OK) {
             return epx__group_break(group, status);
         }
     }
     return EPX_OK;
+}
+
+static bool
+spans_nodes(const cpu_plan_t *plan)
+{
+    return plan->base.group->nodes.num_nodes > 1;
+}
+
+/* Write what comes for this node from others; the posts may be of another
+ * operation by now. */
+static epx_status_t
+receive_forwards(cpu_plan_t *plan)
+{
+    epx_group_t *group = plan->base.group;
+    const cpu_dispatch_t *op = &plan->dispatch;
+    epx_status_t status = EPX_OK;
+
+    if ((op->args.flags & EPX_SEND_ONLY) != 0) {
+        status = cpu_posts_wait(group, op->step, "a dispatch",
+                                &op->shape.signature, cpu_engine(group)->posts);
+        if (status == EPX_OK) {
+            status = open_targets(plan);
+        }
+    }
+    if (status == EPX_OK) {
+        status = cpu_rail_forward(plan);
+    }
+    if (status == EPX_OK) {
+        epx__signal_near(group, op->step, EPX__GATE_DONE);
+    }
+    return status;
 }
 
 static epx_status_t
@@ -190,11 +161,33 @@ send_direct(cpu_plan_t *plan, epx__post_t *post)
     if (status == EPX_OK) {
         status = open_targets(plan);
     }
+    if (status == EPX_OK && spans_nodes(plan)) {
+        status = cpu_rail_send(plan, op->lanes[EPX__LANE_OUT]);
+    }
     if (status == EPX_OK) {
         send_rows(plan);
-        epx__signal_all(group, op->step, EPX__GATE_DONE);
+    }
+    if (status == EPX_OK && !spans_nodes(plan)) {
+        epx__signal_near(group, op->step, EPX__GATE_DONE);
     }
     return status;
+}
+
+/* The rest of a dispatch that does not go through receive slots. */
+static epx_status_t
+receive_direct(cpu_plan_t *plan)
+{
+    epx_group_t *group = plan->base.group;
+    const cpu_dispatch_t *op = &plan->dispatch;
+    epx_status_t status = EPX_OK;
+
+    if (spans_nodes(plan)) {
+        status = receive_forwards(plan);
+    }
+    if (status == EPX_OK) {
+        status = epx__wait_near(group, op->step, EPX__GATE_DONE, "a dispatch");
+    }
+    return status == EPX_OK ? cpu_rail_wait_sent(group, op->lanes) : status;
 }
 
 /* Fill in what follows from the arguments alone. */
@@ -278,6 +271,13 @@ reserve_scratch(const cpu_plan_t *plan)
     return cpu_scratch_reserve(plan->base.group, row > rows ? row : rows);
 }
 
+static void
+close_dispatch(cpu_plan_t *plan)
+{
+    cpu_rail_give(plan->base.group, plan->dispatch.lanes);
+    cpu_arrays_close(plan->base.group, plan->dispatch.arrays);
+}
+
 /* Everything that can fail on this rank alone, before anybody is told. */
 static epx_status_t
 prepare(cpu_plan_t *plan, const epx_dispatch_args_t *args, epx__post_t *post)
@@ -301,16 +301,23 @@ prepare(cpu_plan_t *plan, const epx_dispatch_args_t *args, epx__post_t *post)
         op->shape.signature.arrays = weights_bits(plan);
         status = reserve_scratch(plan);
     }
-    return status == EPX_OK ? cpu_receive_open(plan, post) : status;
+    if (status == EPX_OK) {
+        status = cpu_receive_open(plan, post);
+    }
+    if (status == EPX_OK && spans_nodes(plan)) {
+        status = cpu_rail_dispatch_open(plan, post);
+        if (status != EPX_OK) {
+            close_dispatch(plan);
+        }
+    }
+    return status;
 }
 
 static void
 end_dispatch(cpu_plan_t *plan)
 {
-    epx_group_t *group = plan->base.group;
-
-    cpu_arrays_close(group, plan->dispatch.arrays);
-    cpu_step_end(group, plan->dispatch.step);
+    close_dispatch(plan);
+    cpu_step_end(plan->base.group, plan->dispatch.step);
     plan->pending = EPX__PENDING_NONE;
 }
 
@@ -327,7 +334,7 @@ cpu_dispatch_start(cpu_plan_t *plan, const epx_dispatch_args_t *args)
     status = cpu_step_begin(group, &plan->base, EPX__STEP_DISPATCH,
                             &plan->dispatch.step);
     if (status != EPX_OK) {
-        cpu_arrays_close(group, plan->dispatch.arrays);
+        close_dispatch(plan);
         return status;
     }
     plan->pending = EPX__PENDING_DISPATCH;
@@ -355,7 +362,10 @@ receive_slots(cpu_plan_t *plan)
     if (status == EPX_OK) {
         status = check_received(plan);
     }
-    return status == EPX_OK ? cpu_slots_receive(plan) : status;
+    if (status == EPX_OK) {
+        status = cpu_slots_receive(plan);
+    }
+    return status == EPX_OK ? cpu_rail_wait_sent(group, op->lanes) : status;
 }
 
 static void
@@ -378,12 +388,9 @@ give_counts(const cpu_plan_t *plan)
 epx_status_t
 cpu_dispatch_finish(cpu_plan_t *plan)
 {
-    epx_group_t *group = plan->base.group;
-    cpu_dispatch_t *op = &plan->dispatch;
+    const cpu_dispatch_t *op = &plan->dispatch;
     epx_status_t status =
-        op->uses_slots
-            ? receive_slots(plan)
-            : epx__wait_all(group, op->step, EPX__GATE_DONE, "a dispatch");
+        op->uses_slots ? receive_slots(plan) : receive_direct(plan);
 
     if (status == EPX_OK) {
         cpu_receive_close(plan);

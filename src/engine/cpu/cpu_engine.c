@@ -64,7 +64,7 @@ cpu_place(const epx_group_config_t *config, epx__fabric_place_t *place)
     return check_ordinal(config->device_ordinal);
 }
 
-/* All ranks are on this host: those whose cores overlap share them. */
+/* Ranks of this host whose cores overlap share them. */
 static epx_status_t
 cpu_choose_workers(epx_group_t *group, const epx__fabric_place_t *places)
 {
@@ -74,6 +74,7 @@ cpu_choose_workers(epx_group_t *group, const epx__fabric_place_t *places)
 
     for (int32_t rank = 0; rank < group->num_ranks; rank++) {
         sharers += rank != group->rank &&
+                   epx__fabric_same_host(&places[group->rank], &places[rank]) &&
                    epx__cores_overlap(&own->cores, &places[rank].device.cores);
     }
     share = own->num_workers / sharers;
@@ -94,6 +95,7 @@ cpu_close(epx_group_t *group)
     if (engine->pool != NULL) {
         epx__pool_close(engine->pool);
     }
+    cpu_rails_close(engine->rails);
     free(engine->posts);
     free(engine->targets);
     free(engine->scratch);
@@ -119,6 +121,9 @@ cpu_open(epx_group_t *group)
     } else {
         status =
             epx__pool_open(group->num_workers, group->spin_ns, &engine->pool);
+        if (status == EPX_OK) {
+            status = cpu_rails_open(group);
+        }
     }
     if (status != EPX_OK) {
         cpu_close(group);
@@ -385,6 +390,7 @@ const epx__engine_ops_t epx__engine_cpu = {
     .name = "cpu",
     .device = EPX_DEVICE_CPU,
     .fabrics = cpu_fabrics,
+    .spans_nodes = true,
     .isa = cpu_isa,
     .device_info = cpu_device_info,
     .place = cpu_place,

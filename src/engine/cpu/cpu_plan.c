@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "engine/common/describe.h"
 #include "engine/common/placement.h"
-#include "engine/cpu/cpu.h"
+#include "engine/cpu/cpu_rail.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
@@ -29,7 +29,33 @@ carve(carve_t *c, uint64_t count, uint64_t element_bytes)
     return c->base == NULL ? NULL : c->base + at;
 }
 
-/* The arrays of a plan and their sizes: O(T K + R + E). */
+/* The ranks of other nodes whose tokens for this node come here. */
+static void
+carve_forwards(cpu_plan_t *plan, carve_t *c)
+{
+    uint64_t ranks = (uint64_t)plan->base.group->num_ranks;
+    uint64_t experts = plan->base.key.num_experts;
+    int32_t count = cpu_num_forwards(plan);
+
+    plan->forwards = carve(c, (uint64_t)count, sizeof(*plan->forwards));
+    for (int32_t f = 0; f < count; f++) {
+        int64_t *bases = carve(c, ranks + experts, sizeof(int64_t));
+        uint32_t *counts = carve(c, ranks + experts, sizeof(uint32_t));
+
+        if (c->base != NULL) {
+            plan->forwards[f] = (cpu_forward_t){
+                .rank = cpu_engine(plan->base.group)
+                            ->rails->sources[EPX__LANE_OUT][f],
+                .rank_base = bases,
+                .expert_base = bases + ranks,
+                .counts = counts,
+            };
+        }
+    }
+}
+
+/* The arrays of a plan and their sizes: O(T (K + N) + R + E), and O(R + E) for
+ * each rank of another node that this one forwards for. */
 static void
 carve_arrays(cpu_plan_t *plan, carve_t *c)
 {
@@ -39,17 +65,22 @@ carve_arrays(cpu_plan_t *plan, carve_t *c)
     uint64_t experts = key->num_experts;
     uint64_t entries = (uint64_t)plan->token_capacity * key->topk;
     bool has_slots = key->send_only_row_bytes > 0;
+    uint64_t nodes = (uint64_t)plan->base.group->nodes.num_nodes;
+    uint64_t tokens = (uint64_t)plan->token_capacity;
 
+    nodes = nodes > 1 ? nodes : 0;
     (void)carve(c, 1, sizeof(cpu_plan_t));
     plan->experts = carve(c, entries, sizeof(*plan->experts));
     plan->ordinals =
         carve(c, cpu_is_rank_major(plan) ? 0 : entries, sizeof(int32_t));
     plan->routes = carve(c, cpu_is_rank_major(plan) || has_slots ? entries : 0,
                          sizeof(*plan->routes));
-    plan->sent_tokens = carve(c, ranks + experts, sizeof(uint32_t));
+    plan->sent_tokens = carve(c, ranks + experts + nodes, sizeof(uint32_t));
+    plan->node_tokens = carve(c, nodes, tokens * sizeof(int32_t));
+    plan->node_ordinals = carve(c, nodes, tokens * sizeof(int32_t));
     plan->stamps = carve(c, experts, sizeof(*plan->stamps));
     plan->expert_rank = carve(c, experts, sizeof(*plan->expert_rank));
-    plan->count_row = carve(c, ranks + experts, sizeof(uint32_t));
+    plan->count_row = carve(c, ranks + experts + nodes, sizeof(uint32_t));
     plan->rank_base = carve(c, ranks, sizeof(int64_t));
     plan->rank_rows = carve(c, ranks, sizeof(int64_t));
     plan->expert_base = carve(c, experts, sizeof(int64_t));
@@ -60,6 +91,9 @@ carve_arrays(cpu_plan_t *plan, carve_t *c)
     plan->expert_offsets = carve(c, local + 1, sizeof(int64_t));
     plan->source_rows = carve(c, ranks * local, sizeof(int64_t));
     plan->peer_slots = carve(c, ranks, sizeof(uint64_t));
+    plan->peer_channels = carve(c, nodes > 0 ? ranks : 0, sizeof(uint32_t));
+    plan->peer_turns = carve(c, nodes > 0 ? ranks : 0, sizeof(uint64_t));
+    carve_forwards(plan, c);
 }
 
 static void
@@ -76,36 +110,6 @@ fill_expert_rank(cpu_plan_t *plan)
             plan->expert_rank[e] = rank;
         }
     }
-}
-
-static epx_status_t
-open_slots(cpu_plan_t *plan)
-{
-    epx_group_t *group = plan->base.group;
-    const epx__plan_key_t *key = &plan->base.key;
-    uint64_t count = 2 * (uint64_t)group->num_ranks * key->max_tokens_per_rank;
-    uint64_t bytes;
-    void *slots;
-    epx_status_t status;
-
-    if (key->send_only_row_bytes == 0) {
-        return EPX_OK;
-    }
-    plan->slot_bytes =
-        cpu_slot_bytes((int32_t)key->topk, key->send_only_row_bytes);
-    if (__builtin_mul_overflow(count, plan->slot_bytes, &bytes)) {
-        return epx__fail(EPX_ERR_SHAPE,
-                         "%" PRIu64 " receive slots of %" PRIu64
-                         " bytes exceed 2^64 bytes",
-                         count, plan->slot_bytes);
-    }
-    status =
-        epx__heap_alloc(&group->heap, bytes,
-                        "the receive slots of send_only_row_bytes", &slots);
-    if (status == EPX_OK) {
-        plan->slots = slots;
-    }
-    return status;
 }
 
 epx_status_t
@@ -133,8 +137,9 @@ cpu_plan_open(epx_group_t *group, const epx_plan_args_t *args,
     carve_arrays(&draft, &place);
     *plan = draft;
     plan->sent_rows = plan->sent_tokens + group->num_ranks;
+    plan->sent_nodes = plan->sent_rows + plan->base.key.num_experts;
     fill_expert_rank(plan);
-    status = open_slots(plan);
+    status = cpu_slots_open(plan);
     if (status != EPX_OK) {
         free(plan);
         return status;
@@ -150,8 +155,11 @@ cpu_plan_free(cpu_plan_t *plan)
 
     cpu_arrays_close(group, plan->dispatch.arrays);
     cpu_arrays_close(group, plan->combine.arrays);
-    if (plan->slots != NULL) {
-        epx__group_heap_free(group, plan->slots);
+    cpu_rail_give(group, plan->dispatch.lanes);
+    cpu_rail_give(group, plan->combine.lanes);
+    for (int32_t f = 0; f < cpu_num_forwards(plan); f++) {
+        free(plan->forwards[f].heads);
     }
+    cpu_slots_close(plan);
     free(plan);
 }

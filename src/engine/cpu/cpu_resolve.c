@@ -3,10 +3,36 @@
 #include "core/agree.h"
 #include "core/atomic.h"
 #include "engine/common/placement.h"
-#include "engine/cpu/cpu.h"
+#include "engine/cpu/cpu_rail.h"
 
 #include <inttypes.h>
 #include <string.h>
+
+/* Whether tokens for the nodes can be those: each goes there once, and there to
+ * some of its ranks, to each of them once. */
+static bool
+nodes_are_possible(const cpu_plan_t *plan, const uint32_t *tokens,
+                   const uint32_t *of_nodes, uint64_t num_tokens)
+{
+    const epx__nodes_t *nodes = &plan->base.group->nodes;
+
+    for (int32_t n = 0; n < nodes->num_nodes; n++) {
+        const int32_t *ranks = epx__node_ranks(nodes, n);
+        uint64_t most = 0, sum = 0;
+
+        for (int32_t i = 0; i < epx__node_size(nodes, n); i++) {
+            uint64_t count = tokens[ranks[i]];
+
+            most = count > most ? count : most;
+            sum += count;
+        }
+        if (of_nodes[n] < most || of_nodes[n] > sum ||
+            of_nodes[n] > num_tokens) {
+            return false;
+        }
+    }
+    return true;
+}
 
 /* Whether counts can be those of tokens: each goes to a rank once, and there to
  * 1 to K experts, to each of them once. */
@@ -34,15 +60,16 @@ counts_are_possible(const cpu_plan_t *plan, const uint32_t *counts,
             return false;
         }
     }
-    return true;
+    return plan->base.group->nodes.num_nodes == 1 ||
+           nodes_are_possible(plan, counts, rows + num_experts, num_tokens);
 }
 
 /* Copy one rank's count row to plan->count_row and check it. */
 static epx_status_t
-read_count_row(cpu_plan_t *plan, int32_t peer)
+read_count_row(cpu_plan_t *plan, int32_t peer, int64_t *num_tokens_p)
 {
     epx_group_t *group = plan->base.group;
-    size_t num_counts = (size_t)group->num_ranks + plan->base.key.num_experts;
+    size_t num_counts = cpu_num_counts(plan);
     epx__count_row_t *shared =
         epx__map_counts(&group->map, epx__group_segment(group),
                         plan->counts_step, (uint32_t)peer);
@@ -57,6 +84,7 @@ read_count_row(cpu_plan_t *plan, int32_t peer)
         memcpy(plan->count_row, plan->sent_tokens,
                num_counts * sizeof(uint32_t));
         plan->peer_slots[peer] = cpu_slots_offset(plan);
+        *num_tokens_p = plan->num_tokens;
         return EPX_OK;
     }
     epx__copy_in(&head, shared, sizeof(head));
@@ -79,7 +107,32 @@ read_count_row(cpu_plan_t *plan, int32_t peer)
                              peer, head.num_tokens, plan->base.key.topk));
     }
     plan->peer_slots[peer] = head.slots_offset;
+    if (!epx__is_near(&group->nodes, peer)) {
+        plan->peer_channels[peer] = (uint32_t)head.slots_channel;
+        plan->peer_turns[peer] = head.slots_turn;
+    }
+    *num_tokens_p = (int64_t)head.num_tokens;
     return EPX_OK;
+}
+
+/* Where the rows of a source begin, whose tokens this rank forwards: after
+ * those of the lower ranks. */
+static void
+set_forward(cpu_plan_t *plan, cpu_forward_t *forward, int64_t num_tokens)
+{
+    const epx_group_t *group = plan->base.group;
+    size_t num_ranks = (size_t)group->num_ranks;
+    size_t num_experts = plan->base.key.num_experts;
+    const uint32_t *nodes = plan->count_row + num_ranks + num_experts;
+
+    forward->num_tokens = nodes[group->nodes.own];
+    forward->source_tokens = num_tokens;
+    memcpy(forward->rank_base, plan->rank_rows,
+           num_ranks * sizeof(*forward->rank_base));
+    memcpy(forward->expert_base, plan->expert_total,
+           num_experts * sizeof(*forward->expert_base));
+    memcpy(forward->counts, plan->count_row,
+           (num_ranks + num_experts) * sizeof(*forward->counts));
 }
 
 /* Take one source's counts into the prefixes and totals. */
@@ -143,6 +196,9 @@ place_experts(cpu_plan_t *plan)
 
         for (int32_t e = first; e < end; e++) {
             plan->expert_base[e] += offset;
+            for (int32_t f = 0; f < cpu_num_forwards(plan); f++) {
+                plan->forwards[f].expert_base[e] += offset;
+            }
             if (rank == group->rank) {
                 plan->expert_offsets[e - first] = offset;
             }
@@ -200,6 +256,8 @@ static epx_status_t
 read_and_place(cpu_plan_t *plan)
 {
     const epx_group_t *group = plan->base.group;
+    cpu_forward_t *forward = plan->forwards;
+    cpu_forward_t *end = forward + cpu_num_forwards(plan);
     epx_status_t status = EPX_OK;
 
     memset(plan->rank_rows, 0,
@@ -207,7 +265,12 @@ read_and_place(cpu_plan_t *plan)
     memset(plan->expert_total, 0,
            plan->base.key.num_experts * sizeof(*plan->expert_total));
     for (int32_t r = 0; r < group->num_ranks && status == EPX_OK; r++) {
-        status = read_count_row(plan, r);
+        int64_t num_tokens = 0;
+
+        status = read_count_row(plan, r, &num_tokens);
+        if (status == EPX_OK && forward < end && forward->rank == r) {
+            set_forward(plan, forward++, num_tokens);
+        }
         if (status == EPX_OK) {
             add_source(plan, r);
         }

@@ -63,6 +63,21 @@ typedef struct rank_set {
     uint64_t words[SET_WORDS];
 } rank_set_t;
 
+/* A token has a rank on a node: once for each, since the ranks of a node need
+ * not come one after the other. */
+static inline void
+take_node(cpu_plan_t *plan, int32_t t, int32_t node)
+{
+    int64_t begin = node * plan->token_capacity;
+    uint32_t count = plan->sent_nodes[node];
+
+    if (count == 0 || plan->node_tokens[begin + count - 1] != t) {
+        plan->node_tokens[begin + count] = t;
+        plan->node_ordinals[begin + t] = (int32_t)count;
+        plan->sent_nodes[node]++;
+    }
+}
+
 /* Count the ranks of the set, write their routes if wanted, and empty it. */
 static inline void
 take_ranks(cpu_plan_t *plan, rank_set_t *set, int32_t num_words,
@@ -95,6 +110,8 @@ route_tokens(cpu_plan_t *plan, int64_t num_tokens, const void *topk_idx,
     bool wants_ordinals = !cpu_is_rank_major(plan);
     bool wants_routes =
         cpu_is_rank_major(plan) || plan->base.key.send_only_row_bytes > 0;
+    const epx__nodes_t *all = &plan->base.group->nodes;
+    const int32_t *nodes = all->num_nodes > 1 ? all->node_of : NULL;
     rank_set_t set = { { 0 } };
 
     for (int64_t t = 0; t < num_tokens; t++) {
@@ -110,6 +127,12 @@ route_tokens(cpu_plan_t *plan, int64_t num_tokens, const void *topk_idx,
                 if (wants_ordinals) {
                     plan->ordinals[i] = (int32_t)ordinal;
                 }
+            }
+        }
+        for (int64_t i = t * topk; nodes != NULL && i < (t + 1) * topk; i++) {
+            if (plan->experts[i] >= 0) {
+                take_node(plan, (int32_t)t,
+                          nodes[plan->expert_rank[plan->experts[i]]]);
             }
         }
         take_ranks(plan, &set, num_words,
@@ -135,24 +158,28 @@ static void
 post_counts(cpu_plan_t *plan)
 {
     epx_group_t *group = plan->base.group;
-    size_t num_counts = (size_t)group->num_ranks + plan->base.key.num_experts;
+    size_t num_counts = cpu_num_counts(plan);
     epx__count_row_t head = {
         .step = plan->counts_step,
         .key = plan->base.key,
         .num_tokens = (uint64_t)plan->num_tokens,
         .slots_offset = cpu_slots_offset(plan),
+        .slots_channel = plan->slots_channel,
+        .slots_turn = plan->slots_turn,
     };
 
-    for (int32_t i = 1; i <= group->num_ranks; i++) {
-        int32_t peer = (group->rank + i) % group->num_ranks;
-        epx__count_row_t *row =
-            epx__map_counts(&group->map, group->peers[peer].base,
-                            plan->counts_step, (uint32_t)group->rank);
+    epx__count_row_t *row =
+        epx__map_counts(&group->map, epx__group_segment(group),
+                        plan->counts_step, (uint32_t)group->rank);
 
-        *row = head;
-        memcpy(epx__count_row_tokens(row), plan->sent_tokens,
-               num_counts * sizeof(uint32_t));
-        epx__signal(group, peer, plan->counts_step, EPX__GATE_READY);
+    *row = head;
+    memcpy(epx__count_row_tokens(row), plan->sent_tokens,
+           num_counts * sizeof(uint32_t));
+    for (int32_t i = 1; i <= group->num_ranks; i++) {
+        epx__signal_with(group, (group->rank + i) % group->num_ranks,
+                         plan->counts_step, EPX__GATE_READY,
+                         EPX__PAYLOAD_COUNTS,
+                         sizeof(*row) + num_counts * sizeof(uint32_t));
     }
 }
 
@@ -187,7 +214,7 @@ epx_status_t
 cpu_plan_route(cpu_plan_t *plan, int64_t num_tokens, const void *topk_idx)
 {
     epx_group_t *group = plan->base.group;
-    size_t num_counts = (size_t)group->num_ranks + plan->base.key.num_experts;
+    size_t num_counts = cpu_num_counts(plan);
     bool is_first = plan->state == CPU_PLAN_EMPTY;
     epx_status_t status = check_routing(plan, num_tokens, topk_idx);
 
@@ -202,7 +229,13 @@ cpu_plan_route(cpu_plan_t *plan, int64_t num_tokens, const void *topk_idx)
         plan->base.key.plan_id = plan->counts_step;
     }
     plan->num_tokens = num_tokens;
+    plan->rails_know = false;
     memset(plan->sent_tokens, 0, num_counts * sizeof(uint32_t));
+    if (group->nodes.num_nodes > 1) {
+        memset(plan->node_ordinals, -1,
+               (size_t)group->nodes.num_nodes * (size_t)plan->token_capacity *
+                   sizeof(*plan->node_ordinals));
+    }
     if (plan->base.key.idx_dtype == EPX_I64) {
         route_tokens(plan, num_tokens, topk_idx, true);
     } else {

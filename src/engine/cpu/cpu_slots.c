@@ -13,8 +13,12 @@
  * has filled: it writes the third such dispatch of a plan where the first one
  * was; it has completed the second, for which the receiver signalled, which it
  * did after unpacking the first.
+ *
+ * For a rank of another node the slots of an ordinal's run are filled here, and
+ * sent; the net puts them into its slots, the half by the turn.
  */
 #include "core/atomic.h"
+#include "core/clock.h"
 #include "engine/common/placement.h"
 #include "engine/cpu/cpu.h"
 #include "engine/cpu/cpu_rows.h"
@@ -53,21 +57,25 @@ typedef struct slot {
 typedef struct job {
     cpu_plan_t *plan;
     cpu_row_format_t format;
+    char **far_slots;   /* [R] sending: those for ranks of other nodes */
     epx__share_t share; /* of tokens when sending, of sources when packing */
     bool bad_peer;      /* some slot held an impossible value */
 } job_t;
 
-/* The slot for a source's ordinal'th token. */
-static slot_t
-slot_at(const job_t *job, char *slots, uint64_t parity, int32_t source,
-        int64_t ordinal)
+/* The slots for a source's tokens, among those of a rank. */
+static char *
+slots_of(const cpu_plan_t *plan, char *slots, uint64_t parity, int32_t source)
 {
-    const cpu_plan_t *plan = job->plan;
     uint64_t ranks = (uint64_t)plan->base.group->num_ranks;
-    uint64_t index = (parity * ranks + (uint64_t)source) *
-                         plan->base.key.max_tokens_per_rank +
-                     (uint64_t)ordinal;
-    char *base = slots + index * plan->slot_bytes;
+
+    return slots + (parity * ranks + (uint64_t)source) *
+                       plan->base.key.max_tokens_per_rank * plan->slot_bytes;
+}
+
+static slot_t
+slot_at(const job_t *job, char *slots, int64_t ordinal)
+{
+    char *base = slots + (uint64_t)ordinal * job->plan->slot_bytes;
     char *body = base + head_bytes(job->format.topk);
     slot_t slot = { .head = (slot_head_t *)(void *)base };
 
@@ -88,9 +96,13 @@ fill_slot(const job_t *job, int64_t t, cpu_route_t route,
     int32_t topk = job->format.topk;
     int32_t first = epx__first_expert((int32_t)plan->base.key.num_experts,
                                       group->num_ranks, route.rank);
-    slot_t slot = slot_at(
-        job, group->peers[route.rank].base + plan->peer_slots[route.rank],
-        plan->num_slot_dispatches % 2, group->rank, route.ordinal);
+    char *slots = epx__is_near(&group->nodes, route.rank)
+                      ? slots_of(plan,
+                                 group->peers[route.rank].base +
+                                     plan->peer_slots[route.rank],
+                                 plan->num_slot_dispatches % 2, group->rank)
+                      : job->far_slots[route.rank];
+    slot_t slot = slot_at(job, slots, route.ordinal);
 
     slot.head->src_token = (int32_t)t;
     for (int32_t k = 0; k < topk; k++) {
@@ -128,6 +140,203 @@ send_work(void *context, int32_t worker)
     }
 }
 
+/* The turn of the dispatch that is open, of the plan whose first was `first`.
+ */
+static uint64_t
+turn_of(const cpu_plan_t *plan, uint64_t first)
+{
+    return first + plan->num_slot_dispatches - 1;
+}
+
+static uint64_t
+parity_of(const cpu_plan_t *plan, int32_t source)
+{
+    const epx_group_t *group = plan->base.group;
+
+    return epx__is_near(&group->nodes, source)
+               ? cpu_engine(group)->posts[source].slot_parity
+               : turn_of(plan, plan->slots_turn) % 2;
+}
+
+/* ---- ranks of other nodes ---- */
+
+/* Calls for each of them. */
+static epx_status_t
+each_far_rank(cpu_plan_t *plan, epx_status_t (*call)(cpu_plan_t *, int32_t))
+{
+    const epx_group_t *group = plan->base.group;
+    epx_status_t status = EPX_OK;
+
+    for (int32_t r = 0; r < group->num_ranks && status == EPX_OK; r++) {
+        if (!epx__is_near(&group->nodes, r)) {
+            status = call(plan, r);
+        }
+    }
+    return status;
+}
+
+static epx_status_t
+open_far_slot(cpu_plan_t *plan, int32_t rank)
+{
+    void *const halves[2] = { slots_of(plan, plan->slots, 0, rank),
+                              slots_of(plan, plan->slots, 1, rank) };
+
+    return epx__net_slot_open(
+        epx__group_net(plan->base.group), plan->slots_channel, rank,
+        plan->slots_turn, halves,
+        plan->base.key.max_tokens_per_rank * plan->slot_bytes);
+}
+
+static epx_status_t
+close_far_slot(cpu_plan_t *plan, int32_t rank)
+{
+    return epx__net_slot_close(epx__group_net(plan->base.group),
+                               plan->slots_channel, rank,
+                               epx__deadline_ns(plan->base.group->timeout_ns));
+}
+
+static epx_status_t
+release_far_slot(cpu_plan_t *plan, int32_t rank)
+{
+    epx__net_slot_release(epx__group_net(plan->base.group), plan->slots_channel,
+                          rank, turn_of(plan, plan->slots_turn));
+    return EPX_OK;
+}
+
+/* Memory for what goes to each rank, and the range that describes it. */
+static epx_status_t
+reserve_far_slots(cpu_plan_t *plan, job_t *job)
+{
+    const epx_group_t *group = plan->base.group;
+    cpu_lane_t *lane = plan->dispatch.lanes[EPX__LANE_OUT];
+    uint64_t ranks = (uint64_t)group->num_ranks;
+    uint64_t bytes = ranks * (sizeof(char *) + sizeof(struct iovec)) +
+                     2 * (uint64_t)EPX__LINE;
+    epx_status_t status;
+
+    for (int32_t r = 0; r < group->num_ranks; r++) {
+        if (!epx__is_near(&group->nodes, r)) {
+            bytes += plan->sent_tokens[r] * plan->slot_bytes;
+        }
+    }
+    status = cpu_lane_reserve(lane, bytes);
+    if (status != EPX_OK) {
+        return status;
+    }
+    job->far_slots = cpu_lane_out(lane, ranks * sizeof(char *));
+    for (int32_t r = 0; r < group->num_ranks; r++) {
+        job->far_slots[r] =
+            epx__is_near(&group->nodes, r)
+                ? NULL
+                : cpu_lane_out(lane, plan->sent_tokens[r] * plan->slot_bytes);
+    }
+    return EPX_OK;
+}
+
+static epx_status_t
+send_far_slots(cpu_plan_t *plan, const job_t *job)
+{
+    epx_group_t *group = plan->base.group;
+    cpu_lane_t *lane = plan->dispatch.lanes[EPX__LANE_OUT];
+    struct iovec *ranges =
+        cpu_lane_out(lane, (uint64_t)group->num_ranks * sizeof(*ranges));
+    epx_status_t status = EPX_OK;
+
+    for (int32_t i = 1; i < group->num_ranks && status == EPX_OK; i++) {
+        int32_t r = (group->rank + i) % group->num_ranks;
+
+        if (job->far_slots[r] != NULL && plan->sent_tokens[r] > 0) {
+            ranges[r] =
+                (struct iovec){ job->far_slots[r],
+                                plan->sent_tokens[r] * plan->slot_bytes };
+            status = cpu_lane_send(group, lane, r, plan->peer_channels[r],
+                                   turn_of(plan, plan->peer_turns[r]),
+                                   &ranges[r], 1);
+        }
+    }
+    return status;
+}
+
+static epx_status_t
+await_far_slots(cpu_plan_t *plan)
+{
+    epx_group_t *group = plan->base.group;
+    bool *wanted = cpu_engine(group)->rails->wanted;
+    uint64_t turn = turn_of(plan, plan->slots_turn);
+    epx_status_t status;
+
+    for (int32_t r = 0; r < group->num_ranks; r++) {
+        wanted[r] = !epx__is_near(&group->nodes, r) && plan->recv_tokens[r] > 0;
+    }
+    status = cpu_channel_wait(group, plan->slots_channel, turn,
+                              "a send-only dispatch between nodes");
+    for (int32_t r = 0; r < group->num_ranks && status == EPX_OK; r++) {
+        if (wanted[r]) {
+            status = cpu_channel_check(group, plan->slots_channel, turn, r,
+                                       (uint64_t)plan->recv_tokens[r] *
+                                           plan->slot_bytes);
+        }
+    }
+    return status;
+}
+
+epx_status_t
+cpu_slots_open(cpu_plan_t *plan)
+{
+    epx_group_t *group = plan->base.group;
+    const epx__plan_key_t *key = &plan->base.key;
+    uint64_t count = 2 * (uint64_t)group->num_ranks * key->max_tokens_per_rank;
+    uint64_t bytes;
+    void *slots;
+    epx_status_t status;
+
+    if (key->send_only_row_bytes == 0) {
+        return EPX_OK;
+    }
+    plan->slot_bytes =
+        cpu_slot_bytes((int32_t)key->topk, key->send_only_row_bytes);
+    if (__builtin_mul_overflow(count, plan->slot_bytes, &bytes)) {
+        return epx__fail(EPX_ERR_SHAPE,
+                         "%" PRIu64 " receive slots of %" PRIu64
+                         " bytes exceed 2^64 bytes",
+                         count, plan->slot_bytes);
+    }
+    status =
+        epx__heap_alloc(&group->heap, bytes,
+                        "the receive slots of send_only_row_bytes", &slots);
+    if (status != EPX_OK || group->nodes.num_nodes == 1) {
+        plan->slots = status == EPX_OK ? slots : NULL;
+        return status;
+    }
+    status =
+        cpu_slot_channel_take(group, &plan->slots_channel, &plan->slots_turn);
+    if (status != EPX_OK) {
+        (void)epx__heap_free(&group->heap, slots);
+        return status;
+    }
+    plan->slots = slots;
+    return each_far_rank(plan, open_far_slot);
+}
+
+/* Once the group is broken, what peers may still write to goes with it. */
+void
+cpu_slots_close(cpu_plan_t *plan)
+{
+    epx_group_t *group = plan->base.group;
+
+    if (plan->slots == NULL || epx__group_is_broken(group)) {
+        return;
+    }
+    if (group->nodes.num_nodes > 1) {
+        if (each_far_rank(plan, close_far_slot) != EPX_OK) {
+            return;
+        }
+        cpu_slot_channel_give(group, plan->slots_channel,
+                              turn_of(plan, plan->slots_turn));
+    }
+    epx__group_heap_free(group, plan->slots);
+}
+
 epx_status_t
 cpu_slots_send(cpu_plan_t *plan, epx__post_t *post)
 {
@@ -139,19 +348,36 @@ cpu_slots_send(cpu_plan_t *plan, epx__post_t *post)
 
     for (int32_t r = 0; r < group->num_ranks; r++) {
         epx_status_t status =
-            cpu_check_extent(group, r, "receive slots", plan->peer_slots[r],
-                             count, plan->slot_bytes, EPX__LINE);
+            epx__is_near(&group->nodes, r)
+                ? cpu_check_extent(group, r, "receive slots",
+                                   plan->peer_slots[r], count, plan->slot_bytes,
+                                   EPX__LINE)
+                : EPX_OK;
 
         if (status != EPX_OK) {
             return epx__group_break(group, status);
+        }
+    }
+    if (group->nodes.num_nodes > 1) {
+        epx_status_t status = reserve_far_slots(plan, &job);
+
+        if (status != EPX_OK) {
+            return status;
         }
     }
     plan->num_slot_dispatches++;
     job.share.num_items = plan->num_tokens;
     job.share.grain = cpu_grain(plan->num_tokens, num_workers);
     epx__pool_run(cpu_engine(group)->pool, num_workers, send_work, &job);
-    /* The rows are in place: this one signal says that and announces the
-     * operation's signature. */
+    if (group->nodes.num_nodes > 1) {
+        epx_status_t status = send_far_slots(plan, &job);
+
+        if (status != EPX_OK) {
+            return status;
+        }
+    }
+    /* The rows are in place, or on their way to other nodes: this one signal
+     * says that and announces the operation's signature. */
     post->step = plan->dispatch.step;
     post->slot_parity = plan->num_slot_dispatches % 2;
     cpu_post_all(group, plan->dispatch.step, post);
@@ -255,7 +481,8 @@ unpack_source(const job_t *job, const cpu_target_t *own, int32_t source,
 {
     const cpu_plan_t *plan = job->plan;
     size_t num_local = (size_t)plan->base.num_local_experts;
-    uint64_t parity = cpu_engine(plan->base.group)->posts[source].slot_parity;
+    uint64_t parity = parity_of(plan, source);
+    char *slots;
     int32_t experts[EPX_MAX_TOPK];
 
     if (parity > 1) {
@@ -263,8 +490,9 @@ unpack_source(const job_t *job, const cpu_target_t *own, int32_t source,
     }
     memcpy(next_row, plan->source_rows + (size_t)source * num_local,
            num_local * sizeof(*next_row));
+    slots = slots_of(plan, plan->slots, parity, source);
     for (int64_t i = 0; i < plan->recv_tokens[source]; i++) {
-        slot_t slot = slot_at(job, plan->slots, parity, source, i);
+        slot_t slot = slot_at(job, slots, i);
 
         if (!read_experts(job, &slot, experts)) {
             return false;
@@ -303,9 +531,19 @@ cpu_slots_receive(cpu_plan_t *plan)
     int32_t num_workers = cpu_workers(group, plan->dispatch.args.num_workers);
     job_t job = { .plan = plan, .format = cpu_row_format(plan) };
 
+    if (group->nodes.num_nodes > 1) {
+        epx_status_t status = await_far_slots(plan);
+
+        if (status != EPX_OK) {
+            return status;
+        }
+    }
     job.share.num_items = group->num_ranks;
     job.share.grain = 1;
     epx__pool_run(cpu_engine(group)->pool, num_workers, receive_work, &job);
+    if (group->nodes.num_nodes > 1) {
+        (void)each_far_rank(plan, release_far_slot);
+    }
     if (job.bad_peer) {
         return epx__group_break(
             group, epx__fail(EPX_ERR_PEER_DATA,

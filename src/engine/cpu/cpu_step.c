@@ -52,6 +52,9 @@ cpu_step_begin(epx_group_t *group, epx_plan_t *plan, epx__step_kind_t kind,
         }
     }
     group->last_step = step;
+    if (group->remote.step_begin != NULL) {
+        group->remote.step_begin(group->remote.context, step);
+    }
     *open_step(group, step) =
         (epx__open_step_t){ step, plan, kind == EPX__STEP_COUNTS };
     *step_p = step;
@@ -79,12 +82,11 @@ cpu_step_forget_plan(epx_group_t *group, const epx_plan_t *plan)
 void
 cpu_post_all(epx_group_t *group, uint64_t step, const epx__post_t *post)
 {
+    *epx__map_post(&group->map, epx__group_segment(group), step,
+                   (uint32_t)group->rank) = *post;
     for (int32_t i = 1; i <= group->num_ranks; i++) {
-        int32_t peer = (group->rank + i) % group->num_ranks;
-
-        *epx__map_post(&group->map, group->peers[peer].base, step,
-                       (uint32_t)group->rank) = *post;
-        epx__signal(group, peer, step, EPX__GATE_READY);
+        epx__signal_with(group, (group->rank + i) % group->num_ranks, step,
+                         EPX__GATE_READY, EPX__PAYLOAD_POST, sizeof(*post));
     }
 }
 

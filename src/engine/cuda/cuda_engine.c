@@ -13,7 +13,7 @@
 #define DEFAULT_WORKERS 24  /* SMs, where the card has as many for each rank */
 #define SEATS_PER_CHUNK 512 /* more plans at once take more, which may wait */
 /* Of a block's shared memory, for what kernels declare by themselves. */
-#define STATIC_SHARED 4608
+#define STATIC_SHARED 5120
 
 /* Seats are made many at a time, and kept. */
 typedef struct cuda_chunk {

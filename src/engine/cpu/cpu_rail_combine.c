@@ -1,0 +1,296 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * A combine between nodes:
+ *     1. each rank tells its rails the routing that they do not know yet, and
+ *        the weights if there are any           (parcels of the lane OUT)
+ *     2. the rail sums, for each token, the rows on its node, and rounds
+ *     3. and sends them back                    (parcels of the lane BACK)
+ */
+#include "engine/cpu/cpu_combine.h"
+#include "engine/cpu/cpu_rail.h"
+
+#include <string.h>
+
+/* What comes back: a row and, if the weights are reduced, those. */
+static cpu_parcel_kind_t
+back_kind(const cpu_plan_t *plan)
+{
+    const epx_combine_args_t *args = &plan->combine.args;
+
+    return (cpu_parcel_kind_t){
+        .topk = (int32_t)plan->base.key.topk,
+        .has_weights = plan->combine.has_weights,
+        .row_bytes = args->hidden * (int64_t)epx_dtype_size(args->dtype),
+    };
+}
+
+static epx_status_t
+open_lane(cpu_plan_t *plan, epx__lane_t which, uint64_t room, epx__post_t *post)
+{
+    cpu_lane_t **lane_p = &plan->combine.lanes[which];
+    epx_status_t status = cpu_lane_take(plan->base.group, which, room, lane_p);
+
+    if (status == EPX_OK) {
+        cpu_lane_announce(*lane_p, post);
+    }
+    return status;
+}
+
+epx_status_t
+cpu_rail_combine_open(cpu_plan_t *plan, epx__post_t *post)
+{
+    const epx_group_t *group = plan->base.group;
+    /* The sources' own weights, if any, are not known yet. */
+    cpu_parcel_kind_t out = { .topk = (int32_t)plan->base.key.topk,
+                              .has_heads = !plan->rails_know,
+                              .has_weights = true };
+    cpu_parcel_kind_t back = back_kind(plan);
+    uint64_t out_room = 0, back_room = 0;
+    epx_status_t status;
+
+    for (int32_t f = 0; f < cpu_num_forwards(plan); f++) {
+        uint64_t bytes = cpu_parcel_room(&out, plan->forwards[f].num_tokens);
+
+        out_room = bytes > out_room ? bytes : out_room;
+    }
+    for (int32_t n = 0; n < group->nodes.num_nodes; n++) {
+        uint64_t bytes = cpu_parcel_room(&back, plan->sent_nodes[n]);
+
+        back_room = bytes > back_room ? bytes : back_room;
+    }
+    post->lane_weights = plan->combine.args.topk_weights != NULL;
+    status = open_lane(plan, EPX__LANE_OUT, out_room, post);
+    return status == EPX_OK ? open_lane(plan, EPX__LANE_BACK, back_room, post)
+                            : status;
+}
+
+/* ---- the rail's part ---- */
+
+typedef struct job {
+    const cpu_plan_t *plan;
+    const cpu_forward_t *forward;
+    cpu_parcel_kind_t kind;
+    cpu_parcel_t parcel;
+    cpu_reduce_fn_t *reduce;
+    const float *topk_weights; /* of the region's tokens; NULL: none */
+    char *to;
+    epx__share_t share;
+} job_t;
+
+static void
+sum_token(const job_t *job, int64_t i)
+{
+    const cpu_plan_t *plan = job->plan;
+    int64_t at = job->parcel.begin + i;
+    int64_t topk = job->kind.topk;
+    cpu_route_t routes[EPX_MAX_TOPK];
+    cpu_token_t token = cpu_forward_token(
+        plan, job->forward, at,
+        job->topk_weights == NULL ? NULL : job->topk_weights + at * topk,
+        routes);
+    cpu_summands_t summands;
+
+    summands.count = 0;
+    cpu_add_near_rows(plan, &token, &summands);
+    job->reduce(&(epx__reduce_t){
+        .rows = summands.rows,
+        .weights = token.weights == NULL ? NULL : summands.weights,
+        .num_rows = summands.count,
+        .out = job->to + job->parcel.rows + i * job->kind.row_bytes,
+        .count = (size_t)plan->combine.args.hidden,
+    });
+    if (job->kind.has_weights) {
+        float *out =
+            (float *)(void *)(job->to + job->parcel.weights) + i * topk;
+
+        memset(out, 0, (size_t)topk * sizeof(*out));
+        cpu_add_near_weights(plan, &token, out);
+    }
+}
+
+static void
+sum_work(void *context, int32_t worker)
+{
+    job_t *job = context;
+    int64_t begin, end;
+
+    (void)worker;
+    while (epx__share_next(&job->share, &begin, &end)) {
+        for (int64_t i = begin; i < end; i++) {
+            sum_token(job, i);
+        }
+    }
+}
+
+/* The weights that a source has sent, which come in few chunks: one, unless
+ * they are many. */
+static const float *
+gather_weights(const cpu_plan_t *plan, int32_t f)
+{
+    const cpu_forward_t *forward = &plan->forwards[f];
+    const cpu_lane_t *lane = plan->combine.lanes[EPX__LANE_OUT];
+    cpu_parcel_kind_t kind = cpu_rail_kind(plan, forward->rank);
+    size_t row = (size_t)kind.topk * sizeof(float);
+    char *to;
+
+    if (!kind.has_weights || forward->num_tokens == 0) {
+        return NULL;
+    }
+    to = cpu_lane_out(plan->combine.lanes[EPX__LANE_BACK],
+                      (uint64_t)forward->num_tokens * row);
+    for (int c = 0; c < cpu_parcels(&kind, forward->num_tokens); c++) {
+        cpu_parcel_t parcel = cpu_parcel(&kind, forward->num_tokens, c);
+
+        memcpy(to + (size_t)parcel.begin * row,
+               cpu_lane_chunk(lane, f, c) + parcel.weights,
+               (size_t)parcel.count * row);
+    }
+    return (const float *)(const void *)to;
+}
+
+static epx_status_t
+send_sums(cpu_plan_t *plan, int32_t f, const float *topk_weights, int chunk)
+{
+    epx_group_t *group = plan->base.group;
+    cpu_engine_t *engine = cpu_engine(group);
+    cpu_lane_t *lane = plan->combine.lanes[EPX__LANE_BACK];
+    const cpu_forward_t *forward = &plan->forwards[f];
+    const epx__post_t *post = &engine->posts[forward->rank];
+    int32_t num_workers = cpu_workers(group, plan->combine.args.num_workers);
+    job_t job = {
+        .plan = plan,
+        .forward = forward,
+        .kind = back_kind(plan),
+        .reduce = cpu_reduce_fn(plan),
+        .topk_weights = topk_weights,
+    };
+    struct iovec *range;
+
+    if (chunk >= cpu_parcels(&job.kind, forward->num_tokens)) {
+        return EPX_OK;
+    }
+    job.parcel = cpu_parcel(&job.kind, forward->num_tokens, chunk);
+    job.to = cpu_lane_out(lane, job.parcel.bytes);
+    range = cpu_lane_out(lane, sizeof(*range));
+    *range = (struct iovec){ job.to, job.parcel.bytes };
+    job.share.num_items = job.parcel.count;
+    job.share.grain = cpu_grain(job.parcel.count, num_workers);
+    epx__pool_run(engine->pool, num_workers, sum_work, &job);
+    return cpu_lane_send(group, lane, forward->rank,
+                         post->lane_channel[EPX__LANE_BACK] + (uint32_t)chunk,
+                         post->lane_turn[EPX__LANE_BACK], range, 1);
+}
+
+/* Memory for the sums of all sources, and their weights side by side. */
+static epx_status_t
+reserve(const cpu_plan_t *plan)
+{
+    cpu_parcel_kind_t kind = back_kind(plan);
+    uint64_t bytes = 0;
+
+    for (int32_t f = 0; f < cpu_num_forwards(plan); f++) {
+        uint64_t tokens = (uint64_t)plan->forwards[f].num_tokens;
+
+        bytes += epx__round_up(tokens * plan->base.key.topk * sizeof(float),
+                               EPX__LINE);
+        for (int c = 0; c < cpu_parcels(&kind, (int64_t)tokens); c++) {
+            bytes += epx__round_up(cpu_parcel(&kind, (int64_t)tokens, c).bytes,
+                                   EPX__LINE) +
+                     epx__round_up(sizeof(struct iovec), EPX__LINE);
+        }
+    }
+    return cpu_lane_reserve(plan->combine.lanes[EPX__LANE_BACK], bytes);
+}
+
+static epx_status_t
+sum_for_others(cpu_plan_t *plan)
+{
+    int32_t num_forwards = cpu_num_forwards(plan);
+    const float **weights = cpu_engine(plan->base.group)->rails->weights;
+    epx_status_t status = reserve(plan);
+
+    for (int32_t f = 0; f < num_forwards && status == EPX_OK; f++) {
+        weights[f] = gather_weights(plan, f);
+    }
+    plan->rails_know = true;
+    for (int c = 0; c < CPU_CHUNKS; c++) {
+        for (int32_t f = 0; f < num_forwards && status == EPX_OK; f++) {
+            status = send_sums(plan, f, weights[f], c);
+        }
+    }
+    return status;
+}
+
+/* ---- the owner's part ---- */
+
+static epx_status_t
+await_sums(cpu_plan_t *plan)
+{
+    epx_group_t *group = plan->base.group;
+    const cpu_rails_t *rails = cpu_engine(group)->rails;
+    const cpu_lane_t *lane = plan->combine.lanes[EPX__LANE_BACK];
+    cpu_parcel_kind_t kind = back_kind(plan);
+    epx_status_t status = EPX_OK;
+
+    for (int c = 0; c < CPU_CHUNKS && status == EPX_OK; c++) {
+        memset(rails->wanted, 0, (size_t)group->num_ranks * sizeof(bool));
+        for (int32_t n = 0; n < group->nodes.num_nodes; n++) {
+            if (c < cpu_parcels(&kind, plan->sent_nodes[n]) &&
+                n != group->nodes.own) {
+                rails->wanted[rails->sources[EPX__LANE_BACK][n]] = true;
+            }
+        }
+        status = cpu_channel_wait(group, lane->channel + (uint32_t)c,
+                                  lane->turn, "a combine between nodes");
+        for (int32_t n = 0; n < group->nodes.num_nodes && status == EPX_OK;
+             n++) {
+            if (c < cpu_parcels(&kind, plan->sent_nodes[n]) &&
+                n != group->nodes.own) {
+                status = cpu_channel_check(
+                    group, lane->channel + (uint32_t)c, lane->turn,
+                    rails->sources[EPX__LANE_BACK][n],
+                    cpu_parcel(&kind, plan->sent_nodes[n], c).bytes);
+            }
+        }
+    }
+    return status;
+}
+
+const char *
+cpu_rail_partial(const cpu_plan_t *plan, int32_t node, int64_t t,
+                 const float **weights_p)
+{
+    const cpu_lane_t *lane = plan->combine.lanes[EPX__LANE_BACK];
+    cpu_parcel_kind_t kind = back_kind(plan);
+    int64_t at = plan->node_ordinals[node * plan->token_capacity + t];
+    cpu_parcel_t parcel;
+    const char *chunk;
+    int c = 0;
+
+    if (at < 0) {
+        return NULL;
+    }
+    parcel = cpu_parcel(&kind, plan->sent_nodes[node], c);
+    while (at >= parcel.begin + parcel.count) {
+        parcel = cpu_parcel(&kind, plan->sent_nodes[node], ++c);
+    }
+    chunk = cpu_lane_chunk(lane, node, c);
+    *weights_p = (const float *)(const void *)(chunk + parcel.weights) +
+                 (at - parcel.begin) * kind.topk;
+    return chunk + parcel.rows + (at - parcel.begin) * kind.row_bytes;
+}
+
+epx_status_t
+cpu_rail_combine(cpu_plan_t *plan)
+{
+    cpu_lane_t *out = plan->combine.lanes[EPX__LANE_OUT];
+    epx_status_t status = cpu_rail_send(plan, out);
+
+    if (status == EPX_OK) {
+        status = cpu_rail_receive(plan, out, "a combine between nodes", NULL);
+    }
+    if (status == EPX_OK) {
+        status = sum_for_others(plan);
+    }
+    return status == EPX_OK ? await_sums(plan) : status;
+}
