@@ -32,9 +32,9 @@
 #define MAX_WORKERS         1024
 #define DEFAULT_TIMEOUT_NS  (30 * (uint64_t)EPX__NS_PER_SEC)
 #define MIN_TIMEOUT_NS      ((uint64_t)EPX__NS_PER_MS)
-#define MAX_NODE            INT32_MAX
 #define DEFAULT_LOST_NS     ((uint64_t)EPX__NS_PER_SEC)
-#define MIN_LOST_NS         (EPX__WATCH_BEATS * (uint64_t)EPX__NS_PER_MS)
+#define MIN_LOST_NS         (EPX__BEATS * (uint64_t)EPX__NS_PER_MS)
+#define MAX_NODE            INT32_MAX
 
 /* What went wrong on a rank, as its peers are told. */
 typedef struct verdict {
@@ -259,11 +259,12 @@ group_free(epx_group_t *group)
     if (group == NULL) {
         return;
     }
+    /* In this order: the watch may still be telling of a failure. */
+    epx__watch_close(group);
     epx__lost_leave(group);
     if (group->remote.close != NULL) {
         group->remote.close(group->remote.context);
     }
-    epx__watch_close(group);
     if (group->engine_state != NULL) {
         group->engine->close(group);
     }
@@ -469,8 +470,8 @@ join_segments(const birth_t *birth)
         fabric_cards[rank] = cards[rank].fabric;
     }
     status = group->fabric->connect(group, fabric_cards, birth->deadline_ns);
-    if (status == EPX_ERR_PEER_LOST) {
-        goto out; /* it would be missed in the gather, too */
+    if (status != EPX_OK && epx__group_is_broken(group)) {
+        goto out; /* a peer has died, and would be missed in the gather, too */
     }
     if (status == EPX_OK) {
         epx__store_u32(&group->is_joined, 1);

@@ -25,37 +25,44 @@ note(epx_group_t *group, const epx__error_t *error, bool is_told)
     return is_first;
 }
 
-static void
-break_group(epx_group_t *group, epx_status_t status, bool is_told)
+static bool
+break_group(epx_group_t *group, const epx__error_t *error, bool is_told)
 {
-    epx__error_t error;
+    bool is_first = note(group, error, is_told);
 
-    epx__error_save(&error, status);
-    if (note(group, &error, is_told)) {
-        epx__lost_tell(group, &error);
+    if (is_first) {
+        epx__lost_tell(group, error);
         epx__group_wake(group);
     }
+    return is_first;
 }
 
 epx_status_t
 epx__group_break(epx_group_t *group, epx_status_t status)
 {
-    break_group(group, status, true);
+    epx__error_t error;
+
+    epx__error_save(&error, status);
+    (void)break_group(group, &error, true);
     return status;
 }
 
 void
 epx__group_end(epx_group_t *group, epx_status_t status)
 {
-    break_group(group, status, false);
+    epx__error_t error;
+
+    epx__error_save(&error, status);
+    (void)break_group(group, &error, false);
 }
 
 void
 epx__group_adopt(epx_group_t *group, const epx__error_t *error)
 {
-    if (note(group, error, false)) {
+    /* This rank tells it again, before it may leave: else a peer that has not
+     * yet heard of the failure could take the leaving for its cause. */
+    if (break_group(group, error, false)) {
         epx__log(EPX__LOG_ERROR, "%s", error->text);
-        epx__group_wake(group);
     }
 }
 
@@ -163,7 +170,7 @@ epx__group_wake(epx_group_t *group)
     if (group->device == EPX_DEVICE_CPU && epx__group_segment(group) != NULL) {
         epx__ring(&group->map, epx__group_segment(group));
     }
-    if (group->remote.wake != NULL) {
+    if (epx__load_u32(&group->has_remote) != 0) {
         group->remote.wake(group->remote.context);
     }
 }
@@ -326,10 +333,14 @@ check_left(const wait_t *wait, const char *what)
     if (!any) {
         return EPX_OK;
     }
+    /* One that left because of a failure has told of it before. */
+    if (epx__group_is_broken(group)) {
+        return epx__group_restore(group);
+    }
     return epx__group_break(
         group,
         epx__fail(EPX_ERR_PEER_LOST,
-                  "%s destroyed its group while rank %d waited for it in %s",
+                  "%s left the group while rank %d waited in %s",
                   epx__rank_list_make(group->num_ranks, is_left, wait).text,
                   group->rank, what));
 }

@@ -59,6 +59,9 @@ typedef struct epx__remote {
     void (*close)(void *context);
 } epx__remote_t;
 
+/* So many beats must fail to come before a peer is lost. */
+#define EPX__BEATS 10
+
 struct epx_group {
     int32_t rank;
     int32_t num_ranks;
@@ -72,6 +75,7 @@ struct epx_group {
 
     epx__nodes_t nodes;
     epx__remote_t remote; /* all NULL with a single node */
+    uint32_t has_remote;  /* atomic: it is there */
 
     /* Of the peers that are other processes; NULL when there are none. */
     struct epx__watch *watch;
@@ -107,7 +111,7 @@ epx_status_t epx__group_break(epx_group_t *group, epx_status_t status);
 /* The same outside of any operation: the next one reports it. */
 void epx__group_end(epx_group_t *group, epx_status_t status);
 
-/* The same for an error that a peer has told of, and told everybody. */
+/* The same for an error that a peer has told of. */
 void epx__group_adopt(epx_group_t *group, const epx__error_t *error);
 
 /* EPX_OK; the error that broke the group, when no call has returned it yet; or

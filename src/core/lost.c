@@ -34,7 +34,7 @@ epx__lost_tell(epx_group_t *group, const epx__error_t *error)
     own->status = (int32_t)error->status;
     (void)snprintf(own->text, sizeof(own->text), "%.*s",
                    (int)sizeof(own->text) - 1, error->text);
-    if (group->remote.tell != NULL) {
+    if (epx__load_u32(&group->has_remote) != 0) {
         group->remote.tell(group->remote.context, error);
     }
     for (int32_t rank = 0; rank < group->num_ranks; rank++) {
@@ -69,6 +69,11 @@ epx__lost_verdict(int32_t status, const char *text, size_t bytes)
 {
     epx__error_t error = { .status = is_verdict(status) ? (epx_status_t)status
                                                         : EPX_ERR_PEER_DATA };
+
+    if (bytes == 0 || text[0] == '\0') {
+        (void)snprintf(error.text, sizeof(error.text),
+                       "a peer says that the group has failed, but not why");
+    }
 
     for (size_t i = 0;
          i < bytes && i + 1 < sizeof(error.text) && text[i] != '\0'; i++) {
@@ -142,6 +147,7 @@ epx__lost_has_left(const epx_group_t *group, int32_t rank)
     if (vitals != NULL) {
         return epx__load_u32(&vitals->has_left) != 0;
     }
-    return group->remote.has_left != NULL && group->peers[rank].base == NULL &&
+    return epx__load_u32(&group->has_remote) != 0 &&
+           group->peers[rank].base == NULL &&
            group->remote.has_left(group->remote.context, rank);
 }

@@ -3,9 +3,9 @@
  * How the end of a group gets round.  Where ranks share memory, each rank's
  * segment has vitals (core/control.h).  The rank whose group fails first leaves
  * its verdict in its own, raises the alarm in every peer's, and wakes whoever
- * sleeps there; they take over its error, so that all ranks end together and
- * with one sentence.  A rank that destroys its group says that it has left:
- * whoever still waits for it need not go on.
+ * sleeps there; they take over its error and tell it in turn, so that all ranks
+ * end together and with one sentence.  A rank that destroys its group says that
+ * it has left: whoever still waits for it need not go on.
  *
  * To ranks of other nodes the net takes the verdict.  Segments in the memory of
  * a card have no vitals: the host cannot reach them.

@@ -92,7 +92,7 @@ listen_to(watch_t *watch, int32_t i)
     if (beat != peer->beat) {
         peer->beat = beat;
         peer->missed = 0;
-    } else if (++peer->missed >= EPX__WATCH_BEATS) {
+    } else if (++peer->missed >= EPX__BEATS) {
         decide(watch, i, FATE_SILENT);
     }
 }
@@ -239,7 +239,7 @@ epx__watch_open(epx_group_t *group, const epx__watch_peer_t *peers,
     group->watch = watch;
     watch->group = group;
     watch->stop_fd = -1;
-    watch->beat_ns = (int64_t)(group->lost_after_ns / EPX__WATCH_BEATS);
+    watch->beat_ns = (int64_t)(group->lost_after_ns / EPX__BEATS);
     watch->peers = calloc((size_t)num_peers, sizeof(*watch->peers));
     watch->polls = calloc((size_t)num_peers + 1, sizeof(*watch->polls));
     if (watch->peers == NULL || watch->polls == NULL) {

@@ -13,9 +13,6 @@
 
 #include "core/group.h"
 
-/* So many beats must fail to come. */
-#define EPX__WATCH_BEATS 10
-
 /* A peer that is another process of this host. */
 typedef struct epx__watch_peer {
     int32_t rank;

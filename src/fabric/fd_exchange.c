@@ -133,9 +133,11 @@ connect_to_peer(int fd, const epx__fabric_card_t *peer, int32_t peer_rank,
 
     *connected_p = false;
     memcpy(name.sun_path + 1, peer->address, length);
-    if (fd < 0 ||
-        connect(fd, (struct sockaddr *)&name, (socklen_t)bytes) != 0) {
-        return fd >= 0 && errno == EAGAIN
+    if (fd < 0) {
+        return epx__fail(EPX_ERR_SYSTEM, "cannot make a Unix socket: %m");
+    }
+    if (connect(fd, (struct sockaddr *)&name, (socklen_t)bytes) != 0) {
+        return errno == EAGAIN
                    ? EPX_OK
                    : epx__fail(EPX_ERR_PEER_LOST,
                                "cannot reach the socket of rank %d: %m",
@@ -219,8 +221,9 @@ tokens_equal(const uint64_t *a, const uint64_t *b)
     return ((a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3])) == 0;
 }
 
-/* Read one greeting; returns the descriptor and its rank, or -1 for a stranger,
- * who is not worth an error: the real peer may still come. */
+/* Read one greeting; returns the descriptor and its rank; -1 and a rank when
+ * its descriptor could not be taken in; and -1 alone for a stranger, who is not
+ * worth an error: the real peer may still come. */
 static int
 receive_hello(const run_t *run, int connection, int32_t *rank_p)
 {
@@ -246,8 +249,9 @@ receive_hello(const run_t *run, int connection, int32_t *rank_p)
         !epx__is_near(&group->nodes, (int32_t)hello.rank) ||
         !tokens_equal(hello.token, run->cards[hello.rank].token)) {
         close_fd(&fd);
+        return -1;
     }
-    if (fd >= 0) {
+    if (fd >= 0 || (message.msg_flags & MSG_CTRUNC) != 0) {
         *rank_p = (int32_t)hello.rank;
     }
     return fd;
@@ -297,9 +301,18 @@ accept_one(run_t *run, int timeout_ms)
 
     if (is_readable(run->exchange->listener, timeout_ms)) {
         connection = accept4(run->exchange->listener, NULL, NULL, SOCK_CLOEXEC);
+        if (connection < 0 && (errno == EMFILE || errno == ENFILE)) {
+            return epx__fail(EPX_ERR_SYSTEM, "cannot let a peer connect: %m");
+        }
     }
     if (connection >= 0 && wait_for_hello(connection, run->deadline_ns)) {
         fd = receive_hello(run, connection, &rank);
+    }
+    if (fd < 0 && rank >= 0) {
+        status = epx__fail(EPX_ERR_SYSTEM,
+                           "rank %d sent its heap, but this process has no "
+                           "descriptor left to take it",
+                           rank);
     }
     if (fd >= 0 && group->peers[rank].base == NULL) {
         status = run->attach(group, fd, rank, &run->cards[rank]);

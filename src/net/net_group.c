@@ -1,16 +1,13 @@
 /* SPDX-License-Identifier: MIT */
 #include "net/net_group.h"
 
-#include "core/clock.h"
+#include "core/atomic.h"
 #include "core/env.h"
 #include "net/net_backend.h"
 
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
-
-/* Heartbeats in the time after which a silent peer is lost. */
-#define BEATS 10
 
 /* Settings of UCX that are numbers here: -1 leaves them to UCX. */
 typedef struct number {
@@ -180,7 +177,7 @@ epx__group_join_nodes(epx_group_t *group, const epx_bootstrap_t *bootstrap,
         .segment = epx__group_segment(group),
         .num_channels = EPX__GROUP_CHANNELS,
         .timeout_ns = group->timeout_ns,
-        .beat_ns = group->lost_after_ns / BEATS,
+        .beat_ns = group->lost_after_ns / EPX__BEATS,
         .lost_after_ns = group->lost_after_ns,
         .spin_ns = group->spin_ns,
         .core = network->core,
@@ -209,6 +206,10 @@ epx__group_join_nodes(epx_group_t *group, const epx_bootstrap_t *bootstrap,
             .has_left = remote_has_left,
             .close = remote_close,
         };
+        epx__store_u32(&group->has_remote, 1);
+        if (epx__group_is_broken(group)) {
+            epx__net_interrupt(net); /* which nobody else has done yet */
+        }
     }
     return status;
 }

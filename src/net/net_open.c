@@ -408,7 +408,10 @@ epx__net_close(epx__net_t *net)
     if (net == NULL) {
         return;
     }
-    net->close_by_ns = epx__deadline_ns(net->config.timeout_ns);
+    /* When the group has failed, there is nothing more to deliver than that. */
+    net->close_by_ns = epx__deadline_ns(epx__load_u32(&net->is_told) != 0
+                                            ? 2 * net->config.beat_ns
+                                            : net->config.timeout_ns);
     epx__store_u32(&net->closing, 1);
     if (net->has_thread) {
         epx__net_mark(net, net->config.rank);

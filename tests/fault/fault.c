@@ -12,11 +12,13 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <netinet/in.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -40,6 +42,34 @@ typedef struct times {
     int64_t *ns;
     size_t count;
 } times_t;
+
+static bool
+is_free(int32_t port)
+{
+    const struct sockaddr_in address = {
+        .sin_family = AF_INET,
+        .sin_port = htons((uint16_t)port),
+        .sin_addr.s_addr = htonl(INADDR_LOOPBACK),
+    };
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    int on = 1;
+    bool is;
+
+    (void)setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
+    is = bind(fd, (const struct sockaddr *)&address, sizeof(address)) == 0;
+    (void)close(fd);
+    return is;
+}
+
+/* Two in a row, below those that the kernel hands out. */
+static int32_t
+free_ports(int32_t port)
+{
+    while (!is_free(port) || !is_free(port + 1)) {
+        port = port < 32000 ? port + 2 : 20000;
+    }
+    return port;
+}
 
 static void
 draw_round(fault_round_t *round, const options_t *options, uint64_t seed)
@@ -79,8 +109,7 @@ draw_round(fault_round_t *round, const options_t *options, uint64_t seed)
          round->which == POINT_IN_COMBINE_HOOK)) {
         round->is_split = true;
     }
-    round->port =
-        20000 + 2 * (int32_t)((seed * 31 + (uint64_t)getpid()) % 9000);
+    round->port = free_ports(20000 + 2 * (int32_t)rng_int(&rng, 0, 5999));
     /* Nobody is told of a rank that never came but by the clock. */
     round->timeout_ns = round->phase <= FAULT_IN_GATHER ? UINT64_C(3000000000)
                                                         : UINT64_C(60000000000);

@@ -78,6 +78,26 @@ typedef struct fault_round {
 
 int64_t fault_now_ns(void);
 
+/* ---- a bootstrap in shared memory that ranks may fail in ---- */
+
+enum { FAULT_MEETING_BYTES = 1 << 14 };
+
+/* Zeroed at first; not to be used again once a rank has failed in it. */
+typedef struct fault_meeting {
+    int32_t turns[FAULT_MAX_RANKS]; /* atomic: gathers that a rank came to */
+    char data[2][FAULT_MAX_RANKS][FAULT_MEETING_BYTES];
+} fault_meeting_t;
+
+typedef struct fault_seat {
+    fault_meeting_t *meeting;
+    int32_t rank;
+    int32_t num_ranks;
+} fault_seat_t;
+
+epx_bootstrap_t fault_bootstrap(fault_seat_t *seat);
+
+/* ---- ranks ---- */
+
 /* The life of a rank, in a process of its own. */
 void fault_rank_main(fault_round_t *round, int32_t rank);
 

@@ -6,11 +6,9 @@
 #include <dirent.h>
 #include <pthread.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 enum { END_LAYERS = 3, NEW_LAYERS = 3 };
@@ -28,29 +26,6 @@ typedef struct life {
     pthread_t striker;
     bool has_striker;
 } life_t;
-
-int64_t
-fault_now_ns(void)
-{
-    struct timespec ts;
-
-    (void)clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
-}
-
-void
-fault_complain(fault_round_t *round, int32_t rank, const char *format, ...)
-{
-    fault_report_t *report = &round->reports[rank];
-    va_list args;
-
-    if (!report->failed) {
-        va_start(args, format);
-        (void)vsnprintf(report->text, sizeof(report->text), format, args);
-        va_end(args);
-        report->failed = true;
-    }
-}
 
 /* ---- the fault ---- */
 
