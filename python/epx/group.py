@@ -22,6 +22,7 @@ from . import _c
 from . import bootstrap as _bootstrap
 from .arrays import to_dtype
 from .errors import Error, HeapExhaustedError
+from .lifetime import at_end_of
 from .memory import Memory, ordinary
 from .plan import Layout, Plan
 from .streams import Queue
@@ -91,8 +92,7 @@ class Group:
             config.bootstrap = opened
             _c.lib.epx_group_create(ctypes.byref(config), ctypes.byref(made))
         self.handle = made.value
-        self._end = weakref.finalize(self, _destroy, made.value or 0)
-        self._end.atexit = False
+        self._end = at_end_of(self, _destroy, made.value)
         info = self.info()
         self.rank = info.rank
         self.num_ranks = info.num_ranks
@@ -246,9 +246,14 @@ class Group:
             self.memory.reclaim(wait=True)
         self.close_pending = True
         if self.memory.num_live == 0 and self.handle is not None:
-            self._end.detach()
+            # Of several that come here at once, one destroys it.
             handle, self.handle = self.handle, None
-            _c.lib.epx_group_destroy(handle)
+            try:
+                _c.lib.epx_group_destroy(handle)
+            except Error:
+                self.handle = handle
+                raise
+            self._end.detach()
 
     def __enter__(self) -> "Group":
         return self

@@ -24,6 +24,7 @@ from typing import (
 from . import _c
 from .arrays import is_torch_dtype
 from .errors import HeapExhaustedError
+from .lifetime import at_end_of
 
 if TYPE_CHECKING:
     from .group import Group
@@ -109,8 +110,7 @@ class Memory:
         else:
             owner = _Block("__array_interface__", ptr, num_bytes)
         # Keeps the group, so that the heap outlives what lies in it.
-        end = weakref.finalize(owner, _retire, group, ptr)
-        end.atexit = False
+        at_end_of(owner, _retire, group, ptr)
         return _array_on(owner, shape, dtype, group.device)
 
     def _alloc(self, group: "Group", num_bytes: int) -> Optional[int]:

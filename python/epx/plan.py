@@ -5,7 +5,6 @@ import contextlib
 import ctypes
 import enum
 import math
-import weakref
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -27,6 +26,7 @@ from .arrays import (
     strides,
 )
 from .errors import Error
+from .lifetime import at_end_of
 from .memory import ordinary
 from .streams import Queue
 
@@ -135,8 +135,7 @@ class Plan:
             )
         )
         self.handle: Optional[int] = made.value
-        self._end = weakref.finalize(self, _destroy, group, made.value or 0)
-        self._end.atexit = False
+        self._end = at_end_of(self, _destroy, group, made.value)
         _keep(stream, topk_idx, self)
 
     def update(self, topk_idx: Any, stream: Any = None) -> None:
