@@ -387,16 +387,15 @@ class ElasticBuffer:
                 with_topk_idx=not handle.do_expand,
                 with_expert_counts=counts_on_device,
                 recv_scales=recv_scales,
+                recv_expert_totals=cumulative_local_expert_recv_stats,
                 num_rows=handle._num_rows,
                 num_workers=workers(lane, num_sms),
                 stream=run.stream,
             )
             if counts_on_device:
                 self._count_on_device(lane, run, handle, got.expert_counts)
-            totals = cumulative_local_expert_recv_stats
-            if totals is not None:
-                run.add(totals, handle.num_unaligned_recv_tokens_per_expert)
             run.uses(rows, scales, topk_weights, got, handle.topk_idx)
+            run.uses(cumulative_local_expert_recv_stats)
         received = got.x if scales is None else (got.x, got.scales)
         return (
             received,

@@ -77,6 +77,7 @@ class Group:
         self.close_pending = False
         self.stays = False  # others than Python have memory of its heap
         self._streams: Dict[int, Any] = {}
+        self._may_capture = False  # not since the last look at all streams
         config = _c.GroupConfig(
             device=_c.DEVICE_CUDA if self.is_cuda else _c.DEVICE_CPU,
             device_ordinal=self.device_ordinal,
@@ -172,7 +173,8 @@ class Group:
             expert_alignment: EXPERT_MAJOR pads each expert to a multiple.
             send_only_row_bytes: see ``epx.h``.
             stream: a queue, or a stream of CUDA; None: in the call, or on the
-                current stream.
+                current stream.  Results are allocated in the order of the
+                current stream, for which another one has to wait first.
         """
         made = Plan(
             self,
@@ -192,14 +194,19 @@ class Group:
         """The ``epx_stream_t`` of what a caller gave."""
         if not self.is_cuda:
             return None if stream is None else stream.handle
-        if stream is None:
-            import torch
-
-            stream = torch.cuda.current_stream(self.device_ordinal)
-        if isinstance(stream, int):
-            return stream
+        stream = self.stream_object(stream)
         self.note_stream(stream)
         return stream.cuda_stream
+
+    def stream_object(self, stream: Stream) -> Any:
+        """A stream of CUDA as PyTorch has it; None is the current one."""
+        import torch
+
+        if stream is None:
+            return torch.cuda.current_stream(self.device_ordinal)
+        if isinstance(stream, int):
+            return torch.cuda.ExternalStream(stream, self.device_ordinal)
+        return stream
 
     def computing_on(self, stream: Stream) -> ContextManager[Any]:
         """Where PyTorch computes in the order of a stream of CUDA."""
@@ -207,13 +214,35 @@ class Group:
             return contextlib.nullcontext()
         import torch
 
-        if isinstance(stream, int):
-            stream = torch.cuda.ExternalStream(stream, self.device_ordinal)
-        return torch.cuda.stream(stream)
+        return torch.cuda.stream(self.stream_object(stream))
 
     def note_stream(self, stream: Any) -> None:
-        """A stream of CUDA whose work uses arrays in the group's memory."""
+        """A stream of CUDA whose work uses arrays in the group's memory.
+
+        Those of the group's calls are noted by themselves.
+        """
+        import torch
+
         self._streams.setdefault(stream.cuda_stream, stream)
+        if torch.cuda.is_current_stream_capturing():
+            self._may_capture = True
+
+    def is_capturing(self) -> bool:
+        """Whether the current or a noted stream is being captured.
+
+        Then no event can be recorded there, and none anywhere asked for.
+        """
+        import torch
+
+        if torch.cuda.is_current_stream_capturing():
+            return True
+        if self._may_capture:
+            for stream in list(self._streams.values()):
+                with torch.cuda.stream(stream):
+                    if torch.cuda.is_current_stream_capturing():
+                        return True
+            self._may_capture = False
+        return False
 
     def record_streams(self) -> List[Any]:
         """An event on every noted stream, and on the current one."""
