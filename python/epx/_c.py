@@ -6,6 +6,7 @@ made.  Functions raise instead of returning a status.
 """
 
 import ctypes
+import itertools
 import os
 from ctypes import (
     CFUNCTYPE,
@@ -308,11 +309,18 @@ _bind(lib)
 version = _check_version()
 
 
-def strings(array: Any) -> "list[str]":
-    """A NULL-terminated array of C strings."""
-    found = []
-    for item in array:
-        if item is None:
-            break
-        found.append(item.decode())
-    return found
+def values(struct: Struct) -> "dict[str, Any]":
+    """The fields of a struct that was filled in, but for its size."""
+    return {
+        name: _value(getattr(struct, name)) for name, *_ in struct._fields_[1:]
+    }
+
+
+def _value(field: Any) -> Any:
+    """A number as it is; strings, and NULL-terminated arrays of them."""
+    if isinstance(field, int):
+        return field
+    if isinstance(field, bytes):
+        return field.decode()
+    strings = itertools.takewhile(lambda it: it is not None, field)
+    return [it.decode() for it in strings]

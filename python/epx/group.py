@@ -3,7 +3,6 @@
 
 import contextlib
 import ctypes
-import dataclasses
 import gc
 import weakref
 from typing import (
@@ -12,6 +11,7 @@ from typing import (
     ContextManager,
     Dict,
     List,
+    NamedTuple,
     Optional,
     Sequence,
     Tuple,
@@ -30,8 +30,7 @@ from .streams import Queue
 Stream = Any  # None, a Queue, a torch.cuda.Stream, or a cudaStream_t as an int
 
 
-@dataclasses.dataclass(frozen=True)
-class GroupInfo:
+class GroupInfo(NamedTuple):
     """``epx_group_info_t``"""
 
     rank: int
@@ -115,11 +114,7 @@ class Group:
         """What the group is made of, and how full its heap is."""
         info = _c.GroupInfo()
         _c.lib.epx_group_query(self.handle, ctypes.byref(info))
-        fields = dataclasses.fields(GroupInfo)
-        values = {it.name: getattr(info, it.name) for it in fields}
-        for name in ("engine", "fabric"):
-            values[name] = values[name].decode()
-        return GroupInfo(**values)
+        return GroupInfo(**_c.values(info))
 
     def check(self) -> None:
         """Raises the error that broke the group, if one did."""
@@ -323,6 +318,3 @@ def _destroy(handle: int) -> None:
     # An operation that was never completed still has its arrays.
     with contextlib.suppress(Error):
         _c.lib.epx_group_destroy(handle)
-
-
-__all__ = ["Group", "GroupInfo", "local_experts"]
