@@ -476,12 +476,14 @@ class ElasticBuffer:
         plan = self._exchanges.get(lane)
         if plan is None:
             to_each = torch.arange(self.num_ranks, device=lane.group.device)
-            plan = self._exchanges[lane] = lane.plan(
+            plan = lane.plan(
                 to_each.view(-1, 1),
                 self.num_ranks,
                 recv_capacity=self.num_ranks,
                 stream=run.stream,
             )
+            if not lane.is_capturing():  # else it is the graph's alone
+                self._exchanges[lane] = plan
         return plan
 
     def _most_rows(self, shape: _Shape, num_topk: int) -> Tuple[int, int]:

@@ -71,9 +71,13 @@ class Lane:
     def plan(self, *arguments: Any, **named: Any) -> epx.Plan:
         """A plan; one that a graph holds stays for as long as the lane."""
         made = self.group.plan(*arguments, **named)
-        if self.group.is_cuda and torch.cuda.is_current_stream_capturing():
+        if self.is_capturing():
             self._captured.append(made)
         return made
+
+    def is_capturing(self) -> bool:
+        """Whether calls of now are captured in a graph of CUDA."""
+        return self.group.is_cuda and torch.cuda.is_current_stream_capturing()
 
     def settle(self) -> None:
         """Lets what is queued run first, so that calls keep their order."""

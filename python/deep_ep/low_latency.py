@@ -268,6 +268,11 @@ class LowLatency:
         )
         slots = self._slots.get(key)
         if slots is None:
+            if lane.is_capturing():
+                raise RuntimeError(
+                    "the first low_latency_dispatch of a shape cannot be "
+                    "captured in a graph: make one before"
+                )
             lane.settle()  # plans are made in the call
             slots = self._slots[key] = [
                 _Slot(lane, max_tokens, num_experts, hidden, topk_idx)

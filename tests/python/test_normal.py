@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Buffer.dispatch and combine against a dense reference."""
 
+import time
+
 import deep_ep
 import pytest
 import ranks
@@ -237,11 +239,14 @@ def two_buffers(me: Rank) -> None:
         got, _, _, _, handle, event = one.dispatch(
             mine.x, topk_idx=mine.topk_idx, async_finish=True, **args
         )
-        event.current_stream_wait()
-        out, _, event = one.combine(got, handle, async_finish=True)
         _, _, _, _, other, _ = two.dispatch(
             mine.x, topk_idx=mine.topk_idx, **args
         )
+        event.current_stream_wait()
+        if me.device == "cpu":  # what follows takes its time
+            queue = one._lanes.default._queue
+            queue.submit(lambda: time.sleep(0.2))
+        out, _, event = one.combine(got, handle, async_finish=True)
         again, _, _, _, _, event = two.dispatch(
             out, handle=other, previous_event=event, async_finish=is_async
         )
