@@ -10,7 +10,12 @@ from .config import Config, round_up
 from .event import EventHandle, EventOverlap, handle_of
 from .lane import Lane, Lanes
 from .layout import dispatch_layout, ranks_as_experts
-from .low_latency import LowLatency, LowLatencyHandle, size_hint
+from .low_latency import (
+    LowLatency,
+    LowLatencyHandle,
+    size_hint,
+    unsupported,
+)
 
 Rows = Union[torch.Tensor, Tuple[torch.Tensor, torch.Tensor]]
 Bias = Union[None, torch.Tensor, Tuple[torch.Tensor, torch.Tensor]]
@@ -86,7 +91,7 @@ class Buffer:
                 use_fabric: without meaning here.
             explicitly_destroy: only kept: a buffer that is not destroyed is
                 released when nothing needs it any more, without a barrier.
-            enable_shrink: only kept: ranks can always be masked.
+            enable_shrink: only kept.
             comm: an mpi4py communicator, in place of the group.
             timeout_secs: how long to wait for a peer; default: the environment
                 variable DEEP_EP_TIMEOUT_SECS, else 100.
@@ -416,8 +421,7 @@ class Buffer:
             num_experts: in all.
             cumulative_local_expert_recv_stats: [L] of int32, to which the
                 counts are added.
-            dispatch_wait_recv_cost_stats: [R] of int64, to which the
-                nanoseconds are added that this rank waited for each other.
+            dispatch_wait_recv_cost_stats: not yet supported.
             use_fp8: rows arrive as FP8 with a scale for each 128 channels.
             round_scale: scales are powers of 2.
             use_ue8m0: scales are their exponents, four in an int32.
@@ -464,12 +468,12 @@ class Buffer:
             topk_idx: as given to the dispatch.
             topk_weights: [T, K] of float32.
             handle: of the dispatch.
-            use_logfmt: rows travel in 10 bits a value.
+            use_logfmt: rows travel in 10 bits a value; not yet supported.
             zero_copy: the outputs are in the tensor of
                 ``get_next_low_latency_combine_buffer``; x is not looked at.
             async_finish, return_recv_hook: as in DeepEP; not both.
             out: [T, H] of bfloat16, where to write the sums.
-            combine_wait_recv_cost_stats: as in the dispatch.
+            combine_wait_recv_cost_stats: not yet supported.
 
         Returns:
             sums [T, H], an event, and the hook, None unless it was asked for.
@@ -498,23 +502,13 @@ class Buffer:
     def low_latency_update_mask_buffer(
         self, rank_to_mask: int, mask: bool = False
     ) -> None:
-        """Goes on without a rank.  All that go on make the same call.
-
-        There is no way back: a rank that was left behind needs a new buffer.
-        """
-        self._low_latency.mask(rank_to_mask, mask)
+        """Not supported, but for what changes nothing: no rank is masked."""
+        if mask:
+            raise unsupported("to mask a rank")
 
     def low_latency_query_mask_buffer(self, mask_status: torch.Tensor) -> None:
-        """Writes [R] of int32: 1 for ranks that are masked, else 0."""
-        masked = self._low_latency.masked
-        mask_status.copy_(
-            torch.tensor(
-                [int(it in masked) for it in range(self.group_size)],
-                dtype=mask_status.dtype,
-            )
-        )
+        """Writes [R] of int32: 0, since no rank is masked."""
+        mask_status.zero_()
 
     def low_latency_clean_mask_buffer(self) -> None:
-        """Nothing where no rank is masked; else there is no way back."""
-        for rank in self._low_latency.masked:
-            self._low_latency.mask(rank, False)
+        """Nothing: no rank is masked."""

@@ -387,16 +387,15 @@ class ElasticBuffer:
                 with_topk_idx=not handle.do_expand,
                 with_expert_counts=counts_on_device,
                 recv_scales=recv_scales,
+                recv_expert_totals=cumulative_local_expert_recv_stats,
                 num_rows=handle._num_rows,
                 num_workers=workers(lane, num_sms),
                 stream=run.stream,
             )
             if counts_on_device:
                 self._count_on_device(lane, run, handle, got.expert_counts)
-            totals = cumulative_local_expert_recv_stats
-            if totals is not None:
-                run.add(totals, handle.num_unaligned_recv_tokens_per_expert)
             run.uses(rows, scales, topk_weights, got, handle.topk_idx)
+            run.uses(cumulative_local_expert_recv_stats)
         received = got.x if scales is None else (got.x, got.scales)
         return (
             received,
@@ -477,12 +476,14 @@ class ElasticBuffer:
         plan = self._exchanges.get(lane)
         if plan is None:
             to_each = torch.arange(self.num_ranks, device=lane.group.device)
-            plan = self._exchanges[lane] = lane.plan(
+            plan = lane.plan(
                 to_each.view(-1, 1),
                 self.num_ranks,
                 recv_capacity=self.num_ranks,
                 stream=run.stream,
             )
+            if not lane.is_capturing():  # else it is the graph's alone
+                self._exchanges[lane] = plan
         return plan
 
     def _most_rows(self, shape: _Shape, num_topk: int) -> Tuple[int, int]:

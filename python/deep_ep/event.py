@@ -22,9 +22,6 @@ class EventHandle:
     ) -> None:
         self._queue = queue
         self._event: Any = None
-        # What must live until the event has passed (record_stream would not do
-        # in a graph).
-        self.tensors: Tuple[Any, ...] = ()
         if stream is not None:
             self._event = stream.record_event()
         elif queue is None and torch.cuda.is_initialized():
@@ -37,10 +34,15 @@ class EventHandle:
         if self._event is not None:
             torch.cuda.current_stream().wait_event(self._event)
 
-    def stream_wait(self, stream: "torch.cuda.Stream") -> None:
-        """Makes another stream wait for this point."""
+    def stream_wait(self, stream: Any) -> None:
+        """Makes another stream, or a queue, wait for this point."""
+        if self._queue is not None and self._queue is not stream:
+            self._queue.synchronize()
         if self._event is not None:
-            stream.wait_event(self._event)
+            if isinstance(stream, torch.cuda.Stream):
+                stream.wait_event(self._event)
+            else:
+                self._event.synchronize()
 
 
 class EventOverlap:

@@ -59,15 +59,6 @@ class Operation:
         with self.computing():
             function()
 
-    def add(self, totals: torch.Tensor, counts: torch.Tensor) -> None:
-        """Adds what the operation has counted."""
-        self.uses(totals, counts)
-        self.then(lambda: _add(totals, counts))
-
-
-def _add(totals: torch.Tensor, counts: torch.Tensor) -> None:
-    totals.add_(counts)
-
 
 class Lane:
     """A group on the CPU: calls run in the caller, or queued if they may."""
@@ -80,9 +71,13 @@ class Lane:
     def plan(self, *arguments: Any, **named: Any) -> epx.Plan:
         """A plan; one that a graph holds stays for as long as the lane."""
         made = self.group.plan(*arguments, **named)
-        if self.group.is_cuda and torch.cuda.is_current_stream_capturing():
+        if self.is_capturing():
             self._captured.append(made)
         return made
+
+    def is_capturing(self) -> bool:
+        """Whether calls of now are captured in a graph of CUDA."""
+        return self.group.is_cuda and torch.cuda.is_current_stream_capturing()
 
     def settle(self) -> None:
         """Lets what is queued run first, so that calls keep their order."""
@@ -98,6 +93,9 @@ class Lane:
         other_event: Optional[EventHandle] = None,
     ) -> Iterator[Operation]:
         """Runs what is inside in its place among the group's calls."""
+        for event in (previous_event, other_event):
+            if event is not None:
+                event.stream_wait(self._queue)
         if not is_async:
             self.settle()
             yield Operation(None)
@@ -161,14 +159,12 @@ class CudaLane(Lane):
         with torch.cuda.stream(allocating):
             yield started
         # Memory of PyTorch's that both streams use may not be given to others
-        # before both are done; in a graph its pool sees to that.
-        if not torch.cuda.is_current_stream_capturing():
-            for tensor in started.tensors:
-                tensor.record_stream(self._comm)
-                tensor.record_stream(compute)
+        # before both are done, in a graph neither.
+        for tensor in started.tensors:
+            tensor.record_stream(self._comm)
+            tensor.record_stream(compute)
         if is_async:
             started.event = EventHandle(self._comm)
-            started.event.tensors = tuple(started.tensors)
         else:
             compute.wait_stream(self._comm)
 

@@ -3,11 +3,12 @@
 
 Two slots per shape take turns.  A slot keeps its plan, what the library needs
 to be told of it, and the memory that is received into, so that a call does
-little more than calling C, and can be captured.
+little more than to make one call of C, and can be captured.  For that alone
+this module goes below epx's own calls.
 """
 
 import ctypes
-from typing import Any, Callable, Dict, Optional, Set, Tuple, Union
+from typing import Any, Callable, Dict, List, Optional, Tuple, Union
 
 import epx
 import torch
@@ -20,9 +21,11 @@ from .lane import Lane, Lanes, Operation
 
 Rows = Union[torch.Tensor, Tuple[torch.Tensor, torch.Tensor]]
 Hook = Optional[Callable[[], None]]
+_NEW_ROUTING_SENT = _c.NEW_ROUTING | _c.SEND_ONLY
 _NUM_SLOTS = 2
 _ALIGNMENT = 2 << 20
 _SLACK = 32 << 20
+_BESIDE_ROW = 1024  # what may travel with a row: indices, weights, padding
 
 
 def size_hint(
@@ -34,7 +37,7 @@ def size_hint(
     # Received rows and outputs of each slot, and one block to stage outputs
     # in; the rows of each source, twice in each slot's plan.
     wanted = slots * (2 * row + 3 * 2 * hidden)
-    wanted += 2 * _NUM_SLOTS * num_ranks * max_tokens * row
+    wanted += 2 * _NUM_SLOTS * num_ranks * max_tokens * (row + _BESIDE_ROW)
     return round_up(wanted + _SLACK, _ALIGNMENT)
 
 
@@ -51,7 +54,7 @@ class _Mode:
             hidden=hidden,
             dtype=_c.BF16,
             quantize=quantize,
-            recv_x=self.x.data_ptr() or None,
+            recv_x=self.x.data_ptr(),
             recv_rows=num_local * num_slots,
         )
         if quantize:
@@ -62,7 +65,7 @@ class _Mode:
                 torch.int32 if packed else torch.float32,
             )
             self.scales = columns.transpose(1, 2)
-            self.args.recv_scales = columns.data_ptr() or None
+            self.args.recv_scales = columns.data_ptr()
             self.args.recv_scale_row_stride = 1
             self.args.recv_scale_stride = num_slots
             self.args.recv_scale_expert_stride = num_scales * num_slots
@@ -158,8 +161,7 @@ class LowLatency:
 
     def __init__(self, lanes: Lanes) -> None:
         self._lanes = lanes
-        self._slots: Dict[Any, Any] = {}
-        self.masked: Set[int] = set()
+        self._slots: Dict[Any, List[_Slot]] = {}
 
     def destroy(self) -> None:
         """Lets go of all slots."""
@@ -183,29 +185,25 @@ class LowLatency:
         assert not (is_async and with_hook), "a hook or an event, not both"
         assert round_scale or not use_ue8m0, "use_ue8m0 needs round_scale"
         if waits is not None:
-            raise _unsupported("dispatch_wait_recv_cost_stats")
+            raise unsupported("dispatch_wait_recv_cost_stats")
         lane = self._lanes.of(x)
         num_tokens, hidden = _check_batch(x, topk_idx, max_tokens)
         slot = self._next_slot(lane, max_tokens, num_experts, hidden, topk_idx)
         mode = slot.mode(_quantize(use_fp8, round_scale, use_ue8m0))
-        counts = torch.empty(
-            slot.plan.num_local_experts, dtype=torch.int32, device=x.device
-        )
+        num_local = slot.plan.num_local_experts
+        counts = torch.empty(num_local, dtype=torch.int32, device=x.device)
         args = mode.args
-        args.x = x.data_ptr() or None
-        args.recv_expert_counts = counts.data_ptr() or None
-        args.flags = _c.SEND_ONLY if with_hook else 0
+        args.x = x.data_ptr()
+        args.num_tokens = num_tokens
+        args.topk_idx = topk_idx.data_ptr()
+        args.recv_expert_counts = counts.data_ptr()
+        args.recv_expert_totals = _totals_pointer(totals, num_local)
+        args.flags = _NEW_ROUTING_SENT if with_hook else _c.NEW_ROUTING
         with lane.operation(None, is_async) as run:
             on = lane.group.stream_handle(run.stream)
-            plan = slot.plan.handle
-            _c.lib.epx_plan_update(plan, num_tokens, topk_idx.data_ptr(), on)
-            _c.lib.epx_dispatch(plan, ctypes.byref(args), on)
-            run.uses(x, topk_idx, counts)
-            if totals is not None and not with_hook:
-                run.add(totals, counts)
-        hook = None
-        if with_hook:
-            hook = _make_hook(slot, run, totals, counts)
+            _c.lib.epx_dispatch(slot.plan.handle, ctypes.byref(args), on)
+            run.uses(x, topk_idx, counts, totals)
+        hook = _make_hook(slot, run) if with_hook else None
         return (
             mode.received(),
             counts,
@@ -230,7 +228,9 @@ class LowLatency:
         """See ``Buffer.low_latency_combine``."""
         assert not (is_async and with_hook), "a hook or an event, not both"
         if waits is not None:
-            raise _unsupported("combine_wait_recv_cost_stats")
+            raise unsupported("combine_wait_recv_cost_stats")
+        if use_logfmt:
+            raise unsupported("use_logfmt")
         slot = handle.slot()
         shape = (handle.num_tokens, slot.hidden)
         if out is None:
@@ -239,9 +239,9 @@ class LowLatency:
             x = slot.combine_buffer()
         _check_combine(slot, x, topk_idx, topk_weights, out, shape)
         args = slot.combine_args
-        args.x = x.data_ptr() or None
-        args.topk_weights = topk_weights.data_ptr() or None
-        args.out = out.data_ptr() or None
+        args.x = x.data_ptr()
+        args.topk_weights = topk_weights.data_ptr()
+        args.out = out.data_ptr()
         args.flags = _c.SEND_ONLY if with_hook else 0
         with slot.lane.operation(None, is_async) as run:
             on = slot.lane.group.stream_handle(run.stream)
@@ -249,11 +249,6 @@ class LowLatency:
             run.uses(x, topk_weights, out)
         hook = _make_hook(slot, run) if with_hook else None
         return out, EventOverlap(run.event), hook
-
-    def mask(self, rank: int, mask: bool) -> None:
-        """See ``Buffer.low_latency_update_mask_buffer``."""
-        if mask or rank in self.masked:
-            raise _unsupported("masking a rank")
 
     def _next_slot(
         self,
@@ -273,6 +268,11 @@ class LowLatency:
         )
         slots = self._slots.get(key)
         if slots is None:
+            if lane.is_capturing():
+                raise RuntimeError(
+                    "the first low_latency_dispatch of a shape cannot be "
+                    "captured in a graph: make one before"
+                )
             lane.settle()  # plans are made in the call
             slots = self._slots[key] = [
                 _Slot(lane, max_tokens, num_experts, hidden, topk_idx)
@@ -284,18 +284,14 @@ class LowLatency:
         return slot
 
 
-def _unsupported(what: str) -> epx.Error:
+def unsupported(what: str) -> epx.Error:
+    """The error for what is DeepEP's and not yet EPX's."""
     return epx.UnsupportedError(
         epx.Status.ERR_UNSUPPORTED, f"{what} is not supported by this version"
     )
 
 
-def _make_hook(
-    slot: _Slot,
-    run: Operation,
-    totals: Optional[torch.Tensor] = None,
-    counts: Optional[torch.Tensor] = None,
-) -> Callable[[], None]:
+def _make_hook(slot: _Slot, run: Operation) -> Callable[[], None]:
     """What receives, on the stream of the call that has sent.
 
     It may be called from another thread, and under another current stream.
@@ -305,8 +301,6 @@ def _make_hook(
     def hook() -> None:
         slot.lane.settle()
         _c.lib.epx_complete(slot.plan.handle, on)
-        if totals is not None and counts is not None:
-            run.add(totals, counts)
         run.tensors.clear()  # until here the operation was open
 
     return hook
@@ -323,20 +317,38 @@ def _make_plan(
 
     Without, they wait until their peers have entered theirs.
     """
-    row_bytes = max(2 * hidden, hidden + 4 * num_scales_of(hidden, False))
-    for send_only_row_bytes in (row_bytes, 0):
-        try:
-            return group.plan(
-                no_routing.contiguous(),
-                num_experts,
-                epx.Layout.EXPERT_SLOTS,
-                max_tokens_per_rank=max_tokens,
-                send_only_row_bytes=send_only_row_bytes,
-            )
-        except epx.UnsupportedError:
-            if send_only_row_bytes == 0:
-                raise
-    raise AssertionError("unreachable")
+
+    def make(send_only_row_bytes: int) -> epx.Plan:
+        return group.plan(
+            no_routing.contiguous(),
+            num_experts,
+            epx.Layout.EXPERT_SLOTS,
+            max_tokens_per_rank=max_tokens,
+            send_only_row_bytes=send_only_row_bytes,
+        )
+
+    try:
+        return make(max(2 * hidden, hidden + 4 * num_scales_of(hidden, False)))
+    except epx.UnsupportedError:  # of a row too wide for the card
+        return make(0)
+
+
+def _totals_pointer(
+    totals: Optional[torch.Tensor], num_local: int
+) -> Optional[int]:
+    if totals is None:
+        return None
+    if (
+        totals.shape != (num_local,)
+        or totals.dtype != torch.int32
+        or not totals.is_contiguous()
+    ):
+        raise ValueError(
+            "cumulative_local_expert_recv_stats is "
+            f"{list(totals.shape)} of {totals.dtype}; it must be "
+            f"[{num_local}] of torch.int32, contiguous"
+        )
+    return totals.data_ptr()
 
 
 def _quantize(

@@ -25,6 +25,7 @@ from .errors import (
     UnsupportedError,
 )
 from .group import Group, GroupInfo, local_experts
+from .library import DeviceInfo, LibraryInfo, device_info, library_info
 from .plan import Combined, Counts, Layout, Plan, Quantize, Received
 from .streams import Queue
 
@@ -32,12 +33,14 @@ __all__ = [
     "CallError",
     "Combined",
     "Counts",
+    "DeviceInfo",
     "Error",
     "Group",
     "GroupError",
     "GroupInfo",
     "HeapExhaustedError",
     "Layout",
+    "LibraryInfo",
     "PeerError",
     "Plan",
     "Quantize",
@@ -48,5 +51,7 @@ __all__ = [
     "UnsupportedError",
     "__version__",
     "bootstrap",
+    "device_info",
+    "library_info",
     "local_experts",
 ]

@@ -6,6 +6,7 @@ made.  Functions raise instead of returning a status.
 """
 
 import ctypes
+import itertools
 import os
 from ctypes import (
     CFUNCTYPE,
@@ -34,7 +35,7 @@ SCALE_BLOCK = 128
 F32, F16, BF16, F8E4M3, F8E5M2, BYTES, I32, I64 = range(1, 9)
 DEVICE_CPU, DEVICE_CUDA = 0, 1
 LAYOUT_RANK_MAJOR, LAYOUT_EXPERT_MAJOR, LAYOUT_EXPERT_SLOTS = 1, 2, 3
-SEND_ONLY = 1
+SEND_ONLY, NEW_ROUTING = 1, 2
 
 
 class Struct(ctypes.Structure):
@@ -330,11 +331,18 @@ _bind(lib)
 version = _check_version()
 
 
-def strings(array: Any) -> "list[str]":
-    """A NULL-terminated array of C strings."""
-    found = []
-    for item in array:
-        if item is None:
-            break
-        found.append(item.decode())
-    return found
+def values(struct: Struct) -> "dict[str, Any]":
+    """The fields of a struct that was filled in, but for its size."""
+    return {
+        name: _value(getattr(struct, name)) for name, *_ in struct._fields_[1:]
+    }
+
+
+def _value(field: Any) -> Any:
+    """A number as it is; strings, and NULL-terminated arrays of them."""
+    if isinstance(field, int):
+        return field
+    if isinstance(field, bytes):
+        return field.decode()
+    strings = itertools.takewhile(lambda it: it is not None, field)
+    return [it.decode() for it in strings]

@@ -55,7 +55,7 @@ class CallError(Error, ValueError):
     """The arguments: nothing has changed, call again, corrected."""
 
 
-class UnsupportedError(CallError):
+class UnsupportedError(CallError, NotImplementedError):
     """This build or machine cannot do it."""
 
 

@@ -3,7 +3,6 @@
 
 import contextlib
 import ctypes
-import dataclasses
 import gc
 import weakref
 from typing import (
@@ -12,6 +11,7 @@ from typing import (
     ContextManager,
     Dict,
     List,
+    NamedTuple,
     Optional,
     Sequence,
     Tuple,
@@ -22,6 +22,7 @@ from . import _c
 from . import bootstrap as _bootstrap
 from .arrays import to_dtype
 from .errors import Error, HeapExhaustedError
+from .lifetime import at_end_of
 from .memory import Memory, ordinary
 from .plan import Layout, Plan
 from .streams import Queue
@@ -29,8 +30,7 @@ from .streams import Queue
 Stream = Any  # None, a Queue, a torch.cuda.Stream, or a cudaStream_t as an int
 
 
-@dataclasses.dataclass(frozen=True)
-class GroupInfo:
+class GroupInfo(NamedTuple):
     """``epx_group_info_t``"""
 
     rank: int
@@ -79,6 +79,7 @@ class Group:
         self.close_pending = False
         self.stays = False  # others than Python have memory of its heap
         self._streams: Dict[int, Any] = {}
+        self._may_capture = False  # not since the last look at all streams
         config = _c.GroupConfig(
             device=_c.DEVICE_CUDA if self.is_cuda else _c.DEVICE_CPU,
             device_ordinal=self.device_ordinal,
@@ -95,8 +96,7 @@ class Group:
             config.bootstrap = opened
             _c.lib.epx_group_create(ctypes.byref(config), ctypes.byref(made))
         self.handle = made.value
-        self._end = weakref.finalize(self, _destroy, made.value or 0)
-        self._end.atexit = False
+        self._end = at_end_of(self, _destroy, made.value)
         info = self.info()
         self.rank = info.rank
         self.num_ranks = info.num_ranks
@@ -118,11 +118,7 @@ class Group:
         """What the group is made of, and how full its heap is."""
         info = _c.GroupInfo()
         _c.lib.epx_group_query(self.handle, ctypes.byref(info))
-        fields = dataclasses.fields(GroupInfo)
-        values = {it.name: getattr(info, it.name) for it in fields}
-        for name in ("engine", "fabric"):
-            values[name] = values[name].decode()
-        return GroupInfo(**values)
+        return GroupInfo(**_c.values(info))
 
     def check(self) -> None:
         """Raises the error that broke the group, if one did."""
@@ -180,7 +176,8 @@ class Group:
             expert_alignment: EXPERT_MAJOR pads each expert to a multiple.
             send_only_row_bytes: see ``epx.h``.
             stream: a queue, or a stream of CUDA; None: in the call, or on the
-                current stream.
+                current stream.  Results are allocated in the order of the
+                current stream, for which another one has to wait first.
         """
         made = Plan(
             self,
@@ -200,14 +197,19 @@ class Group:
         """The ``epx_stream_t`` of what a caller gave."""
         if not self.is_cuda:
             return None if stream is None else stream.handle
-        if stream is None:
-            import torch
-
-            stream = torch.cuda.current_stream(self.device_ordinal)
-        if isinstance(stream, int):
-            return stream
+        stream = self.stream_object(stream)
         self.note_stream(stream)
         return stream.cuda_stream
+
+    def stream_object(self, stream: Stream) -> Any:
+        """A stream of CUDA as PyTorch has it; None is the current one."""
+        import torch
+
+        if stream is None:
+            return torch.cuda.current_stream(self.device_ordinal)
+        if isinstance(stream, int):
+            return torch.cuda.ExternalStream(stream, self.device_ordinal)
+        return stream
 
     def computing_on(self, stream: Stream) -> ContextManager[Any]:
         """Where PyTorch computes in the order of a stream of CUDA."""
@@ -215,13 +217,35 @@ class Group:
             return contextlib.nullcontext()
         import torch
 
-        if isinstance(stream, int):
-            stream = torch.cuda.ExternalStream(stream, self.device_ordinal)
-        return torch.cuda.stream(stream)
+        return torch.cuda.stream(self.stream_object(stream))
 
     def note_stream(self, stream: Any) -> None:
-        """A stream of CUDA whose work uses arrays in the group's memory."""
+        """A stream of CUDA whose work uses arrays in the group's memory.
+
+        Those of the group's calls are noted by themselves.
+        """
+        import torch
+
         self._streams.setdefault(stream.cuda_stream, stream)
+        if torch.cuda.is_current_stream_capturing():
+            self._may_capture = True
+
+    def is_capturing(self) -> bool:
+        """Whether the current or a noted stream is being captured.
+
+        Then no event can be recorded there, and none anywhere asked for.
+        """
+        import torch
+
+        if torch.cuda.is_current_stream_capturing():
+            return True
+        if self._may_capture:
+            for stream in list(self._streams.values()):
+                with torch.cuda.stream(stream):
+                    if torch.cuda.is_current_stream_capturing():
+                        return True
+            self._may_capture = False
+        return False
 
     def record_streams(self) -> List[Any]:
         """An event on every noted stream, and on the current one."""
@@ -254,9 +278,14 @@ class Group:
             self.memory.reclaim(wait=True)
         self.close_pending = True
         if self.memory.num_live == 0 and self.handle is not None:
-            self._end.detach()
+            # Of several that come here at once, one destroys it.
             handle, self.handle = self.handle, None
-            _c.lib.epx_group_destroy(handle)
+            try:
+                _c.lib.epx_group_destroy(handle)
+            except Error:
+                self.handle = handle
+                raise
+            self._end.detach()
 
     def __enter__(self) -> "Group":
         return self
@@ -297,6 +326,3 @@ def _destroy(handle: int) -> None:
     # An operation that was never completed still has its arrays.
     with contextlib.suppress(Error):
         _c.lib.epx_group_destroy(handle)
-
-
-__all__ = ["Group", "GroupInfo", "local_experts"]

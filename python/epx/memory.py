@@ -24,6 +24,7 @@ from typing import (
 from . import _c
 from .arrays import is_torch_dtype
 from .errors import HeapExhaustedError
+from .lifetime import at_end_of
 
 if TYPE_CHECKING:
     from .group import Group
@@ -109,13 +110,12 @@ class Memory:
         else:
             owner = _Block("__array_interface__", ptr, num_bytes)
         # Keeps the group, so that the heap outlives what lies in it.
-        end = weakref.finalize(owner, _retire, group, ptr)
-        end.atexit = False
+        at_end_of(owner, _retire, group, ptr)
         return _array_on(owner, shape, dtype, group.device)
 
     def _alloc(self, group: "Group", num_bytes: int) -> Optional[int]:
         if group.is_cuda:
-            if _capturing():
+            if group.is_capturing():
                 return None  # the graph's own pool knows how long it is used
             self.reclaim(wait=False)
         size = -(-num_bytes // _PAGE) * _PAGE
@@ -134,7 +134,7 @@ class Memory:
         if not group.is_cuda:
             self._free(group, ptr)
             return
-        events = None if _capturing() else group.record_streams()
+        events = None if group.is_capturing() else group.record_streams()
         self._retired.append((ptr, events))
         if group.close_pending:
             self.reclaim(wait=True)
@@ -142,7 +142,7 @@ class Memory:
     def reclaim(self, wait: bool) -> None:
         """Frees the retired blocks that no stream uses any more."""
         group = self._group()
-        if group is None or not self._retired or _capturing():
+        if group is None or not self._retired or group.is_capturing():
             return
         for _ in range(len(self._retired)):
             ptr, events = self._retired.popleft()
@@ -166,12 +166,6 @@ class Memory:
 
 def _retire(group: "Group", ptr: int) -> None:
     group.memory.retire(group, ptr)
-
-
-def _capturing() -> bool:
-    import torch
-
-    return torch.cuda.is_current_stream_capturing()
 
 
 def _array_on(

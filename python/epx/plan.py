@@ -5,7 +5,6 @@ import contextlib
 import ctypes
 import enum
 import math
-import weakref
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -21,12 +20,14 @@ from . import _c
 from .arrays import (
     dense,
     dtype_code,
+    is_tensor,
     of_type,
     pointer,
     sibling_dtype,
     strides,
 )
 from .errors import Error
+from .lifetime import at_end_of
 from .memory import ordinary
 from .streams import Queue
 
@@ -121,7 +122,7 @@ class Plan:
             topk=self.topk,
             idx_dtype=dtype_code(topk_idx.dtype),
             num_tokens=self.num_tokens,
-            topk_idx=routing or None,
+            topk_idx=routing,
             max_tokens_per_rank=max_tokens_per_rank,
             recv_capacity=recv_capacity,
             expert_alignment=expert_alignment,
@@ -135,22 +136,27 @@ class Plan:
             )
         )
         self.handle: Optional[int] = made.value
-        self._end = weakref.finalize(self, _destroy, group, made.value or 0)
-        self._end.atexit = False
-        _keep(stream, topk_idx, self)
+        self._end = at_end_of(self, _destroy, group, made.value)
+        self._keep(stream, topk_idx)
 
     def update(self, topk_idx: Any, stream: Any = None) -> None:
         """New routing.  Collective, stream order."""
+        before = self.num_tokens
+        routing = self._new_routing(topk_idx)
+        on = self.group.stream_handle(stream)
+        try:
+            _c.lib.epx_plan_update(self.handle, self.num_tokens, routing, on)
+        except Error:
+            self.num_tokens = before
+            raise
+        self._keep(stream, topk_idx)
+
+    def _new_routing(self, topk_idx: Any) -> int:
+        """The address of routing that this plan can take."""
         of_type("topk_idx", topk_idx, dtype_code(self.idx_dtype))
         routing = dense("topk_idx", topk_idx, (None, self.topk))
-        _c.lib.epx_plan_update(
-            self.handle,
-            topk_idx.shape[0],
-            routing,
-            self.group.stream_handle(stream),
-        )
         self.num_tokens = topk_idx.shape[0]
-        _keep(stream, topk_idx, self)
+        return routing
 
     def counts(self) -> Counts:
         """Blocks until every peer has told its counts.  Local."""
@@ -190,6 +196,7 @@ class Plan:
         self,
         x: Any,
         *,
+        topk_idx: Any = None,
         scales: Any = None,
         quantize: Union[Quantize, str] = Quantize.NONE,
         topk_weights: Any = None,
@@ -198,6 +205,7 @@ class Plan:
         with_expert_counts: bool = False,
         recv_x: Any = None,
         recv_scales: Any = None,
+        recv_expert_totals: Any = None,
         num_rows: Optional[int] = None,
         send_only: bool = False,
         num_workers: int = 0,
@@ -207,6 +215,8 @@ class Plan:
 
         Args:
             x: [T, H], dense.
+            topk_idx: [T, K], new routing, as ``update`` takes it, in the same
+                call; for plans of fixed rows.
             scales: [T, S] of 4 bytes each, any strides; with rows that are
                 quantised already.
             quantize: what becomes of bf16 rows on their way.
@@ -214,6 +224,8 @@ class Plan:
             with_topk_idx, with_src_token, with_expert_counts: ask for these.
             recv_x, recv_scales: where to receive; default: new arrays in EPX
                 memory.  Scales may have any strides.
+            recv_expert_totals: [L] of int32, to which are added the rows that
+                arrive for each local expert.
             num_rows: rows to receive, for a caller that knows the counts.
             send_only: only start; ``complete`` finishes.
             num_workers: threads or SMs, 0: the group's.
@@ -224,41 +236,54 @@ class Plan:
         """
         kind = Quantize[quantize] if isinstance(quantize, str) else quantize
         hidden = x.shape[-1]
+        routing = 0
+        if topk_idx is not None:
+            routing = self._new_routing(topk_idx)
         if recv_x is None:
             lead = self.lead(num_rows)
             arrives = sibling_dtype(x, "float8_e4m3fn") if kind else x.dtype
             recv_x = self.group.empty((*lead, hidden), arrives)
         lead = tuple(recv_x.shape[:-1])
         args = _c.DispatchArgs(
-            x=dense("x", x, (self.num_tokens, None)) or None,
+            x=dense("x", x, (self.num_tokens, None)),
             hidden=hidden,
             dtype=dtype_code(x.dtype),
             quantize=kind,
-            recv_x=dense("recv_x", recv_x, (*lead, hidden)) or None,
+            recv_x=dense("recv_x", recv_x, (*lead, hidden)),
             recv_rows=math.prod(lead),
-            flags=_c.SEND_ONLY if send_only else 0,
+            flags=_flags(send_only, topk_idx is not None),
             num_workers=num_workers,
+            num_tokens=self.num_tokens,
+            topk_idx=routing,
         )
-        weights = topk_idx = src_token = counts = None
+        weights = recv_topk_idx = src_token = counts = None
         recv_scales = self._ask_scales(args, x, scales, recv_scales, lead)
         if topk_weights is not None:
             weights = self._ask_weights(args, topk_weights, lead, stream)
         if with_topk_idx:
-            topk_idx = self._ask_topk_idx(args, lead, stream)
+            recv_topk_idx = self._ask_topk_idx(args, lead, stream)
         if with_src_token:
             src_token = self.group.empty(lead, sibling_dtype(x, "int32"))
-            args.recv_src_token = pointer(src_token) or None
+            args.recv_src_token = pointer(src_token)
         if with_expert_counts:
             counts = ordinary(  # only this rank writes them
                 (self.num_local_experts,),
                 sibling_dtype(x, "int32"),
                 self.group.device,
             )
-            args.recv_expert_counts = pointer(counts) or None
+            args.recv_expert_counts = pointer(counts)
+        if recv_expert_totals is not None:
+            of_type("recv_expert_totals", recv_expert_totals, _c.I32)
+            args.recv_expert_totals = dense(
+                "recv_expert_totals",
+                recv_expert_totals,
+                (self.num_local_experts,),
+            )
         received = Received(
-            recv_x, recv_scales, topk_idx, weights, src_token, counts
+            recv_x, recv_scales, recv_topk_idx, weights, src_token, counts
         )
-        used = (x, scales, topk_weights, received)
+        given = (x, topk_idx, scales, topk_weights, recv_expert_totals)
+        used = (*given, received)
         self._run(_c.lib.epx_dispatch, args, stream, send_only, used)
         return received
 
@@ -291,7 +316,7 @@ class Plan:
             return None
         if recv_scales is None:
             recv_scales = self.group.empty((*lead, num_scales), kind)
-        args.recv_scales = pointer(recv_scales) or None
+        args.recv_scales = pointer(recv_scales)
         if args.recv_scales:
             steps = strides(recv_scales)
             args.recv_scale_row_stride, args.recv_scale_stride = steps[-2:]
@@ -319,7 +344,7 @@ class Plan:
         self, args: _c.DispatchArgs, lead: Tuple[int, ...], stream: Any
     ) -> Any:
         topk_idx = self._filled((*lead, self.topk), self.idx_dtype, -1, stream)
-        args.recv_topk_idx = pointer(topk_idx) or None
+        args.recv_topk_idx = pointer(topk_idx)
         return topk_idx
 
     def _filled(
@@ -363,12 +388,12 @@ class Plan:
         if out is None:
             out = ordinary(shape, x.dtype, self.group.device)
         args = _c.CombineArgs(
-            x=dense("x", x, (None,) * (len(x.shape) - 1) + (hidden,)) or None,
+            x=dense("x", x, (None,) * (len(x.shape) - 1) + (hidden,)),
             num_rows=num_rows,
             hidden=hidden,
             dtype=code,
-            out=dense("out", of_type("out", out, code), shape) or None,
-            flags=_c.SEND_ONLY if send_only else 0,
+            out=dense("out", of_type("out", out, code), shape),
+            flags=_flags(send_only),
             num_workers=num_workers,
         )
         if topk_weights is not None:
@@ -386,7 +411,7 @@ class Plan:
         if recv_topk_weights is not None:
             summed = self._ask_sums(args, x, recv_topk_weights)
         combined = Combined(out, summed)
-        used = (x, topk_weights, bias, recv_topk_weights, combined)
+        used = (x, topk_weights, *bias, recv_topk_weights, combined)
         self._run(_c.lib.epx_combine, args, stream, send_only, used)
         return combined
 
@@ -409,7 +434,7 @@ class Plan:
         """The receive hook: finishes what ``send_only`` has started."""
         _c.lib.epx_complete(self.handle, self.group.stream_handle(stream))
         used, self._open = self._open, ()
-        _keep(stream, used, self)
+        self._keep(stream, *used)
 
     def close(self) -> None:
         """Releases the plan; ``epx.CallError`` while a send-only operation of
@@ -431,7 +456,18 @@ class Plan:
         self.group.retrying(lambda: call(self.handle, ctypes.byref(args), on))
         if send_only:
             self._open = used
-        _keep(stream, used, self)
+        self._keep(stream, *used)
+
+    def _keep(self, stream: Any, *things: Any) -> None:
+        """Has arrays outlive their use in a stream that was given."""
+        if isinstance(stream, Queue):
+            stream.keep(self, *things)
+        elif stream is not None and self.group.is_cuda:
+            stream = self.group.stream_object(stream)
+            for thing in things:
+                for array in thing if isinstance(thing, tuple) else (thing,):
+                    if is_tensor(array):
+                        array.record_stream(stream)
 
 
 # An address for arrays without elements: NULL would mean that none is given,
@@ -446,9 +482,8 @@ def num_scales_of(hidden: int, packed: bool) -> int:
     return -(-num_scales // 4) if packed else num_scales
 
 
-def _keep(stream: Any, *things: Any) -> None:
-    if isinstance(stream, Queue):
-        stream.keep(*things)
+def _flags(send_only: bool, new_routing: bool = False) -> int:
+    return _c.SEND_ONLY * send_only | _c.NEW_ROUTING * new_routing
 
 
 def _destroy(group: "Group", handle: int) -> None:

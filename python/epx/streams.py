@@ -3,11 +3,11 @@
 
 import contextlib
 import ctypes
-import weakref
 from typing import TYPE_CHECKING, Any, Callable, List, Optional
 
 from . import _c
 from .errors import Error
+from .lifetime import at_end_of, here
 
 if TYPE_CHECKING:
     from .group import Group
@@ -23,8 +23,7 @@ class Queue:
         self.handle: Optional[int] = made.value
         self._kept: List[Any] = []
         self._errors: List[BaseException] = []
-        self._end = weakref.finalize(self, _destroy, group, made.value or 0)
-        self._end.atexit = False
+        self._end = at_end_of(self, _destroy, group, made.value)
 
     def keep(self, *things: Any) -> None:
         """Keeps these alive until the queue has drained."""
@@ -38,10 +37,13 @@ class Queue:
         errors = self._errors
 
         def run(_: Any) -> None:
+            here.in_queue = True
             try:
                 function()
             except BaseException as error:  # noqa: BLE001
                 errors.append(error)
+            finally:
+                here.in_queue = False
 
         callback = _c.QUEUE_FUNCTION(run)
         self.keep(callback)

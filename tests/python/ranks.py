@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Several ranks for a test: processes that are forked, joined by gloo."""
+"""Several ranks for a test: processes joined by gloo.
+
+They are forked from a server that has only imported packages: a copy of the
+test's own process, which may have threads and garbage of its own, could wait
+for either.
+"""
 
 import dataclasses
 import faulthandler
@@ -13,7 +18,8 @@ from typing import Any, Callable, List
 import torch
 import torch.distributed as dist
 
-_CONTEXT = multiprocessing.get_context("fork")
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["deep_ep", "epx.autograd", "pytest"])
 
 
 @dataclasses.dataclass
@@ -38,10 +44,7 @@ def run(
     device: str = "cpu",
     timeout: float = 100,
 ) -> None:
-    """Runs ``function(rank, *args)`` on each rank; fails as the first does.
-
-    The calling process must have used neither threads of PyTorch nor CUDA.
-    """
+    """Runs ``function(rank, *args)`` on each rank; fails as the first does."""
     with tempfile.TemporaryDirectory() as folder:
         said = _CONTEXT.SimpleQueue()
         ranks = [

@@ -69,7 +69,8 @@ def test_constants_are_those_of_c(tmp_path: pathlib.Path) -> None:
     for name in "F32 F16 BF16 F8E4M3 F8E5M2 BYTES I32 I64".split():
         values[f"EPX_{name}"] = getattr(_c, name)
     for name in (
-        "DEVICE_CPU DEVICE_CUDA SEND_ONLY MAX_TOPK MAX_BIAS SCALE_BLOCK"
+        "DEVICE_CPU DEVICE_CUDA SEND_ONLY NEW_ROUTING MAX_TOPK MAX_BIAS "
+        "SCALE_BLOCK"
     ).split():
         values[f"EPX_{name}"] = getattr(_c, name)
     said = run_c(

@@ -80,6 +80,58 @@ def test_numpy_arrays(layout, dtype):
     in_threads(2, run)
 
 
+@pytest.mark.parametrize("layout", list(epx.Layout))
+def test_new_routing_comes_with_a_dispatch(layout):
+    def run(group):
+        slots = layout is epx.Layout.EXPERT_SLOTS
+        capacity = 0 if slots else 100
+        empty = np.empty((0, K), np.int64)
+        plan = group.plan(
+            empty, E, layout, max_tokens_per_rank=10, recv_capacity=capacity
+        )
+        totals = np.ones(plan.num_local_experts, np.int32)
+        wanted = totals.copy()
+        for tokens in (10, 0, 7):
+            topk_idx = routing(group.rank, tokens)
+            x = np.full((tokens, H), tokens, np.float32)
+            got = plan.dispatch(
+                x,
+                topk_idx=topk_idx,
+                with_expert_counts=True,
+                recv_expert_totals=totals,
+            )
+            assert plan.num_tokens == tokens
+            assert got.expert_counts.tolist() == plan.counts().expert_rows
+            wanted += got.expert_counts
+            np.testing.assert_array_equal(totals, wanted)
+            assert plan.combine(got.x).x.shape == (tokens, H)
+        with pytest.raises(ValueError, match="recv_expert_totals is"):
+            plan.dispatch(x, recv_expert_totals=totals[1:])
+        with pytest.raises(ValueError, match=r"topk_idx is \[10, 2\]"):
+            plan.dispatch(x, topk_idx=routing(0)[:, :2].copy())
+        assert plan.num_tokens == 7
+        exact = group.plan(routing(group.rank), E)
+        with pytest.raises(epx.CallError, match="EPX_NEW_ROUTING"):
+            exact.dispatch(
+                np.ones((10, H), np.float32), topk_idx=routing(group.rank)
+            )
+
+    in_threads(2, run)
+
+
+def test_what_the_machine_has():
+    info = epx.library_info()
+    assert info.version == epx.__version__
+    assert "cpu" in info.engines and "thread" in info.fabrics
+    here = epx.device_info("cpu")
+    assert here.num_workers >= 1 and here.memory_bytes > 0
+    assert "shm" in here.fabrics and here.pci == ""
+    with pytest.raises(ValueError, match="cpu and cuda"):
+        epx.device_info("tpu")
+    with pytest.raises(epx.CallError):
+        epx.device_info("cpu", 1)
+
+
 def test_fixed_capacity_and_its_excess():
     def run(group):
         plan = group.plan(routing(group.rank), E, recv_capacity=40)

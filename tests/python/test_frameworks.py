@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""The calls that frameworks make: their exact forms, and what they read."""
+"""The calls that frameworks make of Buffer: their exact forms, and what they
+read."""
 
 import inspect
+import subprocess
+import sys
 import threading
 
 import deep_ep
@@ -9,24 +12,9 @@ import deep_ep.utils
 import pytest
 import ranks
 import torch
+from frameworks import MOST, E, H, K, batch_of, close, summed
 from ranks import Rank
-from reference import difference, make_batches, ranks_per_token, to_fp8
-
-E, K, H, MOST = 8, 3, 512, 16
-
-
-def batch_of(me: Rank, tokens=(MOST, 9)):
-    return make_batches(me, list(tokens), H, E, K)[me.index].to(me.device)
-
-
-def summed(me: Rank, batch) -> torch.Tensor:
-    """What comes back of a batch whose rows are returned as they are."""
-    spread = ranks_per_token(me, batch.to("cpu"), E).to(me.device)
-    return batch.x.float() * spread.unsqueeze(1)
-
-
-def close(a: torch.Tensor, b: torch.Tensor) -> None:
-    torch.testing.assert_close(a.float(), b.float(), rtol=8e-3, atol=1e-6)
+from reference import difference, from_fp8, to_fp8
 
 
 def test_names_are_types_that_annotations_can_use() -> None:
@@ -497,167 +485,6 @@ def test_megatron_lite(device: str) -> None:
     ranks.run(2, megatron_lite, device=device)
 
 
-def vllm_elastic(me: Rank, expand: bool) -> None:
-    buffer = deep_ep.ElasticBuffer(
-        group=me.group,
-        num_max_tokens_per_rank=MOST,
-        hidden=H,
-        num_topk=K,
-        use_fp8_dispatch=False,
-        allow_hybrid_mode=False,
-        prefer_overlap_with_compute=False,
-        allow_multiple_reduction=False,
-        explicitly_destroy=True,
-        num_cpu_timeout_secs=60,
-        num_gpu_timeout_secs=60,
-    )
-    assert buffer.get_theoretical_num_sms(num_experts=E, num_topk=K) > 0
-    batch = batch_of(me, (MOST, 0))
-    rows, idx, weights, handle, event = buffer.dispatch(
-        x=batch.x,
-        topk_idx=batch.topk_idx,
-        topk_weights=batch.topk_weights,
-        num_experts=E,
-        num_max_tokens_per_rank=None if expand else MOST,
-        do_expand=expand,
-        do_cpu_sync=expand,
-        async_with_compute_stream=False,
-    )
-    assert event.event is None
-    if expand:
-        assert idx is None and weights.dim() == 1
-        assert len(handle.num_recv_tokens_per_expert_list) == E // me.size
-    else:
-        assert handle.num_recv_tokens_per_expert_list == []
-        count = handle.psum_num_recv_tokens_per_scaleup_rank[-1].item()
-        assert rows.shape[0] == me.size * MOST >= count
-    out, _, event = buffer.combine(
-        x=rows,
-        handle=handle,
-        topk_weights=None,
-        async_with_compute_stream=False,
-        allocate_on_comm_stream=False,
-    )
-    if event.event is not None:
-        event.current_stream_wait()
-    assert out.shape == batch.x.shape
-    buffer.destroy()
-
-
-@pytest.mark.parametrize("expand", [False, True])
-def test_vllm_elastic(expand: bool, device: str) -> None:
-    ranks.run(2, vllm_elastic, expand, device=device)
-
-
-def sglang_elastic(me: Rank) -> None:
-    buffer = deep_ep.ElasticBuffer(
-        me.group,
-        num_max_tokens_per_rank=MOST,
-        hidden=H,
-        num_topk=K,
-        use_fp8_dispatch=True,
-        allow_hybrid_mode=True,
-        sl_idx=0,
-        prefer_overlap_with_compute=False,
-    )
-    assert buffer.num_bytes > 0
-    num_sms = buffer.get_theoretical_num_sms(E, K)
-    num_qps = buffer.get_theoretical_num_qps(num_sms)
-    batch = batch_of(me)
-    for synced, expand in ((True, False), (False, False), (True, True)):
-        rows, _, weights, handle, _ = buffer.dispatch(
-            to_fp8(batch.x),
-            topk_idx=batch.topk_idx,
-            topk_weights=batch.topk_weights,
-            num_experts=E,
-            num_max_tokens_per_rank=MOST,
-            expert_alignment=128 if expand else 1,
-            num_sms=num_sms,
-            num_qps=num_qps,
-            use_tma_aligned_col_major_sf=True,
-            do_cpu_sync=synced,
-            do_expand=expand,
-        )
-        assert rows[1].stride(0) == 1
-        count = handle.psum_num_recv_tokens_per_scaleup_rank[-1].item()
-        assert handle.psum_num_recv_tokens_per_expert.shape == (E // me.size,)
-        assert count <= rows[0].shape[0]
-        outputs = torch.zeros(
-            rows[0].shape, dtype=torch.bfloat16, device=me.device
-        )
-        out, _, _ = buffer.combine(
-            outputs,
-            handle=handle,
-            topk_weights=weights,
-            num_sms=num_sms,
-            num_qps=num_qps,
-        )
-        assert not out.any()
-
-
-def test_sglang_elastic(device: str) -> None:
-    ranks.run(2, sglang_elastic, device=device)
-
-
-def trainers_elastic(me: Rank) -> None:
-    """Megatron's dev tree, torchtitan, DeepSpeed."""
-    hint = deep_ep.ElasticBuffer.get_buffer_size_hint(
-        me.group, num_max_tokens_per_rank=MOST, hidden=H, num_topk=K
-    )
-    deep_ep.ElasticBuffer.get_buffer_size_hint(
-        me.group, MOST, H, num_topk=K, use_fp8_dispatch=False
-    )
-    buffer = deep_ep.ElasticBuffer(
-        me.group,
-        num_bytes=hint,
-        num_max_tokens_per_rank=MOST,
-        hidden=H,
-        num_topk=K,
-        deterministic=True,
-        num_allocated_qps=16,
-        explicitly_destroy=True,
-    )
-    assert buffer.group is me.group and buffer.num_bytes == hint
-    assert buffer.num_max_tokens_per_rank == MOST
-    batch = batch_of(me)
-    previous = buffer.capture()
-    rows, idx, weights, handle, event = buffer.dispatch(
-        batch.x,
-        topk_idx=batch.topk_idx,
-        topk_weights=batch.topk_weights,
-        num_experts=E,
-        num_max_tokens_per_rank=MOST,
-        expert_alignment=1,
-        num_sms=12,
-        previous_event=previous,
-        async_with_compute_stream=True,
-        allocate_on_comm_stream=True,
-    )
-    event.current_stream_wait()
-    assert handle.num_sms == 12
-    assert sum(handle.num_recv_tokens_per_expert_list) == (idx >= 0).sum()
-    out, sums, event = buffer.combine(
-        rows,
-        handle=handle,
-        topk_weights=weights,
-        previous_event=buffer.capture(),
-        async_with_compute_stream=True,
-        allocate_on_comm_stream=True,
-    )
-    event.current_stream_wait()
-    close(out, summed(me, batch))
-    assert torch.equal(sums, batch.topk_weights)
-    cached = buffer.dispatch(
-        batch.x, handle=handle, num_sms=handle.num_sms, do_cpu_sync=False
-    )
-    assert torch.equal(cached[0], rows)
-    assert torch.equal(buffer.dispatch(batch.x, handle=handle)[0], rows)
-
-
-def test_trainers_elastic(device: str) -> None:
-    ranks.run(2, trainers_elastic, device=device)
-
-
 def tensorrt_llm(me: Rank) -> None:
     """A communicator of mpi4py in place of a group."""
 
@@ -715,3 +542,213 @@ def uneven(me: Rank) -> None:
 
 def test_experts_need_not_divide(device: str) -> None:
     ranks.run(3, uneven, device=device)
+
+
+def vllm_two_threads(me: Rank) -> None:
+    """Dual-batch overlap: each micro-batch has a thread, one runs at a time.
+
+    A hook is called by the other micro-batch's thread.
+    """
+    hint = deep_ep.Buffer.get_low_latency_rdma_size_hint(MOST, H, me.size, E)
+    buffer = deep_ep.Buffer(
+        group=me.group,
+        num_rdma_bytes=hint,
+        low_latency_mode=True,
+        num_qps_per_rank=E // me.size,
+        explicitly_destroy=True,
+    )
+    batches = [batch_of(me, (MOST, 0)), batch_of(me, (9, MOST))]
+    turns = [threading.Semaphore(1), threading.Semaphore(0)]
+    hooks = [None, None]  # what the other thread has to call
+    failed = []
+
+    def give_way(index, hook=None):
+        hooks[1 - index] = hook
+        turns[1 - index].release()
+        take_turn(index)
+
+    def take_turn(index):
+        turns[index].acquire()
+        hook, hooks[index] = hooks[index], None
+        if hook is not None:
+            hook()
+
+    def micro_batch(index):
+        batch = batches[index]
+        for use_fp8 in (False, True):
+            rows, counts, handle, _, hook = buffer.low_latency_dispatch(
+                batch.x,
+                batch.topk_idx,
+                MOST,
+                E,
+                use_fp8=use_fp8,
+                round_scale=False,
+                use_ue8m0=False,
+                async_finish=False,
+                return_recv_hook=True,
+            )
+            give_way(index, hook)
+            assert int(counts.sum()) >= 0
+            if use_fp8:
+                rows = from_fp8(*rows).to(torch.bfloat16)
+            out = torch.empty_like(batch.x)
+            _, _, hook = buffer.low_latency_combine(
+                rows,
+                batch.topk_idx,
+                batch.topk_weights,
+                handle,
+                async_finish=False,
+                zero_copy=False,
+                return_recv_hook=True,
+                out=out,
+            )
+            give_way(index, hook)
+            weight = batch.topk_weights.sum(dim=1, keepdim=True)
+            worst = 7e-4 if use_fp8 else 1e-5
+            assert difference(out, batch.x.float() * weight) < worst
+
+    def run(index):
+        try:
+            take_turn(index)
+            micro_batch(index)
+        except BaseException as error:
+            failed.append(error)
+        turns[1 - index].release()
+
+    threads = [threading.Thread(target=run, args=(it,)) for it in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failed:
+        raise failed[0]
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_vllm_two_threads(size: int, device: str) -> None:
+    ranks.run(size, vllm_two_threads, device=device)
+
+
+def no_tokens(me: Rank) -> None:
+    """No rank has a token, or none of them goes anywhere."""
+    buffer = deep_ep.Buffer(me.group, 64 << 20, low_latency_mode=True)
+    nowhere = batch_of(me)
+    nowhere.topk_idx.fill_(-1)
+    for batch in (batch_of(me, (0,)), nowhere):
+        for is_async in (False, True):
+            rows, handle = sglang_normal(me, buffer, batch, is_async, 128)
+            assert rows.shape == (0, H)
+            out, _, event = buffer.combine(
+                rows, handle, async_finish=is_async, config=None
+            )
+            event.current_stream_wait() if is_async else ()
+            assert out.shape == batch.x.shape and not out.any()
+            assert buffer.dispatch(out, handle=handle)[0].shape == (0, H)
+        for hooked in (False, True):
+            rows, counts, handle, _, hook = buffer.low_latency_dispatch(
+                batch.x,
+                batch.topk_idx,
+                MOST,
+                E,
+                use_fp8=True,
+                return_recv_hook=hooked,
+            )
+            hook() if hooked else ()
+            assert not counts.any()
+            out, _, hook = buffer.low_latency_combine(
+                torch.zeros_like(rows[0], dtype=torch.bfloat16),
+                batch.topk_idx,
+                batch.topk_weights,
+                handle,
+                return_recv_hook=hooked,
+            )
+            hook() if hooked else ()
+            assert out.shape == batch.x.shape and not out.any()
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_no_tokens(size: int, device: str) -> None:
+    ranks.run(size, no_tokens, device=device)
+
+
+def primus_turbo(me: Rank) -> None:
+    """Rows of a fixed number, and gradients through them."""
+    buffer = deep_ep.Buffer(me.group, 64 << 20, 0)
+    batch = batch_of(me)
+    layout = buffer.get_dispatch_layout(batch.topk_idx, E)
+    for is_async in (False, True):
+        rows, idx, weights, counts, handle, event = buffer.dispatch(
+            batch.x,
+            topk_idx=batch.topk_idx,
+            topk_weights=batch.topk_weights,
+            num_tokens_per_rank=layout[0],
+            num_tokens_per_rdma_rank=layout[1],
+            is_token_in_rank=layout[3],
+            num_tokens_per_expert=layout[2],
+            num_worst_tokens=me.size * MOST,
+            config=deep_ep.Buffer.get_dispatch_config(me.size),
+            async_finish=is_async,
+        )
+        event.current_stream_wait() if is_async else ()
+        assert rows.shape == (me.size * MOST, H) and counts == []
+        assert idx.shape == weights.shape == (me.size * MOST, K)
+        out, sums, event = buffer.combine(
+            rows, handle, topk_weights=weights, async_finish=is_async
+        )
+        event.current_stream_wait() if is_async else ()
+        close(out, summed(me, batch))
+        assert torch.equal(sums, batch.topk_weights)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_primus_turbo(size: int, device: str) -> None:
+    ranks.run(size, primus_turbo, device=device)
+
+
+def test_modules_are_found_and_imported_as_frameworks_do() -> None:
+    """vLLM's probe, Megatron's and NeMo's guarded import, LMDeploy's call at
+    import: without a group, a card or a launcher."""
+    code = (
+        "import importlib, importlib.util\n"
+        "assert importlib.util.find_spec('deep_ep') is not None\n"
+        "importlib.import_module('deep_ep')\n"
+        "from deep_ep import Buffer, Config, ElasticBuffer, EPHandle\n"
+        "from deep_ep.utils import EventHandle, EventOverlap\n"
+        "import deep_ep\n"
+        "assert deep_ep.EventHandle is EventHandle\n"
+        "Buffer.set_num_sms(28)\n"
+        "assert Buffer.num_sms == 28 and Buffer.is_sm90_compiled()\n"
+        "def f(a: 'x' = None, b: deep_ep.Config | None = None,\n"
+        "      c: deep_ep.EPHandle | None = None): pass\n"
+        "import torch; assert not torch.cuda.is_initialized()\n"
+    )
+    if sys.version_info < (3, 10):
+        code = code.replace(" | None", "")
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def what_is_not_there(me: Rank) -> None:
+    """It is refused with a sentence, before anything moves."""
+    buffer = deep_ep.Buffer(me.group, low_latency_mode=True)
+    batch = batch_of(me)
+    args = (batch.x, batch.topk_idx, MOST, E)
+    waits = torch.zeros(me.size, dtype=torch.int64, device=me.device)
+    with pytest.raises(NotImplementedError, match="dispatch_wait_recv"):
+        buffer.low_latency_dispatch(*args, dispatch_wait_recv_cost_stats=waits)
+    with pytest.raises(NotImplementedError, match="mask a rank"):
+        buffer.low_latency_update_mask_buffer(0, True)
+    rows, _, handle, _, _ = buffer.low_latency_dispatch(*args, use_fp8=False)
+    back = (rows, batch.topk_idx, batch.topk_weights, handle)
+    with pytest.raises(NotImplementedError, match="use_logfmt"):
+        buffer.low_latency_combine(*back, use_logfmt=True)
+    with pytest.raises(NotImplementedError, match="combine_wait_recv"):
+        buffer.low_latency_combine(*back, combine_wait_recv_cost_stats=waits)
+    out = buffer.low_latency_combine(*back)[0]
+    weight = batch.topk_weights.sum(dim=1, keepdim=True)
+    assert difference(out, batch.x.float() * weight) < 1e-5
+    with pytest.raises(TypeError, match="use_nvfp4"):
+        buffer.low_latency_dispatch(*args, use_nvfp4=True)
+
+
+def test_what_is_not_there(device: str) -> None:
+    ranks.run(2, what_is_not_there, device=device)

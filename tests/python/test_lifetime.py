@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: MIT
 """What happens when programs end, ranks stop, and memory runs out."""
 
+import contextlib
 import gc
 import os
 import subprocess
 import sys
+import threading
 import time
 
 import deep_ep
 import epx
+import numpy as np
 import pytest
 import ranks
 import torch
@@ -46,23 +49,77 @@ def test_a_program_may_end_without_destroy(tmp_path) -> None:
         for rank in range(2)
     ]
     for program in programs:
-        out, err = program.communicate(timeout=60)
+        out, err = program.communicate(timeout=200)
         assert (program.returncode, err.decode()) == (0, "")
         assert out == b"said\n"
 
 
 def test_import_takes_little_beyond_pytorch() -> None:
+    """No package that PyTorch does not import, and few modules of Python's.
+
+    How long it takes is for tools/bench/python_overhead.py to say.
+    """
     code = (
-        "import time, torch\n"
-        "start = time.process_time()\n"
+        "import sys, torch\n"
+        "before = {*sys.modules}\n"
         "import epx, deep_ep, deep_ep.utils\n"
-        "print(time.process_time() - start)\n"
+        "print(*sorted({*sys.modules} - before))\n"
     )
-    times = [
-        float(subprocess.check_output([sys.executable, "-c", code]))
-        for _ in range(3)
-    ]
-    assert min(times) < 0.2
+    said = subprocess.check_output([sys.executable, "-c", code])
+    names = said.decode().split()
+    own = [it for it in names if it.split(".")[0] in ("epx", "deep_ep")]
+    assert len(own) > 15
+    assert len(names) - len(own) < 10
+
+
+def grouped_alone() -> epx.Group:
+    (bootstrap,) = epx.bootstrap.threads(1)
+    return epx.Group(bootstrap, heap_bytes=16 << 20, num_workers=2)
+
+
+def test_a_forked_process_releases_nothing() -> None:
+    """It has no copy of the threads that it would wait for."""
+    group = grouped_alone()
+    queue = group.queue()
+    plan = group.plan(np.zeros((4, 1), np.int64), E, stream=queue)
+    held = plan.dispatch(np.ones((4, H), np.float32), stream=queue)
+    queue.synchronize()
+    child = os.fork()
+    if child == 0:
+        del held, plan, queue, group
+        gc.collect()
+        os._exit(0)
+    assert os.waitpid(child, 0) == (child, 0)
+    assert (held.x == 1).all()
+    plan.dispatch(np.ones((4, H), np.float32), stream=queue)
+    queue.synchronize()
+
+
+def test_a_queue_may_die_in_its_own_thread() -> None:
+    """To release it is to wait for the function that found the garbage."""
+    group = grouped_alone()
+    queue = group.queue()
+    end = queue._end
+    dropped, found = threading.Event(), threading.Event()
+
+    def find() -> None:
+        dropped.wait()
+        gc.collect()
+        found.set()
+
+    queue.submit(find)
+    cycle = [queue]
+    cycle.append(cycle)
+    gc.disable()
+    del queue, cycle
+    dropped.set()
+    assert found.wait(60), "the queue waits for itself"
+    gc.enable()
+    assert not end.alive
+    while group.handle is not None:  # until its thread has been joined
+        with contextlib.suppress(epx.CallError):
+            group.close()
+        time.sleep(0.01)
 
 
 def made_again(me: Rank) -> None:
@@ -103,12 +160,10 @@ def a_lost_rank(me: Rank) -> None:
 
     dispatch()
     if me.index == 0:
-        start = time.monotonic()
         with pytest.raises(epx.Error) as caught:
             dispatch()
         assert isinstance(caught.value, (epx.PeerError, epx.GroupError))
         assert "rank" in str(caught.value)
-        assert time.monotonic() - start < 30
 
 
 def test_a_late_rank_is_an_error_in_time(device: str) -> None:

@@ -198,6 +198,9 @@ def refusals(me: Rank) -> None:
         buffer.low_latency_dispatch(mine.x, mine.topk_idx, MOST - 1, E)
     with pytest.raises(ValueError, match="bfloat16"):
         buffer.low_latency_dispatch(mine.x.float(), mine.topk_idx, MOST, E)
+    for totals in (torch.zeros(E), torch.zeros(1, dtype=torch.int32)):
+        with pytest.raises(ValueError, match="cumulative_local_expert_recv"):
+            dispatch(cumulative_local_expert_recv_stats=totals)
     with pytest.raises(AssertionError):
         dispatch(async_finish=True, return_recv_hook=True)
     rows, _, old, _, _ = dispatch()

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Buffer.dispatch and combine against a dense reference."""
 
+import time
+
 import deep_ep
 import pytest
 import ranks
@@ -224,6 +226,42 @@ def biases(me: Rank) -> None:
 
 def test_bias(device: str) -> None:
     ranks.run(2, biases, device=device)
+
+
+def two_buffers(me: Rank) -> None:
+    """An event of one buffer orders a call of another."""
+    one, two = (deep_ep.Buffer(me.group, 32 << 20) for _ in range(2))
+    batches = make_batches(me, [40, 25], 4096, E, K)
+    mine = batches[me.index].to(me.device)
+    args, _ = layout_of(one, mine)
+    spread = ranks_per_token(me, batches[me.index], E).unsqueeze(1)
+    for is_async in (False, True):
+        got, _, _, _, handle, event = one.dispatch(
+            mine.x, topk_idx=mine.topk_idx, async_finish=True, **args
+        )
+        _, _, _, _, other, _ = two.dispatch(
+            mine.x, topk_idx=mine.topk_idx, **args
+        )
+        event.current_stream_wait()
+        if me.device == "cpu":  # what follows takes its time
+            queue = one._lanes.default._queue
+            queue.submit(lambda: time.sleep(0.2))
+        out, _, event = one.combine(got, handle, async_finish=True)
+        again, _, _, _, _, event = two.dispatch(
+            out, handle=other, previous_event=event, async_finish=is_async
+        )
+        event.current_stream_wait() if is_async else None
+        back, _, _ = two.combine(again, other)
+        torch.testing.assert_close(
+            back.float().cpu(),
+            batches[me.index].x.float() * spread * spread,
+            rtol=2e-2,
+            atol=0,
+        )
+
+
+def test_two_buffers(device: str) -> None:
+    ranks.run(2, two_buffers, device=device)
 
 
 def alignment_and_scales(me: Rank) -> None:
