@@ -86,7 +86,7 @@ static void
 nap(epx__net_t *net)
 {
     if (!net->config.is_manual) {
-        const struct timespec time = { 0, 200 * 1000 };
+        const struct timespec time = { 0, 200000 };
 
         (void)nanosleep(&time, NULL);
     } else {
