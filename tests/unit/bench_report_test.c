@@ -24,6 +24,7 @@ static const struct bench_options options = {
     .workers = 1,
     .iters = 50,
     .in_a_row = 1,
+    .hosts = 1,
 };
 static const struct bench_routing routing = { .options = &options,
                                               .topk = 8,
@@ -70,7 +71,7 @@ test_json(void **state)
            "\"peer\": \"mpi\", \"peer_p50_us\": 8.000, "
            "\"ratio_peer\": 4.0000, \"layout\": \"expert\", "
            "\"quantize\": \"pow2\", \"routing\": \"a\\\"b\\\\c\\u000a.csv\", "
-           "\"launch\": \"call\", \"in_a_row\": 1}\n");
+           "\"launch\": \"call\", \"in_a_row\": 1, \"hosts\": 1}\n");
     line = (struct bench_line){ .op = "plan",
                                 .gbps = NAN,
                                 .ceiling_gbps = NAN,
@@ -87,7 +88,7 @@ test_json(void **state)
            "\"ratio_ceiling\": null, \"peer\": null, \"peer_p50_us\": null, "
            "\"ratio_peer\": null, \"layout\": \"expert\", "
            "\"quantize\": \"pow2\", \"routing\": \"a\\\"b\\\\c\\u000a.csv\", "
-           "\"launch\": \"call\", \"in_a_row\": 1}\n");
+           "\"launch\": \"call\", \"in_a_row\": 1, \"hosts\": 1}\n");
 }
 
 int

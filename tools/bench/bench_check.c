@@ -31,6 +31,7 @@ bench_check_open(const struct bench_rank *rank, uint64_t round)
     struct bench_check *self = get(rank, 1, sizeof *self);
     epx_plan_args_t *args = get(rank, ranks, sizeof *args);
     int64_t **idx = get(rank, ranks, sizeof *idx);
+    int32_t *hosts = get(rank, ranks, sizeof *hosts);
     self->rank = rank;
     self->round = round;
     self->weights = get(rank, ranks, sizeof *self->weights);
@@ -48,6 +49,11 @@ bench_check_open(const struct bench_rank *rank, uint64_t round)
         args[r].topk_idx = idx[r];
     }
     self->oracle = oracle_create((int32_t)ranks, args);
+    for (size_t r = 0; r < ranks; r++) {
+        hosts[r] = bench_host_of(rank->run->options, (int32_t)r);
+    }
+    oracle_set_nodes(self->oracle, hosts);
+    free(hosts);
     for (size_t r = 0; r < ranks; r++) {
         free(idx[r]);
     }

@@ -12,6 +12,8 @@ const char bench_options_help[] =
     "0\n"
     "                       or N; cuda:all, ranks spread over all cards\n"
     "  --ranks R            ranks, all on this host (default 2)\n"
+    "  --hosts N            the ranks play N hosts, which only the network\n"
+    "                       joins (default 1)\n"
     "  --threads            ranks are threads of one process (default)\n"
     "  --procs              ranks are processes\n"
     "  --mode ht|ll         ht: training and prefill, a plan for each batch\n"

@@ -243,6 +243,7 @@ parse_peers(const char *text, struct bench_options *o,
 enum option_id {
     OPT_DEVICE = 1,
     OPT_RANKS,
+    OPT_HOSTS,
     OPT_THREADS,
     OPT_PROCS,
     OPT_MODE,
@@ -273,6 +274,7 @@ enum option_id {
 static const struct option option_table[] = {
     { "device", required_argument, NULL, OPT_DEVICE },
     { "ranks", required_argument, NULL, OPT_RANKS },
+    { "hosts", required_argument, NULL, OPT_HOSTS },
     { "threads", no_argument, NULL, OPT_THREADS },
     { "procs", no_argument, NULL, OPT_PROCS },
     { "mode", required_argument, NULL, OPT_MODE },
@@ -314,6 +316,7 @@ set_number(enum option_id id, const char *name, const char *text,
         int64_t *large_p;
     } table[] = {
         { OPT_RANKS, 1, EPX_MAX_RANKS, &o->ranks, NULL },
+        { OPT_HOSTS, 1, EPX_MAX_RANKS, &o->hosts, NULL },
         { OPT_TOKENS, 1, 1 << 24, NULL, &o->tokens },
         { OPT_HIDDEN, 1, 1 << 24, NULL, &o->hidden },
         { OPT_TOPK, 1, EPX_MAX_TOPK, &o->topk, NULL },
@@ -481,9 +484,23 @@ check_device(const struct bench_options *o, struct bench_error *error)
 }
 
 static bool
+check_hosts(const struct bench_options *o, struct bench_error *error)
+{
+    if (o->hosts > o->ranks) {
+        return bench_fail(error, "--hosts is %d; allowed: 1 to the %d ranks",
+                          o->hosts, o->ranks);
+    }
+    if (o->hosts > 1 && (o->device != EPX_DEVICE_CPU || o->vs_mpi)) {
+        return bench_fail(error, "--hosts needs --device cpu, and cannot go "
+                                 "with --vs mpi, whose ranks share memory");
+    }
+    return true;
+}
+
+static bool
 check_together(const struct bench_options *o, struct bench_error *error)
 {
-    if (!check_device(o, error)) {
+    if (!check_device(o, error) || !check_hosts(o, error)) {
         return false;
     }
     if (o->send_only && o->mode != BENCH_LL) {
@@ -522,6 +539,7 @@ bench_options_parse(int argc, char **argv, int32_t cores,
                                        .dtype = EPX_BF16,
                                        .routing_text = "uniform",
                                        .warmup = -1,
+                                       .hosts = 1,
                                        .in_a_row = 1,
                                        .seed = 1,
                                        .bind = true,

@@ -49,6 +49,7 @@ struct bench_options {
     int32_t workers;
     int32_t iters;
     int32_t warmup;
+    int32_t hosts;    /* that the ranks play, which only the network joins */
     int32_t in_a_row; /* on a card: calls that are timed together */
     uint64_t seed;
     bool check;
@@ -60,6 +61,13 @@ struct bench_options {
     bool buffers_outside;
     int32_t cores; /* that this process may use */
 };
+
+/* Which of the hosts a rank plays: they have equally many, in blocks. */
+static inline int32_t
+bench_host_of(const struct bench_options *o, int32_t rank)
+{
+    return (int32_t)((int64_t)rank * o->hosts / o->ranks);
+}
 
 enum bench_parsed {
     BENCH_PARSED_RUN,

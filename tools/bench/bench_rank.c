@@ -156,7 +156,13 @@ open_group(struct bench_rank *self, const epx_bootstrap_t *bootstrap)
     struct bench_shared *shared = self->run->shared;
     epx_group_info_t info = EPX_GROUP_INFO_INIT;
     epx_group_config_t config = EPX_GROUP_CONFIG_INIT;
+    epx_network_config_t network = EPX_NETWORK_CONFIG_INIT;
     config.bootstrap = bootstrap;
+    if (o->hosts > 1) {
+        config.node = 1 + bench_host_of(o, self->rank);
+        config.network = &network;
+        network.device = getenv("EPX_NET_DEVICE") ? NULL : "lo";
+    }
     config.device = o->device;
     config.device_ordinal = self->card ? self->card->ordinal : 0;
     config.heap_bytes = self->run->shape.heap_bytes;
@@ -326,7 +332,8 @@ bench_rank_plan_args(const struct bench_rank *self)
     if (bench_options_fixed(o) && !slots) {
         args.recv_capacity = shape->recv_rows;
     }
-    if (o->send_only) {
+    /* Between hosts decode goes through receive slots if it is small. */
+    if (o->send_only || (o->hosts > 1 && o->mode == BENCH_LL)) {
         args.send_only_row_bytes =
             (int64_t)shape->sent_bytes + 4 * (int64_t)shape->sent_scales;
     }

@@ -84,6 +84,7 @@ bench_report_json(FILE *file, const struct bench_run *run,
         { "routing", TEXT, o->routing_text, 0, 0, 0 },
         { "launch", TEXT, o->graph ? "graph" : "call", 0, 0, 0 },
         { "in_a_row", WHOLE, NULL, o->in_a_row, 0, 0 },
+        { "hosts", WHOLE, NULL, o->hosts, 0, 0 },
     };
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
         fputs(i ? ", " : "{", file);
@@ -130,13 +131,17 @@ put_heading(FILE *file, const struct bench_run *run)
 {
     const struct bench_options *o = run->options;
     const char *quantize = bench_quantize_name(o->quantize);
+    char hosts[32] = "";
+    if (o->hosts > 1) {
+        snprintf(hosts, sizeof hosts, " on %d hosts", o->hosts);
+    }
     fprintf(file,
-            "%s engine, %s fabric: %d ranks x %d workers, %s, layout %s\n"
+            "%s engine, %s fabric: %d ranks x %d workers%s, %s, layout %s\n"
             "each %lld tokens x %lld %s%s%s, top-%d of %d experts, %s; "
             "%d iterations%s%s\n\n"
             "%-13s %10s %10s %10s %9s %8s %8s  %-6s %10s %7s\n",
             run->shared->engine, run->shared->fabric, o->ranks, o->workers,
-            bench_mode_name(o->mode), bench_layout_name(o->layout),
+            hosts, bench_mode_name(o->mode), bench_layout_name(o->layout),
             (long long)run->routing->max_tokens, (long long)o->hidden,
             bench_dtype_name(o->dtype), quantize ? " sent as fp8, scales " : "",
             quantize ? quantize : "", run->routing->topk, o->experts,
