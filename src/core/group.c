@@ -34,7 +34,7 @@ break_group(epx_group_t *group, const epx__error_t *error, bool is_told)
         epx__lost_tell(group, error);
         epx__group_wake(group);
         if (epx__load_u32(&group->has_remote) != 0) {
-            group->remote.end(group->remote.context);
+            group->remote.end(group->remote.context, error);
         }
     }
     return is_first;

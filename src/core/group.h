@@ -53,7 +53,7 @@ typedef struct epx__remote {
     void (*help_end)(void *context);
     /* The group has failed: end what waits there, and let the peers know.  From
      * any thread. */
-    void (*end)(void *context);
+    void (*end)(void *context, const epx__error_t *error);
     void (*close)(void *context);
 } epx__remote_t;
 

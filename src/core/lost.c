@@ -61,28 +61,33 @@ is_verdict(int32_t status)
     }
 }
 
-/* A copy of the rank's verdict, which is a sentence whatever is there. */
+epx__error_t
+epx__lost_verdict(int32_t rank, int32_t status, const char *text, size_t bytes)
+{
+    epx__error_t error = { .status = is_verdict(status) ? (epx_status_t)status
+                                                        : EPX_ERR_PEER_DATA };
+
+    (void)snprintf(error.text, sizeof(error.text), "%.*s", (int)bytes, text);
+    for (char *at = error.text; *at != '\0'; at++) {
+        *at = (char)(isprint((unsigned char)*at) != 0 ? *at : '?');
+    }
+    if (error.text[0] == '\0') {
+        (void)snprintf(error.text, sizeof(error.text),
+                       "rank %d says that the group has failed, but not why",
+                       rank);
+    }
+    return error;
+}
+
+/* A copy of the verdict in a peer's vitals. */
 static epx__error_t
 read_verdict(const epx_group_t *group, int32_t rank)
 {
     epx__vitals_t vitals;
-    epx__error_t error;
 
     epx__copy_in(&vitals, epx__lost_vitals(group, rank), sizeof(vitals));
-    vitals.text[sizeof(vitals.text) - 1] = '\0';
-    for (char *at = vitals.text; *at != '\0'; at++) {
-        *at = (char)(isprint((unsigned char)*at) != 0 ? *at : '?');
-    }
-    error.status = is_verdict(vitals.status) ? (epx_status_t)vitals.status
-                                             : EPX_ERR_PEER_DATA;
-    if (vitals.text[0] == '\0') {
-        (void)snprintf(error.text, sizeof(error.text),
-                       "rank %d says that the group has failed, but not why",
-                       rank);
-    } else {
-        (void)snprintf(error.text, sizeof(error.text), "%s", vitals.text);
-    }
-    return error;
+    return epx__lost_verdict(rank, vitals.status, vitals.text,
+                             sizeof(vitals.text));
 }
 
 bool

@@ -21,6 +21,11 @@ void epx__lost_tell(epx_group_t *group, const epx__error_t *error);
  * returns whether. */
 bool epx__lost_hear(epx_group_t *group);
 
+/* What a peer gives as the reason of a failure, whatever that is: `bytes` at
+ * text.  It becomes a status that a peer may tell of, and a sentence. */
+epx__error_t epx__lost_verdict(int32_t rank, int32_t status, const char *text,
+                               size_t bytes);
+
 /* This rank signals no more.  Before it lets go of anything. */
 void epx__lost_leave(epx_group_t *group);
 

@@ -119,11 +119,12 @@ epx_status_t epx__net_open(epx__net_t **net_p, const epx__net_config_t *config);
 void epx__net_close(epx__net_t *net);
 
 /*
- * The group has failed: whoever waits here is sent back with EPX_ERR_BROKEN,
- * and the peers are told with the next heartbeat, to which this rank is lost.
- * From any thread, also in epx__net_lost_t; at once.
+ * The group has failed with this error.  Whoever waits here is sent back with
+ * EPX_ERR_BROKEN.  The peers are told with the next heartbeat; to them this
+ * rank is lost, for the reason that is given here.  From any thread, also in
+ * epx__net_lost_t; at once; once.
  */
-void epx__net_end(epx__net_t *net);
+void epx__net_end(epx__net_t *net, const epx__error_t *error);
 
 /* Whether a rank is reached by this net. */
 bool epx__net_has_peer(const epx__net_t *net, int32_t rank);

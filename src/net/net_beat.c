@@ -2,9 +2,11 @@
 /*
  * Heartbeats: a TCP connection between partners that carries nothing but the
  * sign that the other end's thread is alive.  The lower rank connects, and says
- * who it is; then each end sends a byte now and then, 1 when its group has
- * failed.  Its end is the peer's end, unless the peer has said goodbye.
+ * who it is; then each end sends a zero now and then; or, when its group
+ * has failed, something else, then its verdict, and no more.  Its end is the
+ * peer's end, unless the peer has said goodbye.
  */
+#include "core/lost.h"
 #include "net/net_internal.h"
 
 #include <arpa/inet.h>
@@ -246,6 +248,33 @@ accept_strangers(epx__net_t *net, int64_t now)
     }
 }
 
+/* Look for a verdict among the beats, which may come in pieces; true once it is
+ * there, and the peer gone. */
+static bool
+hear_verdict(epx__net_t *net, int32_t rank, const char *bytes, size_t count)
+{
+    epx__net_peer_t *peer = &net->peers[rank];
+    char *verdict = (char *)&peer->beat.verdict;
+    epx__error_t error;
+
+    for (size_t i = 0; i < count; i++) {
+        if (peer->beat.verdict_bytes == 0 && bytes[i] == 0) {
+            continue; /* a beat */
+        }
+        if (peer->beat.verdict_bytes > 0) {
+            verdict[peer->beat.verdict_bytes - 1] = bytes[i];
+        }
+        if (++peer->beat.verdict_bytes > sizeof(peer->beat.verdict)) {
+            error = epx__lost_verdict(rank, peer->beat.verdict.status,
+                                      peer->beat.verdict.text,
+                                      sizeof(peer->beat.verdict.text));
+            epx__net_take_leave(net, rank, &error);
+            return true;
+        }
+    }
+    return false;
+}
+
 static void
 hear(epx__net_t *net, int32_t rank, int64_t now)
 {
@@ -258,8 +287,7 @@ hear(epx__net_t *net, int32_t rank, int64_t now)
         if (got > 0) {
             peer->beat.heard_ns = now;
         }
-        if (got > 0 && bytes[got - 1] != 0) {
-            epx__net_link_lost(net, rank, "its group has failed");
+        if (got > 0 && hear_verdict(net, rank, bytes, (size_t)got)) {
             return;
         }
     } while (got == (ssize_t)sizeof(bytes));
@@ -292,22 +320,39 @@ epx__net_beats_read(epx__net_t *net, int64_t now_ns)
     }
 }
 
+/* A beat; or, once, why the group has failed.  A connection that takes no more,
+ * or none, is late by itself. */
+static void
+beat(epx__net_t *net, epx__net_peer_t *peer)
+{
+    char message[1 + sizeof(net->verdict)] = { 0 };
+    size_t bytes = 1;
+
+    if (peer->beat.is_told) {
+        return;
+    }
+    if (epx__net_has_ended(net)) {
+        message[0] = 1;
+        memcpy(message + 1, &net->verdict, sizeof(net->verdict));
+        bytes = sizeof(message);
+    }
+    if (send(peer->beat.fd, message, bytes, MSG_DONTWAIT | MSG_NOSIGNAL) > 0) {
+        peer->beat.is_told = bytes > 1;
+    }
+}
+
 void
 epx__net_beats_send(epx__net_t *net, int64_t now_ns)
 {
-    char byte;
-
     if (net->beats.listener < 0 || now_ns < net->beats.next_ns) {
         return;
     }
     net->beats.next_ns = now_ns + (int64_t)net->config.beat_ns;
-    byte = epx__net_has_ended(net) ? 1 : 0;
     for (int32_t rank = 0; rank < net->config.num_ranks; rank++) {
         epx__net_peer_t *peer = &net->peers[rank];
 
         if (peer->beat.state == EPX__BEAT_UP) {
-            /* A connection that takes no more, or none, is late by itself. */
-            (void)!send(peer->beat.fd, &byte, 1, MSG_DONTWAIT | MSG_NOSIGNAL);
+            beat(net, peer);
         }
     }
 }

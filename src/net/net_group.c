@@ -131,9 +131,9 @@ remote_help_end(void *context)
 }
 
 static void
-remote_end(void *context)
+remote_end(void *context, const epx__error_t *error)
 {
-    epx__net_end(context);
+    epx__net_end(context, error);
 }
 
 static void
@@ -187,7 +187,12 @@ epx__group_join_nodes(epx_group_t *group, const epx_bootstrap_t *bootstrap,
         };
         epx__store_u32(&group->has_remote, 1);
         if (epx__group_is_broken(group)) {
-            epx__net_end(net); /* which nobody else has done yet */
+            /* Perhaps before there was a net to be told. */
+            epx__error_t error;
+
+            epx__error_save(&error, epx__group_restore(group));
+            epx__net_end(net, &error);
+            return error.status;
         }
     }
     return status;

@@ -65,6 +65,18 @@ typedef enum epx__net_peer_state {
     EPX__PEER_GONE, /* error says why */
 } epx__net_peer_state_t;
 
+/* Why a group has failed, as it goes over the heartbeat's connection. */
+typedef struct epx__net_verdict {
+    int32_t status;
+    char text[252];
+} epx__net_verdict_t;
+
+typedef enum epx__net_ending {
+    EPX__NET_WORKS = 0,
+    EPX__NET_ENDS, /* one thread writes the verdict */
+    EPX__NET_ENDED,
+} epx__net_ending_t;
+
 typedef struct epx__net_peer {
     uint32_t state;         /* shared: epx__net_peer_state_t */
     epx__error_t error;     /* shared, written before state */
@@ -98,8 +110,12 @@ typedef struct epx__net_peer {
         int fd;
         int64_t heard_ns;
         bool is_partner;
+        bool is_told; /* of this rank's failure */
         struct sockaddr_storage address;
         unsigned char token[16];
+        /* Of its failure: the marker, then the verdict. */
+        size_t verdict_bytes;
+        epx__net_verdict_t verdict;
     } beat;
 } epx__net_peer_t;
 
@@ -136,11 +152,12 @@ struct epx__net {
     uint32_t crank;     /* shared: a thread does the net's work */
     uint32_t parked; /* shared futex word: where the thread waits for helpers */
     int64_t busy_ns; /* shared: when there was something to do */
-    int64_t helped_ns;  /* shared: when a thread helped last */
-    uint32_t closing;   /* shared */
-    uint32_t event;     /* shared futex word */
-    uint32_t has_ended; /* shared: the group has failed */
-    uint32_t sleepers;  /* shared: on event */
+    int64_t helped_ns;          /* shared: when a thread helped last */
+    uint32_t closing;           /* shared */
+    uint32_t event;             /* shared futex word */
+    uint32_t ending;            /* shared: epx__net_ending_t */
+    epx__net_verdict_t verdict; /* shared: written before it has ended */
+    uint32_t sleepers;          /* shared: on event */
 
     int backend_fd;
     int wake_fd;
@@ -151,6 +168,7 @@ struct epx__net {
     int64_t last_tick_ns;
     int64_t close_by_ns;
     bool is_parting;
+    bool is_hurried; /* parts from a group that has failed */
     bool has_closed; /* all that close waits for has come */
     bool has_thread;
     pthread_t thread;
@@ -171,7 +189,7 @@ void epx__net_event_raise(epx__net_t *net);
 static inline bool
 epx__net_has_ended(const epx__net_t *net)
 {
-    return epx__load_u32(&net->has_ended) != 0;
+    return epx__load_u32(&net->ending) == EPX__NET_ENDED;
 }
 void epx__net_done_drop(epx__net_t *net, epx__net_done_t *done, int32_t rank,
                         epx_status_t status);
@@ -197,6 +215,9 @@ void *epx__net_thread_main(void *argument);
  * the net's work, and will. */
 bool epx__net_serve_now(epx__net_t *net, int32_t peer);
 /* The peer is gone, for the reason that completes the sentence "rank 3 WHY". */
+/* The peer is gone for a reason that it gives itself. */
+void epx__net_take_leave(epx__net_t *net, int32_t rank,
+                         const epx__error_t *error);
 void epx__net_lose(epx__net_t *net, int32_t rank, epx_status_t status,
                    const char *why);
 

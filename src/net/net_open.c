@@ -408,10 +408,7 @@ epx__net_close(epx__net_t *net)
     if (net == NULL) {
         return;
     }
-    /* A group that has failed delivers nothing; its peers are to hear of it. */
-    net->close_by_ns =
-        epx__deadline_ns(epx__net_has_ended(net) ? 2 * net->config.beat_ns
-                                                 : net->config.timeout_ns);
+    net->close_by_ns = epx__deadline_ns(net->config.timeout_ns);
     epx__store_u32(&net->closing, 1);
     if (net->has_thread) {
         epx__net_mark(net, net->config.rank);

@@ -33,28 +33,18 @@ wake_gates(epx__net_t *net)
     }
 }
 
-void
-epx__net_lose(epx__net_t *net, int32_t rank, epx_status_t status,
-              const char *why)
+static void
+lose(epx__net_t *net, int32_t rank, const epx__error_t *error)
 {
     epx__net_peer_t *peer = &net->peers[rank];
-    uint32_t state = epx__net_state(peer);
 
-    if (state == EPX__PEER_NONE || state == EPX__PEER_GONE) {
-        return;
-    }
-    if (state == EPX__PEER_LEFT) {
-        status = EPX_ERR_PEER_LOST;
-        why = "has closed its group";
-    }
-    peer->error.status = status;
-    (void)snprintf(peer->error.text, sizeof(peer->error.text), "rank %d %s",
-                   rank, why);
-    if (state != EPX__PEER_LEFT && epx__load_u32(&net->closing) == 0) {
-        epx__log(EPX__LOG_WARN, "%s", peer->error.text);
+    peer->error = *error;
+    if (epx__net_state(peer) != EPX__PEER_LEFT &&
+        epx__load_u32(&net->closing) == 0) {
+        epx__log(EPX__LOG_WARN, "%s", error->text);
         if (net->config.lost != NULL) {
-            net->config.lost(net->config.lost_context, rank, status,
-                             peer->error.text);
+            net->config.lost(net->config.lost_context, rank, error->status,
+                             error->text);
         }
     }
     /* Acquired in epx__net_state. */
@@ -64,6 +54,28 @@ epx__net_lose(epx__net_t *net, int32_t rank, epx_status_t status,
     epx__net_drop_all(net, rank);
     wake_gates(net);
     epx__net_event_raise(net);
+}
+
+void
+epx__net_take_leave(epx__net_t *net, int32_t rank, const epx__error_t *error)
+{
+    uint32_t state = epx__net_state(&net->peers[rank]);
+
+    if (state != EPX__PEER_NONE && state != EPX__PEER_GONE) {
+        lose(net, rank, error);
+    }
+}
+
+void
+epx__net_lose(epx__net_t *net, int32_t rank, epx_status_t status,
+              const char *why)
+{
+    bool has_left = epx__net_state(&net->peers[rank]) == EPX__PEER_LEFT;
+    epx__error_t error = { .status = has_left ? EPX_ERR_PEER_LOST : status };
+
+    (void)snprintf(error.text, sizeof(error.text), "rank %d %s", rank,
+                   has_left ? "has closed its group" : why);
+    epx__net_take_leave(net, rank, &error);
 }
 
 void
@@ -231,6 +243,26 @@ start_to_part(epx__net_t *net)
     return true;
 }
 
+/* Leave the peers; returns whether there was anything to do.  A group that has
+ * failed, be it only now, delivers nothing and says no goodbye: its peers hear
+ * why with the next beat, and that must come first. */
+static bool
+part(epx__net_t *net, int64_t now)
+{
+    int64_t soon = now + 2 * (int64_t)net->config.beat_ns;
+    bool any = false;
+
+    if (!epx__net_has_ended(net)) {
+        any = start_to_part(net);
+        net->has_closed = has_parted(net);
+    } else if (!net->is_hurried) {
+        net->is_hurried = true;
+        net->close_by_ns = soon < net->close_by_ns ? soon : net->close_by_ns;
+    }
+    net->has_closed = net->has_closed || now >= net->close_by_ns;
+    return any;
+}
+
 static bool
 progress(epx__net_t *net, int64_t now, bool may_sleep, int64_t *wake_ns_p)
 {
@@ -244,8 +276,7 @@ progress(epx__net_t *net, int64_t now, bool may_sleep, int64_t *wake_ns_p)
     any = net->backend->poll(net->state, now, may_sleep && !any, wake_ns_p) ||
           any;
     if (epx__load_u32(&net->closing) != 0) {
-        any = start_to_part(net) || any;
-        net->has_closed = has_parted(net) || now >= net->close_by_ns;
+        any = part(net, now) || any;
     }
     if (any) {
         __atomic_store_n(&net->busy_ns, now, __ATOMIC_RELAXED);

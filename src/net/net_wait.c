@@ -4,6 +4,7 @@
 #include "net/net_internal.h"
 
 #include <inttypes.h>
+#include <stdio.h>
 
 uint32_t
 epx__net_event(const epx__net_t *net)
@@ -62,10 +63,19 @@ epx__net_event_wait(epx__net_t *net, uint32_t event, int64_t deadline_ns)
 }
 
 void
-epx__net_end(epx__net_t *net)
+epx__net_end(epx__net_t *net, const epx__error_t *error)
 {
-    epx__store_u32(&net->has_ended, 1);
-    epx__net_event_raise(net);
+    uint32_t works = EPX__NET_WORKS;
+
+    if (__atomic_compare_exchange_n(&net->ending, &works, EPX__NET_ENDS, false,
+                                    __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {
+        net->verdict.status = (int32_t)error->status;
+        (void)snprintf(net->verdict.text, sizeof(net->verdict.text), "%.*s",
+                       (int)sizeof(net->verdict.text) - 1, error->text);
+        /* Releases the verdict. */
+        epx__store_u32(&net->ending, EPX__NET_ENDED);
+        epx__net_event_raise(net);
+    }
 }
 
 static epx_status_t
