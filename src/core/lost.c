@@ -83,11 +83,13 @@ epx__lost_verdict(int32_t rank, int32_t status, const char *text, size_t bytes)
 static epx__error_t
 read_verdict(const epx_group_t *group, int32_t rank)
 {
-    epx__vitals_t vitals;
+    const epx__vitals_t *vitals = epx__lost_vitals(group, rank);
+    int32_t status;
+    char text[sizeof(vitals->text)];
 
-    epx__copy_in(&vitals, epx__lost_vitals(group, rank), sizeof(vitals));
-    return epx__lost_verdict(rank, vitals.status, vitals.text,
-                             sizeof(vitals.text));
+    epx__copy_in(&status, &vitals->status, sizeof(status));
+    epx__copy_in(text, vitals->text, sizeof(text));
+    return epx__lost_verdict(rank, status, text, sizeof(text));
 }
 
 bool
