@@ -162,6 +162,7 @@ report(watch_t *watch, fate_t fate)
     news_t news = { watch, fate };
     int32_t count = 0;
     epx__rank_list_t list;
+    epx_status_t status;
 
     for (int32_t rank = 0; rank < group->num_ranks; rank++) {
         count += is_in_news(&news, rank);
@@ -171,16 +172,16 @@ report(watch_t *watch, fate_t fate)
     }
     list = epx__rank_list_make(group->num_ranks, is_in_news, &news);
     if (fate == FATE_ENDED) {
-        epx__group_end(
-            group,
-            epx__fail(EPX_ERR_PEER_LOST, "%s: %s ended", list.text,
-                      count == 1 ? "its process has" : "their processes have"));
+        status = epx__fail(EPX_ERR_PEER_LOST, "%s %s ended", list.text,
+                           count == 1 ? "is lost: its process"
+                                      : "are lost: their processes");
     } else {
-        epx__group_end(group,
-                       epx__fail(EPX_ERR_PEER_LOST,
-                                 "%s: no sign of life for %.3f s", list.text,
-                                 (double)group->lost_after_ns * 1e-9));
+        status = epx__fail(EPX_ERR_PEER_LOST,
+                           "%s %s lost: no sign of life for %.3f s", list.text,
+                           count == 1 ? "is" : "are",
+                           (double)group->lost_after_ns * 1e-9);
     }
+    epx__group_end(group, status);
 }
 
 static void *

@@ -35,6 +35,7 @@ typedef struct options {
     int64_t seed;
     int64_t bound_ms;
     int64_t kind; /* -1: all */
+    int64_t nodes;
 } options_t;
 
 /* How long survivors took to be told. */
@@ -86,6 +87,7 @@ draw_round(fault_round_t *round, const options_t *options, uint64_t seed)
     if (options->kind >= 0) {
         round->kind = (fault_kind_t)options->kind;
     }
+    round->num_nodes = (int32_t)options->nodes;
     round->phase = (fault_phase_t)rng_int(&rng, 0, FAULT_NUM_PHASES - 1);
     round->layer = (int32_t)rng_int(&rng, 1, 5);
     round->delay_us = (uint32_t)rng_int(&rng, 0, 20000);
@@ -281,7 +283,7 @@ parse_options(int argc, char **argv)
     const char *rounds = getenv("EPX_FAULT_ROUNDS");
     options_t options = { rounds == NULL ? 40
                                          : parse("EPX_FAULT_ROUNDS", rounds, 1),
-                          1, 2000, -1 };
+                          1, 2000, -1, 1 };
 
     for (int i = 1; i + 1 < argc; i += 2) {
         if (strcmp(argv[i], "--rounds") == 0) {
@@ -292,6 +294,8 @@ parse_options(int argc, char **argv)
             options.bound_ms = parse(argv[i], argv[i + 1], 1);
         } else if (strcmp(argv[i], "--kind") == 0) {
             options.kind = parse(argv[i], argv[i + 1], 0) % FAULT_NUM_KINDS;
+        } else if (strcmp(argv[i], "--nodes") == 0) {
+            options.nodes = parse(argv[i], argv[i + 1], 1);
         } else {
             fprintf(stderr, "fault: unknown option %s\n", argv[i]);
             exit(2);

@@ -54,6 +54,7 @@ typedef struct fault_report {
 typedef struct fault_round {
     uint64_t seed;
     int32_t num_ranks;
+    int32_t num_nodes; /* by which ranks are told apart, beyond 1 */
     int32_t victim;
     fault_kind_t kind;
     fault_phase_t phase;

@@ -65,8 +65,10 @@ strike_after_signal(void *argument)
     int32_t peer = (life->rank + 1 + (int32_t)(round->seed % 7)) %
                    round->num_ranks; /* may be itself, the last to signal */
     uint64_t step = (uint64_t)round->which;
+    char *segment = group->peers[peer].base != NULL ? group->peers[peer].base
+                                                    : epx__group_segment(group);
     const uint64_t *arrival = epx__map_arrival(
-        &group->map, group->peers[peer].base, step,
+        &group->map, segment, step,
         (epx__gate_t)(round->seed / 7 % EPX__NUM_GATES), (uint32_t)life->rank);
     int64_t give_up = fault_now_ns() + patience_ns;
 
@@ -219,6 +221,7 @@ create_group(life_t *life)
     config.heap_bytes = 16 << 20;
     config.num_workers = 1 + life->rank % 2;
     config.timeout_ns = life->round->timeout_ns;
+    config.node = 1 + life->rank % life->round->num_nodes;
     status = epx_group_create(&config, &life->group);
     epx_bootstrap_destroy(life->bootstrap);
     return status;
@@ -227,9 +230,9 @@ create_group(life_t *life)
 static bool
 names_the_victim(const fault_round_t *round)
 {
-    char name[16];
+    char name[32];
 
-    (void)snprintf(name, sizeof(name), "rank %d:", round->victim);
+    (void)snprintf(name, sizeof(name), "rank %d ", round->victim);
     return strncmp(epx_last_error(), name, strlen(name)) == 0;
 }
 
@@ -243,7 +246,8 @@ check_told(const life_t *life, epx_status_t status)
     int64_t took;
 
     report->told_ns = fault_now_ns();
-    took = report->told_ns - round->struck_ns;
+    took =
+        report->told_ns - __atomic_load_n(&round->struck_ns, __ATOMIC_SEQ_CST);
     if (life->rank == round->victim) {
         return; /* let go on, it need only end */
     }
@@ -366,6 +370,7 @@ start_anew(const life_t *life)
                     round->num_ranks - 1, round->port + 1);
     config.heap_bytes = 16 << 20;
     config.num_workers = 1;
+    config.node = 1 + life->rank % round->num_nodes;
     if (epx_group_create(&config, &group) != EPX_OK) {
         fault_complain(round, life->rank, "a new group: %s", epx_last_error());
         return;
@@ -388,6 +393,23 @@ start_anew(const life_t *life)
     }
 }
 
+static void *
+do_nothing(void *argument)
+{
+    return argument;
+}
+
+/* Sanitizers start a thread of their own with the first one. */
+static void
+warm_up(void)
+{
+    pthread_t thread;
+
+    if (pthread_create(&thread, NULL, do_nothing, NULL) == 0) {
+        (void)pthread_join(thread, NULL);
+    }
+}
+
 void
 fault_rank_main(fault_round_t *round, int32_t rank)
 {
@@ -395,9 +417,8 @@ fault_rank_main(fault_round_t *round, int32_t rank)
     holdings_t before;
     epx_status_t status;
 
-    /* Loads the kernels, and whatever else comes once. */
-    (void)setenv("EPX_LOG", "none", 0);
     set_environment(round, rank, round->num_ranks, round->port);
+    warm_up();
     before = holdings_now();
     start_striker(&life, FAULT_AT_START, strike_later);
     status = create_group(&life);

@@ -258,7 +258,7 @@ case_rank_killed() {
     wait "$bench_pid" || status=$?
     expect "the exit status" $status 1
     # Who notices first: the launcher, or its peers.
-    expect_match err 'rank 2(: its process has ended| was ended by signal 9)'
+    expect_match err 'rank 2 (is lost: its process ended|was ended by signal 9)'
     wait_until all_gone "${ranks[@]}"
 }
 
