@@ -140,7 +140,8 @@ stream(rank_t *rank, int32_t peer, uint64_t turn, const struct iovec *range,
         epx__net_slot_release(rank->net, CHANNEL, peer, turn);
     }
     if (status == EPX_OK && !is_sender) {
-        const struct iovec nothing = { NULL, 0 };
+        /* Read when it is sent, which nothing here waits for. */
+        static const struct iovec nothing = { NULL, 0 };
 
         status = send_turn(rank, peer, turn, &nothing, NULL);
     }
