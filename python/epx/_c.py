@@ -236,6 +236,7 @@ class DeviceInfo(Struct):
 # Name in C -> class, for whoever wants to compare them with the header.
 STRUCTS = {
     "epx_bootstrap_t": Bootstrap,
+    "epx_network_config_t": NetworkConfig,
     "epx_group_config_t": GroupConfig,
     "epx_group_info_t": GroupInfo,
     "epx_plan_args_t": PlanArgs,

@@ -42,6 +42,8 @@ class GroupInfo(NamedTuple):
     heap_bytes: int
     heap_free_bytes: int
     heap_largest_free_bytes: int
+    num_nodes: int
+    node: int
 
 
 class Group:
