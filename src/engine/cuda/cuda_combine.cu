@@ -651,8 +651,13 @@ __launch_bounds__(WARPS * 32, 1)
     uint64_t step = args.posts ? step_now(view) : args.plan.routing->open_step;
     bool works = !is_broken(view) && args.plan.routing->failed == 0;
     char *segment = first_segment(view);
+    bool tells = args.posts && blockIdx.x == 0;
 
-    if (threadIdx.x == 0) {
+    // x, which the stream has written, is released while the rest is read.
+    if (tells && threadIdx.x < num_tellers<epx__post_t>(view)) {
+        fence_acq_rel_sys();
+    }
+    if (threadIdx.x == blockDim.x - 1) {
         post = args.post;
         post.step = step;
         post.signature.plan_id = args.plan.routing->plan_id;
@@ -662,8 +667,8 @@ __launch_bounds__(WARPS * 32, 1)
     if (!__syncthreads_and(works)) {
         return;
     }
-    if (args.posts && blockIdx.x == 0) {
-        tell_all(view, step, 0, post, true);
+    if (tells) {
+        tell_all(view, step, 0, post);
     }
     if (!args.pulls) {
         if (threadIdx.x == 0) {
@@ -675,7 +680,7 @@ __launch_bounds__(WARPS * 32, 1)
     if (!pull<DTYPE, BULK>(args, step, post.signature, shared)) {
         return;
     }
-    arrive_all(view, step, segment);
+    arrive_all<false>(view, step, segment);
     if (blockIdx.x == 0 &&
         arrivals_wait_all(view, step, CUDA_IN_COMBINE,
                           reinterpret_cast<source *>(shared), false,

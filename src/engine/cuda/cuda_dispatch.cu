@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(256, 1)
         return;
     }
     if (blockIdx.x == 0) {
-        tell_all(view, step, 0, post, false);
+        tell_all(view, step, 0, post);
     }
     worker w = worker_make(args, shared, BULK);
     token_source source(args);
@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(256, 1)
         if (blockIdx.x == 0) {
             give_counts(args);
         }
-        arrive_all(view, step, segment);
+        arrive_all<true>(view, step, segment);
     }
 #if EPX__HAS_BULK
     if (BULK && !ok) {

@@ -440,7 +440,7 @@ fused_places(const cuda_fused_args_t &args, const block &b, uint64_t step,
     if (!ok) {
         return;
     }
-    arrive_all(view, step, segment);
+    arrive_all<true>(view, step, segment);
     if (blockIdx.x != 0) {
         return;
     }
@@ -477,7 +477,7 @@ fused_slots(const cuda_fused_args_t &args, const block &b, uint64_t step,
     bulk_commit();
     bulk_wait_written();
 #endif
-    arrive_all(view, step, segment);
+    arrive_all<true>(view, step, segment);
     if (blockIdx.x == 0 && threadIdx.x == 0 &&
         arrivals_wait(view, step, CUDA_IN_DISPATCH, view.rank,
                       told.post.arrivals)) {

@@ -108,6 +108,15 @@ red_add_release_sys(uint64_t *word, uint64_t value)
 }
 
 EPX__DEVICE void
+red_add_relaxed_sys(uint64_t *word, uint64_t value)
+{
+    asm volatile("red.relaxed.sys.global.add.u64 [%0], %1;"
+                 :
+                 : "l"(word), "l"(value)
+                 : "memory");
+}
+
+EPX__DEVICE void
 red_add_release_gpu(uint32_t *word, uint32_t value)
 {
     asm volatile("red.release.gpu.global.add.u32 [%0], %1;"

@@ -281,20 +281,30 @@ neighbour(const cuda_view_t &view, int i)
     return (view.rank + 1 + i) % view.num_ranks;
 }
 
-// Tell every peer a part of the head, from the word `first` on: one block.  A
-// release, where asked for, of all that the stream has written before.
+// How many threads tell_all shares the words out to: few warps, since fences of
+// several queue.
+template <typename Part>
+EPX__DEVICE int
+num_tellers(const cuda_view_t &view)
+{
+    constexpr int WORDS_EACH = 8;
+    int words = view.num_ranks * (int)(sizeof(Part) / sizeof(uint32_t));
+
+    return min((int)blockDim.x, (words / WORDS_EACH + 31) / 32 * 32);
+}
+
+// Tell every peer a part of the head, from the word `first` on: one block, of
+// which num_tellers have fenced what the words release.
 template <typename Part>
 EPX__DEVICE void
-tell_all(const cuda_view_t &view, uint64_t step, int first, const Part &part,
-         bool releases)
+tell_all(const cuda_view_t &view, uint64_t step, int first, const Part &part)
 {
     constexpr int COUNT = sizeof(Part) / sizeof(uint32_t);
     const uint32_t *from = reinterpret_cast<const uint32_t *>(&part);
+    int tellers = num_tellers<Part>(view);
 
-    if (releases) {
-        fence_acq_rel_sys();
-    }
-    for (int i = threadIdx.x; i < view.num_ranks * COUNT; i += blockDim.x) {
+    for (int i = threadIdx.x;
+         threadIdx.x < tellers && i < view.num_ranks * COUNT; i += tellers) {
         int to = neighbour(view, i / COUNT);
 
         word_put(words_at(view, to, step, view.rank) + first + i % COUNT, step,
@@ -302,8 +312,11 @@ tell_all(const cuda_view_t &view, uint64_t step, int first, const Part &part,
     }
 }
 
-// A block has done its part of the step, for every rank: a release of all that
-// it has written or acquired.  first is first_segment's.
+// A block has done its part of the step, for every rank.  With RELEASES that
+// says that what it has written or acquired can be seen; without, only that it
+// has read what it wanted: what has been used has been read, without a fence.
+// first is first_segment's.
+template <bool RELEASES>
 EPX__DEVICE void
 arrive_all(const cuda_view_t &view, uint64_t step, char *first)
 {
@@ -314,9 +327,14 @@ arrive_all(const cuda_view_t &view, uint64_t step, char *first)
         if (i != threadIdx.x) {
             segment = view.segments[neighbour(view, i)];
         }
-        red_add_release_sys(epx__map_arrival(&view.map, segment, step,
-                                             EPX__GATE_DONE, view.rank),
-                            1);
+        uint64_t *word = epx__map_arrival(&view.map, segment, step,
+                                          EPX__GATE_DONE, view.rank);
+
+        if (RELEASES) {
+            red_add_release_sys(word, 1);
+        } else {
+            red_add_relaxed_sys(word, 1);
+        }
     }
 }
 
