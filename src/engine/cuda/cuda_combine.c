@@ -113,6 +113,7 @@ fill_kernel(draft_t *draft)
     kernel->own_is_aligned = own % EPX_ROW_ALIGN == 0;
     cuda_combine_shape(kernel, most);
     kernel->out_topk_weights = args->out_topk_weights;
+    kernel->wait_ns = args->wait_ns;
     kernel->post.num_rows = (uint64_t)args->num_rows;
     kernel->post.signature = epx__combine_signature(&plan->base, args);
     kernel->post.signature.arrays =

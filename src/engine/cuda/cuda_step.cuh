@@ -437,11 +437,13 @@ report_disagreement(const cuda_view_t &view, uint64_t step, cuda_what_t what)
 
 // Wait for every rank's post, and with Part = head its count row, compare the
 // posts (`mine` is this rank's) and open what each is about: open(rank, part,
-// peer) says whether it can be.
+// peer) says whether it can be.  Adds to wait_ns[r], if that is not null, how
+// long that took.
 template <typename Part, bool ACQUIRES, typename Open>
 EPX__DEVICE bool
 posts_wait(const cuda_view_t &view, uint64_t step, cuda_what_t what,
-           const epx__signature_t &mine, const uint64_t *rank_rows, Open open)
+           const epx__signature_t &mine, const uint64_t *rank_rows,
+           int64_t *wait_ns, Open open)
 {
     constexpr int WARPS = 16;
     __shared__ Part parts[WARPS];
@@ -449,6 +451,7 @@ posts_wait(const cuda_view_t &view, uint64_t step, cuda_what_t what,
     uint32_t with = 0, without = 0;
     int warp = threadIdx.x / 32, num_warps = blockDim.x / 32;
     Part *part = &parts[warp];
+    uint64_t start = wait_ns == nullptr ? 0 : global_timer_ns();
 
     for (int r = warp; r < view.num_ranks && waited; r += num_warps) {
         // Read while the words are on their way.
@@ -457,6 +460,9 @@ posts_wait(const cuda_view_t &view, uint64_t step, cuda_what_t what,
         __syncwarp();
         waited = words_wait<ACQUIRES>(view, step, what, r, 0, part);
         __syncwarp();
+        if (wait_ns != nullptr && threadIdx.x % 32 == 0 && r != view.rank) {
+            wait_ns[r] += (int64_t)(global_timer_ns() - start);
+        }
         if (waited && threadIdx.x % 32 == 0) {
             // A post is where its part begins.
             const epx__post_t &post =
