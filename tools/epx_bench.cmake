@@ -24,6 +24,7 @@ add_library(epx_bench_parts STATIC
   bench/bench_routing.c
   bench/bench_run.c
   bench/bench_shape.c
+  bench/bench_soak.c
   bench/bench_time_card.c
   bench/bench_times.c
   bench/routing_csv.c)

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 #
 # Tests of epx-bench:  bench_test.sh EPX_BENCH CASE ROUTING_DIRECTORY FLIP
-# FLIP is the library that the case "difference" preloads.
+# FLIP is the library that the cases "difference" and "leaks" preload.
 # Figures are never judged here, only that they are there and well formed.
 set -u
 bench=$1
@@ -251,6 +251,35 @@ case_difference() {
     done
 }
 
+shapes=(--hidden 256 --experts 12 --topk 3)
+
+case_soak() {
+    local launch
+    for launch in threads procs; do
+        quietly --soak 1 --$launch --ranks 3 "${shapes[@]}"
+        expect_match out '^memory of .*: [0-9.]+ MiB in the first half, '
+    done
+    quietly --soak 1 --json "${shapes[@]}"
+    expect_match out '^{"op": "soak", "engine": "cpu", "fabric": "thread", '\
+'"ranks": 2, "workers": [0-9]+, "seconds": [0-9.]+, "groups": [0-9]+, '\
+'"turns": [0-9]+, "first_bytes": [0-9]+, "last_bytes": [0-9]+}$'
+    run 2 --soak 1 --vs memcpy
+    expect_match err '--soak cannot go with'
+}
+
+# What a soak must find.
+case_leaks() {
+    export LD_PRELOAD=$flip
+    EPX_TEST_FLIP=memory run 1 --soak 2 "${shapes[@]}"
+    expect_match err "rank 0: the process's memory has grown from [0-9]+ to"
+    EPX_TEST_FLIP='file' run 1 --soak 1 "${shapes[@]}"
+    expect_match err 'rank 0: [0-9]+ files are open after 2 groups, and'
+    EPX_TEST_FLIP=heap run 1 --soak 1 "${shapes[@]}"
+    expect_match err 'turn [0-9]: the heap has [0-9]+ bytes left, and had'
+    EPX_TEST_FLIP=dispatch run 1 --soak 1 "${shapes[@]}"
+    expect_match err 'turn 0, round 1: dispatch differs: .'
+}
+
 case_rank_killed() {
     local status=0
     start_long
@@ -310,6 +339,10 @@ case_card() {
                     --workers 2 --layout $layout $options "${small[@]}"
             done
         done
+    done
+    for launch in threads procs; do
+        quietly --device cuda --soak 5 --$launch --ranks 3 --workers 2 \
+            "${shapes[@]}"
     done
     quietly --device cuda --json --graph --vs memcpy "${small[@]}"
     for op in plan plan-device dispatch combine layer; do

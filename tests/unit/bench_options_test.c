@@ -94,6 +94,11 @@ test_mode_sets_defaults(void **state)
     assert_int_equal(o.tokens, 7);
     assert_int_equal(o.iters, 9);
     assert_int_equal(o.warmup, 0);
+    o = good("--soak 3");
+    assert_int_equal(o.soak_s, 3);
+    assert_int_equal(o.tokens, 64);
+    assert_true(o.check);
+    refused("--soak 3 --routing some/file.csv", "--soak");
     o = good("--routing some/file.csv");
     assert_int_equal(o.routing, BENCH_CSV);
     assert_int_equal(o.tokens, 0);

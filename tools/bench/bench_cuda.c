@@ -150,6 +150,15 @@ cuda_replay(struct bench_card *card, enum bench_op op)
           "cudaGraphLaunch");
 }
 
+static int64_t
+cuda_used_bytes(struct bench_card *card)
+{
+    size_t unused = 0;
+    size_t all = 0;
+    check(card, cudaMemGetInfo(&unused, &all), "cudaMemGetInfo");
+    return (int64_t)(all - unused);
+}
+
 static void
 copy_once(struct cuda_card *self)
 {
@@ -215,7 +224,7 @@ cuda_open(const struct bench_run *run, int32_t rank)
     for (int32_t i = 0; i < BENCH_MAX_MARKS; i++) {
         check(card, cudaEventCreate(&self->marks[i]), "cudaEventCreate");
     }
-    if (rank == 0) {
+    if (rank == 0 && !run->options->soak_s) {
         open_copies(self);
     }
     return card;
@@ -254,6 +263,7 @@ static const struct bench_card_ops cuda_ops = {
     .capture = cuda_capture,
     .captured = cuda_captured,
     .replay = cuda_replay,
+    .used_bytes = cuda_used_bytes,
     .copy_ns = cuda_copy_ns,
 };
 

@@ -31,9 +31,8 @@ iterate(struct bench_rank *self, int32_t iter)
     bench_op_drop_plan(self);
 }
 
-/* One iteration on the inputs of a round, compared with the reference. */
-static void
-check_round(struct bench_rank *self, uint64_t round, const char *what)
+void
+bench_measure_check(struct bench_rank *self, uint64_t round, const char *what)
 {
     struct bench_check *check = bench_check_open(self, round);
     epx_plan_counts_t expected = bench_check_counts(check);
@@ -71,7 +70,7 @@ check_all(struct bench_rank *self)
                                 iters);
         }
         snprintf(what, sizeof what, "checked iteration %d", i);
-        check_round(self, (uint64_t)i + 1, what);
+        bench_measure_check(self, (uint64_t)i + 1, what);
     }
 }
 

@@ -260,6 +260,7 @@ enum option_id {
     OPT_WARMUP,
     OPT_IN_A_ROW,
     OPT_SEED,
+    OPT_SOAK,
     OPT_CHECK,
     OPT_VS,
     OPT_JSON,
@@ -291,6 +292,7 @@ static const struct option option_table[] = {
     { "warmup", required_argument, NULL, OPT_WARMUP },
     { "in-a-row", required_argument, NULL, OPT_IN_A_ROW },
     { "seed", required_argument, NULL, OPT_SEED },
+    { "soak", required_argument, NULL, OPT_SOAK },
     { "check", no_argument, NULL, OPT_CHECK },
     { "vs", required_argument, NULL, OPT_VS },
     { "json", no_argument, NULL, OPT_JSON },
@@ -325,6 +327,7 @@ set_number(enum option_id id, const char *name, const char *text,
         { OPT_ITERS, 1, 1000000, &o->iters, NULL },
         { OPT_WARMUP, 0, 1000000, &o->warmup, NULL },
         { OPT_IN_A_ROW, 1, BENCH_MAX_IN_A_ROW, &o->in_a_row, NULL },
+        { OPT_SOAK, 1, 1000000, &o->soak_s, NULL },
     };
     for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
         uint64_t value = 0;
@@ -447,8 +450,9 @@ set_defaults(struct bench_options *o)
         o->layout = ll ? EPX_LAYOUT_EXPERT_SLOTS : EPX_LAYOUT_RANK_MAJOR;
     }
     if (!o->tokens && !csv) {
-        o->tokens = ll ? 128 : 4096;
+        o->tokens = o->soak_s ? 64 : ll ? 128 : 4096;
     }
+    o->check |= o->soak_s > 0;
     if (!o->topk && !csv) {
         o->topk = 8;
     }
@@ -497,10 +501,24 @@ check_hosts(const struct bench_options *o, struct bench_error *error)
     return true;
 }
 
+/* A soak draws what these would fix, and times nothing. */
+static bool
+check_soak(const struct bench_options *o, struct bench_error *error)
+{
+    if (o->soak_s &&
+        (o->graph || o->in_a_row > 1 || o->vs_memcpy || o->vs_mpi ||
+         o->routing == BENCH_CSV || o->routing == BENCH_GROUP)) {
+        return bench_fail(error, "--soak cannot go with --graph, --in-a-row, "
+                                 "--vs, or a routing by groups or of a file");
+    }
+    return true;
+}
+
 static bool
 check_together(const struct bench_options *o, struct bench_error *error)
 {
-    if (!check_device(o, error) || !check_hosts(o, error)) {
+    if (!check_device(o, error) || !check_hosts(o, error) ||
+        !check_soak(o, error)) {
         return false;
     }
     if (o->send_only && o->mode != BENCH_LL) {

@@ -52,6 +52,7 @@ struct bench_options {
     int32_t hosts;    /* that the ranks play, which only the network joins */
     int32_t in_a_row; /* on a card: calls that are timed together */
     uint64_t seed;
+    int32_t soak_s; /* seconds; 0: no soak, which draws shapes up to these */
     bool check;
     bool vs_memcpy;
     bool vs_mpi;
