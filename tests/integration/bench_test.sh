@@ -95,7 +95,8 @@ shape+=', "topk": [0-9]+, "experts": [0-9]+, "dtype": "[a-z0-9]+"'
 shape+=', "workers": [0-9]+, "iters": [0-9]+'
 times="\"min_us\": $number, \"p50_us\": $number, \"p99_us\": $number"
 tail=', "layout": "[a-z]+", "quantize": null, "routing": "uniform"'
-tail+=', "launch": "(call|graph)", "in_a_row": [0-9]+, "hosts": [0-9]+}$'
+tail+=', "launch": "(call|graph)", "in_a_row": [0-9]+, "hosts": [0-9]+'
+tail+=', "sms": null, "sm_us": null}$'
 
 expect_json() { # OP FABRIC PEER, where the operation moves rows
     expect_match out "^\{\"op\": \"$1\", \"engine\": \"cpu\", \"fabric\": \
@@ -208,7 +209,7 @@ case_hosts() {
         done
         quietly --check --json --hosts 2 --$launch --ranks 4 --mode ll \
             "${small[@]}"
-        expect_match out '"op": "dispatch".*"hosts": 2}$'
+        expect_match out '"op": "dispatch".*"hosts": 2, '
     done
     run 2 --hosts 3 --ranks 2 "${small[@]}"
     expect_match err '--hosts is 3; allowed: 1 to the 2 ranks'
@@ -263,6 +264,7 @@ case_soak() {
     expect_match out '^{"op": "soak", "engine": "cpu", "fabric": "thread", '\
 '"ranks": 2, "workers": [0-9]+, "seconds": [0-9.]+, "groups": [0-9]+, '\
 '"turns": [0-9]+, "first_bytes": [0-9]+, "last_bytes": [0-9]+}$'
+    run 2 --soak 1 --tokens 1,2
     run 2 --soak 1 --vs memcpy
     expect_match err '--soak cannot go with'
 }
@@ -344,12 +346,12 @@ case_card() {
         quietly --device cuda --soak 5 --$launch --ranks 3 --workers 2 \
             "${shapes[@]}"
     done
-    quietly --device cuda --json --graph --vs memcpy "${small[@]}"
-    for op in plan plan-device dispatch combine layer; do
+    quietly --device cuda --json --graph --signals --vs memcpy "${small[@]}"
+    for op in plan plan-device dispatch combine layer signals; do
         expect_match out "\"op\": \"$op\", \"engine\": \"cuda\""
     done
     expect_match out "\"op\": \"layer\".*\"ratio_ceiling\": $number, \
-\"peer\": \"memcpy\".*\"launch\": \"graph\""
+\"peer\": \"memcpy\".*\"launch\": \"graph\".*\"sms\": [0-9]+"
     run 0 --device cuda --vs mpi "${small[@]}"
     expect_match err 'no figures of the mpi peer: it has no --device cuda'
 }

@@ -94,6 +94,14 @@ test_mode_sets_defaults(void **state)
     assert_int_equal(o.tokens, 7);
     assert_int_equal(o.iters, 9);
     assert_int_equal(o.warmup, 0);
+    assert_int_equal(o.num_token_counts, 1);
+    o = good("--tokens 1,16777216");
+    assert_int_equal(o.tokens, 1);
+    assert_int_equal(o.num_token_counts, 2);
+    assert_int_equal(o.token_counts[1], 16777216);
+    refused("--tokens 1,,2", "--tokens is '1,,2'");
+    refused("--tokens 1,16777217", "allowed: 1 to 16777216, or up to 32");
+    refused("--signals", "--signals needs --device cuda");
     o = good("--soak 3");
     assert_int_equal(o.soak_s, 3);
     assert_int_equal(o.tokens, 64);

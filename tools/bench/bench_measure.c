@@ -42,7 +42,7 @@ bench_measure_check(struct bench_rank *self, uint64_t round, const char *what)
     for (int i = 0; i < BENCH_NUM_OPS; i++) {
         enum bench_op op = (enum bench_op)i;
         if (!bench_op_active(op, self->run->options) ||
-            op == BENCH_PLAN_DEVICE) {
+            op == BENCH_PLAN_DEVICE || op == BENCH_SIGNALS) {
             continue;
         }
         if (op == BENCH_LAYER) { /* does all of it again */

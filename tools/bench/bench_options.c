@@ -10,6 +10,8 @@
  * other, which those of ranks must not. */
 #define MAX_THREADS_ON_CARD 32
 
+#define MAX_TOKENS (1 << 24)
+
 struct word {
     const char *name;
     int value;
@@ -240,6 +242,32 @@ parse_peers(const char *text, struct bench_options *o,
     }
 }
 
+/* One number, or several with commas between them. */
+static bool
+parse_tokens(const char *text, struct bench_options *o,
+             struct bench_error *error)
+{
+    const char *at = text;
+    o->num_token_counts = 0;
+    for (;;) {
+        size_t length = strcspn(at, ",");
+        uint64_t value = 0;
+        if (!parse_digits(at, length, &value) || value < 1 ||
+            value > MAX_TOKENS || o->num_token_counts == BENCH_MAX_COUNTS) {
+            return bench_fail(error,
+                              "--tokens is '%s'; allowed: 1 to %d, or up to "
+                              "%d such numbers with commas between them",
+                              text, MAX_TOKENS, BENCH_MAX_COUNTS);
+        }
+        o->token_counts[o->num_token_counts++] = (int64_t)value;
+        if (!at[length]) {
+            o->tokens = o->token_counts[0];
+            return true;
+        }
+        at += length + 1;
+    }
+}
+
 enum option_id {
     OPT_DEVICE = 1,
     OPT_RANKS,
@@ -268,6 +296,7 @@ enum option_id {
     OPT_NO_BIND,
     OPT_BUFFERS,
     OPT_GRAPH,
+    OPT_SIGNALS,
     OPT_HELP,
     OPT_VERSION,
 };
@@ -300,6 +329,7 @@ static const struct option option_table[] = {
     { "no-bind", no_argument, NULL, OPT_NO_BIND },
     { "buffers", required_argument, NULL, OPT_BUFFERS },
     { "graph", no_argument, NULL, OPT_GRAPH },
+    { "signals", no_argument, NULL, OPT_SIGNALS },
     { "help", no_argument, NULL, OPT_HELP },
     { "version", no_argument, NULL, OPT_VERSION },
     { 0 }
@@ -319,7 +349,6 @@ set_number(enum option_id id, const char *name, const char *text,
     } table[] = {
         { OPT_RANKS, 1, EPX_MAX_RANKS, &o->ranks, NULL },
         { OPT_HOSTS, 1, EPX_MAX_RANKS, &o->hosts, NULL },
-        { OPT_TOKENS, 1, 1 << 24, NULL, &o->tokens },
         { OPT_HIDDEN, 1, 1 << 24, NULL, &o->hidden },
         { OPT_TOPK, 1, EPX_MAX_TOPK, &o->topk, NULL },
         { OPT_EXPERTS, 1, 1 << 20, &o->experts, NULL },
@@ -403,6 +432,8 @@ set_option(enum option_id id, const char *name, const char *text,
         return set_word(id, name, text, o, error);
     case OPT_ROUTING:
         return parse_routing(text, o, error);
+    case OPT_TOKENS:
+        return parse_tokens(text, o, error);
     case OPT_VS:
         return parse_peers(text, o, error);
     case OPT_THREADS:
@@ -423,6 +454,9 @@ set_option(enum option_id id, const char *name, const char *text,
         return true;
     case OPT_GRAPH:
         o->graph = true;
+        return true;
+    case OPT_SIGNALS:
+        o->signals = true;
         return true;
     default:
         return set_number(id, name, text, o, error);
@@ -478,6 +512,10 @@ check_device(const struct bench_options *o, struct bench_error *error)
         return bench_fail(error, "--in-a-row needs --device cuda, and cannot "
                                  "go with --send-only");
     }
+    if (o->signals && (!cuda || o->procs)) {
+        return bench_fail(error, "--signals needs --device cuda, and cannot go "
+                                 "with --procs");
+    }
     if (cuda && !o->procs && o->ranks > MAX_THREADS_ON_CARD) {
         return bench_fail(error,
                           "--ranks is %d; allowed with --device cuda and "
@@ -505,11 +543,13 @@ check_hosts(const struct bench_options *o, struct bench_error *error)
 static bool
 check_soak(const struct bench_options *o, struct bench_error *error)
 {
+    bool times = o->graph || o->signals || o->in_a_row > 1 || o->vs_memcpy ||
+                 o->vs_mpi || o->num_token_counts > 1;
     if (o->soak_s &&
-        (o->graph || o->in_a_row > 1 || o->vs_memcpy || o->vs_mpi ||
-         o->routing == BENCH_CSV || o->routing == BENCH_GROUP)) {
-        return bench_fail(error, "--soak cannot go with --graph, --in-a-row, "
-                                 "--vs, or a routing by groups or of a file");
+        (times || o->routing == BENCH_CSV || o->routing == BENCH_GROUP)) {
+        return bench_fail(error, "--soak cannot go with --graph, --signals, "
+                                 "--in-a-row, --vs, several --tokens, or a "
+                                 "routing by groups or of a file");
     }
     return true;
 }

@@ -49,8 +49,12 @@ struct bench_shared {
     struct bench_series copies[BENCH_NUM_OPS][BENCH_NUM_COPIES];
     struct bench_series card_copies; /* on rank 0's */
     int32_t num_cards;               /* that the ranks use, by rank 0 */
+    /* In a graph: the blocks of the operation's largest kernel, each of which
+     * holds an SM; of rank 0; 0: unknown. */
+    int32_t num_blocks[BENCH_NUM_OPS];
+    uint64_t **signals; /* [R] the words of each rank's BENCH_SIGNALS */
     struct bench_soak soak;
-    uint8_t *gather;                 /* [R, BENCH_GATHER_BYTES] */
+    uint8_t *gather; /* [R, BENCH_GATHER_BYTES] */
 };
 
 struct bench_run {

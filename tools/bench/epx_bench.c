@@ -57,7 +57,7 @@ run_all(const struct bench_options *options,
 }
 
 static int
-run_with(const struct bench_options *options)
+run_once(const struct bench_options *options)
 {
     struct bench_error error;
     struct bench_routing routing;
@@ -70,6 +70,21 @@ run_with(const struct bench_options *options)
     }
     int status = run_all(options, &routing);
     bench_routing_close(&routing);
+    return status;
+}
+
+/* For each number of tokens that was asked for. */
+static int
+run_with(struct bench_options *options)
+{
+    int status = run_once(options);
+    for (int32_t i = 1; !status && i < options->num_token_counts; i++) {
+        options->tokens = options->token_counts[i];
+        if (!options->json) {
+            putchar('\n');
+        }
+        status = run_once(options);
+    }
     return status;
 }
 
