@@ -335,6 +335,7 @@ case_card() {
             [ $launch = threads ] || [ $layout = rank ] || continue
             for options in "--mode ht" "--mode ll" "--mode ll --send-only" \
                 "--graph" "--mode ll --graph" "--buffers outside" \
+                "--mode ll --graph --send-only" \
                 "--dtype fp8" "--quantize=ue8m0"; do
                 # shellcheck disable=SC2086 # several words
                 quietly --device cuda:0 --check --$launch --ranks 3 \
