@@ -16,6 +16,7 @@ if(TARGET 01_threads AND TARGET epx-run)
   epx_example_test(02_processes_uneven 3 02_processes)
   epx_example_test(03_decode 4 03_decode)
   epx_example_test(03_decode_alone 1 03_decode)
+  epx_example_test(04_overlap 3 04_overlap)
   epx_example_test(moe_lm_gradients_alone 1 moe_lm --gradcheck)
   epx_example_test(moe_lm_gradients 2 moe_lm --gradcheck)
 
