@@ -625,6 +625,7 @@ pull(const cuda_combine_args_t &args, uint64_t step,
 
     if (!posts_wait<epx__post_t, true>(
             args.view, step, CUDA_IN_COMBINE, mine, args.plan.rank_rows,
+            blockIdx.x == 0 ? args.wait_ns : nullptr,
             [&](int r, const epx__post_t &theirs, const peer &p) {
                 return source_open(args, r, theirs, p, &sources[r]);
             })) {

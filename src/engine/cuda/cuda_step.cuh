@@ -476,17 +476,20 @@ struct posts_seen {
 
 // Wait for every rank's post, and with Part = head its count row, compare the
 // posts (`mine` is this rank's) and open what each is about: open(rank, part,
-// peer) says whether it can be.  posts_agree must follow.
+// peer) says whether it can be.  Adds to wait_ns[r], if that is not null, how
+// long that took.  posts_agree must follow.
 template <typename Part, bool ACQUIRES, typename Open>
 EPX__DEVICE posts_seen
 posts_look(const cuda_view_t &view, uint64_t step, cuda_what_t what,
-           const epx__signature_t &mine, const uint64_t *rank_rows, Open open)
+           const epx__signature_t &mine, const uint64_t *rank_rows,
+           int64_t *wait_ns, Open open)
 {
     constexpr int WARPS = 16;
     __shared__ Part parts[WARPS];
     posts_seen seen = { true, true, true, 0, 0 };
     int warp = threadIdx.x / 32, num_warps = blockDim.x / 32;
     Part *part = &parts[warp];
+    uint64_t start = wait_ns == nullptr ? 0 : global_timer_ns();
 
     for (int r = warp; r < view.num_ranks && seen.waited; r += num_warps) {
         // Read while the words are on their way.
@@ -495,6 +498,9 @@ posts_look(const cuda_view_t &view, uint64_t step, cuda_what_t what,
         __syncwarp();
         seen.waited = words_wait<ACQUIRES>(view, step, what, r, 0, part);
         __syncwarp();
+        if (wait_ns != nullptr && threadIdx.x % 32 == 0 && r != view.rank) {
+            wait_ns[r] += (int64_t)(global_timer_ns() - start);
+        }
         if (seen.waited && threadIdx.x % 32 == 0) {
             // A post is where its part begins.
             const epx__post_t &post =
@@ -538,10 +544,11 @@ posts_agree(const cuda_view_t &view, uint64_t step, cuda_what_t what,
 template <typename Part, bool ACQUIRES, typename Open>
 EPX__DEVICE bool
 posts_wait(const cuda_view_t &view, uint64_t step, cuda_what_t what,
-           const epx__signature_t &mine, const uint64_t *rank_rows, Open open)
+           const epx__signature_t &mine, const uint64_t *rank_rows,
+           int64_t *wait_ns, Open open)
 {
-    posts_seen seen =
-        posts_look<Part, ACQUIRES>(view, step, what, mine, rank_rows, open);
+    posts_seen seen = posts_look<Part, ACQUIRES>(view, step, what, mine,
+                                                 rank_rows, wait_ns, open);
 
     return posts_agree(view, step, what, mine, seen, true);
 }
