@@ -350,7 +350,7 @@ check_pending_rows(cuda_plan_t *plan)
 {
     epx_status_t status =
         cuda_plan_is_fixed(plan) ? EPX_OK : cuda_counts_wait(plan);
-    int64_t rows = plan->seat->record->num_rows;
+    int64_t rows = plan->num_rows;
 
     return status == EPX_OK && !cuda_plan_is_fixed(plan) &&
                    rows > plan->pending_rows

@@ -344,9 +344,9 @@ __global__ void __launch_bounds__(256, 1)
         if (is_refused) {
             refusal = refusal_of(view, step, refused_by);
         }
-        if (receive_counts(move, local, step, is_refused) && threadIdx.x < 32) {
-            tell_slots(move, args.told, local, step, refusal);
-        }
+        (void)receive_counts(move, args.told,
+                             generation_of(args.told, *routing), local, step,
+                             refusal);
     } else {
         give_counts(move);
     }
