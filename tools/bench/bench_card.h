@@ -37,7 +37,8 @@ struct bench_card_ops {
                      size_t bytes);
     /* Until the stream has run. */
     void (*synchronize)(struct bench_card *card);
-    /* A mark notes when the stream has come to it; valid once it has run. */
+    /* A mark notes when the stream has come to it; valid once it has run.  In a
+     * graph, when its last replay has. */
     void (*mark)(struct bench_card *card, int32_t mark);
     int64_t (*between_ns)(struct bench_card *card, int32_t from, int32_t to);
     /* What the stream is given from capture on becomes a graph of the

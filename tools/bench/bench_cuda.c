@@ -18,7 +18,8 @@ struct cuda_card {
     struct bench_card base;
     cudaStream_t stream;
     cudaEvent_t marks[BENCH_MAX_MARKS];
-    cudaGraphExec_t graphs[BENCH_NUM_OPS];
+    cudaGraphExec_t graphs[BENCH_NUM_GRAPHS];
+    bool captures;
     struct bench_signals signals;
     void *staging;
     /* On rank 0, BENCH_CARD_COPY_BYTES each. */
@@ -110,8 +111,11 @@ static void
 cuda_mark(struct bench_card *card, int32_t mark)
 {
     struct cuda_card *self = (struct cuda_card *)card;
-    check(card, cudaEventRecord(self->marks[mark], self->stream),
-          "cudaEventRecord");
+    check(card,
+          cudaEventRecordWithFlags(self->marks[mark], self->stream,
+                                   self->captures ? cudaEventRecordExternal
+                                                  : cudaEventRecordDefault),
+          "cudaEventRecordWithFlags");
 }
 
 static int64_t
@@ -128,10 +132,12 @@ cuda_between_ns(struct bench_card *card, int32_t from, int32_t to)
 static void
 cuda_capture(struct bench_card *card)
 {
+    struct cuda_card *self = (struct cuda_card *)card;
     check(
         card,
         cudaStreamBeginCapture(card->stream, cudaStreamCaptureModeThreadLocal),
         "cudaStreamBeginCapture");
+    self->captures = true;
 }
 
 /* The blocks of a kernel in a graph; 0 for other nodes.  Asks the driver: the
@@ -179,7 +185,8 @@ cuda_captured(struct bench_card *card, enum bench_op op)
     cudaGraph_t graph = NULL;
     check(card, cudaStreamEndCapture(self->stream, &graph),
           "cudaStreamEndCapture");
-    if (card->rank == 0) {
+    self->captures = false;
+    if (card->rank == 0 && op < BENCH_NUM_OPS) {
         card->run->shared->num_blocks[op] = most_blocks(card, graph);
     }
     check(card, cudaGraphInstantiateWithFlags(&self->graphs[op], graph, 0),
@@ -338,7 +345,7 @@ cuda_close(struct bench_card *card)
     if (card->run->options->signals) {
         close_signals(self);
     }
-    for (int op = 0; op < BENCH_NUM_OPS; op++) {
+    for (int op = 0; op < BENCH_NUM_GRAPHS; op++) {
         if (self->graphs[op]) {
             check(card, cudaGraphExecDestroy(self->graphs[op]),
                   "cudaGraphExecDestroy");

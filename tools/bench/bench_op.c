@@ -86,6 +86,19 @@ bench_op_start(struct bench_rank *self, enum bench_op op,
     return call(self, op);
 }
 
+struct bench_sequence
+bench_op_sequence(const struct bench_options *options)
+{
+    struct bench_sequence sequence = { .count = 0 };
+    for (int i = 0; i < BENCH_NUM_OPS; i++) {
+        enum bench_op op = (enum bench_op)i;
+        if (bench_op_moves(op) && bench_op_active(op, options)) {
+            sequence.ops[sequence.count++] = op;
+        }
+    }
+    return sequence;
+}
+
 /* All that moves rows, and before it the update where that is no part of the
  * dispatch already. */
 static void
@@ -94,12 +107,27 @@ call_layer(struct bench_rank *self)
     if (self->run->options->mode != BENCH_LL) {
         bench_rank_check(self, bench_op_plan(self));
     }
-    for (int i = 0; i < BENCH_NUM_OPS; i++) {
-        enum bench_op op = (enum bench_op)i;
-        if (bench_op_moves(op) && bench_op_active(op, self->run->options)) {
-            bench_rank_check(self, call(self, op));
-        }
+    struct bench_sequence sequence = bench_op_sequence(self->run->options);
+    for (int32_t i = 0; i < sequence.count; i++) {
+        bench_rank_check(self, call(self, sequence.ops[i]));
     }
+}
+
+/* Halves cannot be repeated by themselves, so that their graph holds all of
+ * them; a launch for each would take the host longer than the card. */
+static void
+capture_halves(struct bench_rank *self)
+{
+    struct bench_sequence sequence = bench_op_sequence(self->run->options);
+    struct bench_card *card = self->card;
+    int32_t last = BENCH_HALVES_IN_A_ROW * sequence.count;
+    card->ops->capture(card);
+    for (int32_t i = 0; i < last; i++) {
+        card->ops->mark(card, i);
+        bench_rank_check(self, call(self, sequence.ops[i % sequence.count]));
+    }
+    card->ops->mark(card, last);
+    card->ops->captured(card, BENCH_HALVES);
 }
 
 void
@@ -126,6 +154,9 @@ bench_op_capture(struct bench_rank *self)
             }
         }
         card->ops->captured(card, op);
+    }
+    if (self->run->options->graph && self->run->options->send_only) {
+        capture_halves(self);
     }
     bench_barrier_wait(&self->run->shared->ranks, BENCH_NO_DEADLINE);
 }

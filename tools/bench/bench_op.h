@@ -27,6 +27,17 @@ void bench_op_drop_plan(struct bench_rank *self);
 void bench_op_note(const struct bench_rank *self, enum bench_op op,
                    int32_t iter, struct bench_span span);
 
+/* Operations that follow one another, again and again: those that move rows. */
+#define BENCH_MAX_SEQUENCE 4
+struct bench_sequence {
+    enum bench_op ops[BENCH_MAX_SEQUENCE];
+    int32_t count;
+};
+struct bench_sequence bench_op_sequence(const struct bench_options *options);
+
+/* So many sequences are in the graph of BENCH_HALVES. */
+#define BENCH_HALVES_IN_A_ROW 8
+
 /* The iterations of a block: the first, and one beyond the last. */
 int32_t bench_block_start(const struct bench_run *run, int32_t block);
 

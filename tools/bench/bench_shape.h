@@ -18,6 +18,10 @@ enum bench_op {
     BENCH_LAYER,   /* update, dispatch and combine in one graph */
     BENCH_SIGNALS, /* a kernel that only signals, twice, as operations do */
     BENCH_NUM_OPS,
+    /* No operation that is timed, but a graph: all halves of two, again and
+     * again, with marks between them. */
+    BENCH_HALVES = BENCH_NUM_OPS,
+    BENCH_NUM_GRAPHS,
 };
 
 const char *bench_op_name(enum bench_op op);

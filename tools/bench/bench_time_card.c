@@ -17,28 +17,9 @@
  * may be the one that a peer's kernel waits for. */
 #define PIECE 32
 
-#define MAX_SEQUENCE 4
-
-/* Operations that follow one another, again and again. */
-struct sequence {
-    enum bench_op ops[MAX_SEQUENCE];
-    int32_t count;
-};
-
-_Static_assert(PIECE *MAX_SEQUENCE < BENCH_MAX_MARKS, "a mark more than ops");
-
-static struct sequence
-moving_ops(const struct bench_options *o)
-{
-    struct sequence sequence = { .count = 0 };
-    for (int i = 0; i < BENCH_NUM_OPS; i++) {
-        enum bench_op op = (enum bench_op)i;
-        if (bench_op_moves(op) && bench_op_active(op, o)) {
-            sequence.ops[sequence.count++] = op;
-        }
-    }
-    return sequence;
-}
+_Static_assert(PIECE *BENCH_MAX_SEQUENCE < BENCH_MAX_MARKS,
+               "a mark more than ops");
+_Static_assert(BENCH_HALVES_IN_A_ROW <= PIECE, "they have marks");
 
 /* What is timed together; a graph holds all of it. */
 static int32_t
@@ -56,16 +37,25 @@ start_op(struct bench_rank *self, enum bench_op op)
     }
 }
 
+static bool
+has_halves_in_graph(const struct bench_options *o)
+{
+    return o->graph && o->send_only;
+}
+
 /* Iterations that are in a stream at once. */
 static int32_t
 piece_of(const struct bench_options *o)
 {
+    if (has_halves_in_graph(o)) {
+        return BENCH_HALVES_IN_A_ROW;
+    }
     int32_t piece = PIECE / calls_together(o);
     return piece > 1 ? piece : 1;
 }
 
 static void
-note_piece(const struct bench_rank *self, const struct sequence *sequence,
+note_piece(const struct bench_rank *self, const struct bench_sequence *sequence,
            int32_t first, int32_t count)
 {
     struct bench_card *card = self->card;
@@ -77,9 +67,21 @@ note_piece(const struct bench_rank *self, const struct sequence *sequence,
     }
 }
 
+/* The same of BENCH_HALVES, of which one replay warms up for the next. */
+static void
+time_halves(struct bench_rank *self, const struct bench_sequence *sequence,
+            int32_t first, int32_t count)
+{
+    bench_barrier_wait(&self->run->shared->ranks, BENCH_NO_DEADLINE);
+    self->card->ops->replay(self->card, BENCH_HALVES);
+    self->card->ops->replay(self->card, BENCH_HALVES);
+    bench_rank_synchronize(self);
+    note_piece(self, sequence, first, count);
+}
+
 /* Iterations `first` to first + count - 1, after those that warm up. */
 static void
-time_piece(struct bench_rank *self, const struct sequence *sequence,
+time_piece(struct bench_rank *self, const struct bench_sequence *sequence,
            int32_t first, int32_t count)
 {
     struct bench_card *card = self->card;
@@ -100,7 +102,7 @@ time_piece(struct bench_rank *self, const struct sequence *sequence,
 }
 
 static void
-time_sequence(struct bench_rank *self, const struct sequence *sequence,
+time_sequence(struct bench_rank *self, const struct bench_sequence *sequence,
               int32_t block)
 {
     int32_t end = bench_block_start(self->run, block + 1);
@@ -112,7 +114,12 @@ time_sequence(struct bench_rank *self, const struct sequence *sequence,
             bench_progress_show(&self->progress, self->run, "timed", first,
                                 self->run->options->iters);
         }
-        time_piece(self, sequence, first, count);
+        if (has_halves_in_graph(self->run->options) &&
+            bench_op_moves(sequence->ops[0])) {
+            time_halves(self, sequence, first, count);
+        } else {
+            time_piece(self, sequence, first, count);
+        }
         first += count;
     }
 }
@@ -183,9 +190,9 @@ time_copies(struct bench_rank *self, int32_t block)
 void
 bench_time_card(struct bench_rank *self)
 {
-    const struct sequence layer = { { BENCH_LAYER }, 1 };
-    const struct sequence signals = { { BENCH_SIGNALS }, 1 };
-    struct sequence moves = moving_ops(self->run->options);
+    const struct bench_sequence layer = { { BENCH_LAYER }, 1 };
+    const struct bench_sequence signals = { { BENCH_SIGNALS }, 1 };
+    struct bench_sequence moves = bench_op_sequence(self->run->options);
     epx_plan_counts_t counts = EPX_PLAN_COUNTS_INIT;
     for (int32_t block = 0; block < self->run->blocks; block++) {
         time_plans(self, block);
