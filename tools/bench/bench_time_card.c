@@ -67,7 +67,7 @@ note_piece(const struct bench_rank *self, const struct bench_sequence *sequence,
     }
 }
 
-/* The same of BENCH_HALVES, of which one replay warms up for the next. */
+/* As time_piece does, by BENCH_HALVES; one replay warms up for the next. */
 static void
 time_halves(struct bench_rank *self, const struct bench_sequence *sequence,
             int32_t first, int32_t count)
