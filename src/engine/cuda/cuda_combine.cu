@@ -615,8 +615,7 @@ pull_rows(const cuda_combine_args_t &args, const worker &w,
 
 template <epx_dtype_t DTYPE, bool BULK>
 __device__ bool
-pull(const cuda_combine_args_t &args, uint64_t step,
-     const epx__signature_t &mine, char *shared)
+pull(const cuda_combine_args_t &args, const epx__post_t &post, char *shared)
 {
     source *sources = reinterpret_cast<source *>(shared);
 
@@ -624,10 +623,11 @@ pull(const cuda_combine_args_t &args, uint64_t step,
     route_load first = load_route(args, w, unit_first(args, w));
 
     if (!posts_wait<epx__post_t, true>(
-            args.view, step, CUDA_IN_COMBINE, mine, args.plan.rank_rows,
-            blockIdx.x == 0 ? args.wait_ns : nullptr,
-            [&](int r, const epx__post_t &theirs, const peer &p) {
-                return source_open(args, r, theirs, p, &sources[r]);
+            args.view, post.step, CUDA_IN_COMBINE, post.signature,
+            args.plan.rank_rows, blockIdx.x == 0 ? args.wait_ns : nullptr,
+            &post, [&](int r, const epx__post_t &theirs, const peer &p) {
+                return threadIdx.x % 32 != 0 ||
+                       source_open(args, r, theirs, p, &sources[r]);
             })) {
         return false;
     }
@@ -676,7 +676,7 @@ __launch_bounds__(WARPS * 32, 1)
 
     // x, which the stream has written, is released while the rest is read.
     if (tells && threadIdx.x < num_tellers<epx__post_t>(view)) {
-        fence_acq_rel_sys();
+        fence_acq_rel(view);
     }
     if (is_last_warp) {
         start_keep(word, &now);
@@ -699,7 +699,7 @@ __launch_bounds__(WARPS * 32, 1)
         step_end(view, step, post.arrivals);
         return;
     }
-    if (!pull<DTYPE, BULK>(args, step, post.signature, shared)) {
+    if (!pull<DTYPE, BULK>(args, post, shared)) {
         return;
     }
     arrive_all<false>(view, step, segment);

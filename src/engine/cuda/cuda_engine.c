@@ -165,6 +165,22 @@ load_kernels(epx_group_t *group)
                : epx__cuda_fail(error, "cannot load the CUDA kernels");
 }
 
+static bool
+is_one_card(const epx_group_t *group)
+{
+    bool is_one = group->fabric == &epx__fabric_cuda_thread;
+
+    for (int32_t r = 0; r < group->num_ranks && is_one; r++) {
+        struct cudaPointerAttributes is;
+
+        is_one = cudaPointerGetAttributes(&is, group->peers[r].base) ==
+                     cudaSuccess &&
+                 is.type == cudaMemoryTypeDevice &&
+                 is.device == group->device_ordinal;
+    }
+    return is_one;
+}
+
 /* What kernels need to know of the group:
  *     cuda_state_t, char *segments[R], u64 segment_bytes[R] */
 static epx_status_t
@@ -193,6 +209,7 @@ open_view(epx_group_t *group)
         engine->view.rank = group->rank;
         engine->view.num_ranks = group->num_ranks;
         engine->view.timeout_ns = group->timeout_ns;
+        engine->view.is_one_card = is_one_card(group);
         engine->view.map = group->map;
         engine->view.state = (cuda_state_t *)(void *)base;
         engine->view.segments = (char *const *)(void *)(base + segments);

@@ -165,8 +165,8 @@ cuda_fused_start(const cuda_op_t *op, const cuda_dispatch_args_t *move,
     const cuda_engine_t *engine = cuda_engine(plan->base.group);
     cuda_fused_args_t args = draft_fused(plan, move);
     int64_t tokens = move->num_tokens > 0 ? move->num_tokens : 1;
-    int64_t most = move->view.num_ranks; /* blocks that tell the peers */
     int64_t per_block = (tokens + num_blocks - 1) / num_blocks;
+    int most = move->view.num_ranks; /* blocks that tell the peers */
     int used;
 
     args.topk_idx = is_new ? topk_idx : plan->view.experts;
@@ -175,9 +175,11 @@ cuda_fused_start(const cuda_op_t *op, const cuda_dispatch_args_t *move,
     args.to_slots = move->is_send_only && plan->slot_block != NULL;
     args.slots = slots_of(plan, move);
     args.told.generation = generation;
-    tokens = (tokens + per_block - 1) / per_block;
-    used = min_int(num_blocks, tokens > most ? tokens : most);
-    (void)cuda_fused_shape(&args, used, engine->max_shared);
+    args.num_movers = (uint32_t)((tokens + per_block - 1) / per_block);
+    /* The last ones tell: where that costs none of the others' SMs, they do
+     * nothing else. */
+    used = min_int(num_blocks, (int64_t)args.num_movers + most);
+    (void)cuda_fused_shape(&args, (int)args.num_movers, engine->max_shared);
     if (args.to_slots) {
         draft_unpack(plan, &args, num_blocks);
     }

@@ -7,9 +7,9 @@
 //     3. loads its own tokens' rows, quantised if asked, into shared memory
 //     4. waits for what the peers tell, and with it places its tokens' rows
 //     5. stores the rows, and announces that to every rank
-// and block 0 tells the host what has come, and waits for the blocks of all
-// ranks.  Loads are asked for as early as can be: each takes longer than most
-// of what is done with it.
+// and the last block tells the host what has come, and waits for the blocks of
+// all ranks.  Loads are asked for as early as can be: each takes longer than
+// most of what is done with it.
 //
 // With receive slots it waits for nobody: instead of 4, rows go into this
 // rank's slots on each rank that wants the token, to be placed by cuda_unpack.
@@ -128,6 +128,15 @@ for_entries(uint32_t count, Body body)
     }
 }
 
+// Whether a row's scales can go as its payload does.
+template <bool BULK>
+__device__ bool
+scales_go_bulk(const cuda_dispatch_args_t &move, const target &to)
+{
+    return BULK && to.takes_bulk_scales && move.num_scales > 0 &&
+           move.num_scales % 4 == 0;
+}
+
 template <bool BULK>
 __device__ void
 store_rows(const cuda_fused_args_t &args, const block &b, uint32_t token,
@@ -142,8 +151,17 @@ store_rows(const cuda_fused_args_t &args, const block &b, uint32_t token,
         own_entry e = b.own[i];
 
         if (e.expert >= 0) {
-            store_row<BULK>(b.targets[e.rank].x + e.row * move.row_bytes,
-                            b.stages + i / topk * stride, move.row_bytes);
+            const target &to = b.targets[e.rank];
+            char *stage = b.stages + i / topk * stride;
+
+            store_row<BULK>(to.x() + e.row * move.row_bytes, stage,
+                            move.row_bytes);
+            if (scales_go_bulk<BULK>(move, to)) {
+                store_row<BULK>(
+                    reinterpret_cast<char *>(scales_at(move, to, e.row)),
+                    reinterpret_cast<char *>(stage_scales(args, stage)),
+                    num_scales * sizeof(uint32_t));
+            }
         }
     });
     for (uint32_t i = threadIdx.x; i < count; i += THREADS) {
@@ -153,18 +171,18 @@ store_rows(const cuda_fused_args_t &args, const block &b, uint32_t token,
             continue;
         }
         const target &to = b.targets[e.rank];
-        if (to.src_token != nullptr) {
-            to.src_token[e.row] = (int32_t)(token + i / topk);
+        if (to.src_token() != nullptr) {
+            to.src_token()[e.row] = (int32_t)(token + i / topk);
         }
-        if (to.topk_weights != nullptr) {
-            to.topk_weights[e.row] = e.weight;
+        if (to.topk_weights() != nullptr) {
+            to.topk_weights()[e.row] = e.weight;
         }
     }
     for (uint32_t i = threadIdx.x; i < count * num_scales; i += THREADS) {
         uint32_t at = i / num_scales, j = i - at * num_scales;
         own_entry e = b.own[at];
 
-        if (e.expert >= 0) {
+        if (e.expert >= 0 && !scales_go_bulk<BULK>(move, b.targets[e.rank])) {
             const target &to = b.targets[e.rank];
 
             scales_at(move, to, e.row)[j * to.scale_stride] =
@@ -241,13 +259,14 @@ __device__ void
 load_round(const cuda_fused_args_t &args, const block &b, uint32_t token)
 {
 #if EPX__HAS_BULK
+    constexpr int LOADER = 32; // a thread of a warp that has not much to do
     const cuda_dispatch_args_t &move = args.move;
     uint32_t count = token < b.end ? min(args.round_tokens, b.end - token) : 0;
 
     if (!b.loads_bulk || count == 0) {
         return;
     }
-    if (threadIdx.x == 0) {
+    if (threadIdx.x == LOADER) {
         if (token == b.first) {
             mbarrier_init(b.barrier, 1);
             fence_mbarrier_init();
@@ -306,13 +325,17 @@ next_round(const cuda_fused_args_t &args, const block &b, uint32_t token,
     bulk_wait_read<0>();
 #endif
     __syncthreads();
+    own_load own;
+    uint32_t topk = args.move.plan.key.topk;
+
+    own.start(args, token * topk, count * topk);
     load_round(args, b, token);
-    own_read(args, b, token, count);
+    own.share(args, b, token * topk, count * topk);
     __syncthreads();
     own_place(args, b, count);
     __syncthreads();
     if (threadIdx.x / 32 == WARPS - 1) {
-        own_number(args, b, count * args.move.plan.key.topk);
+        own_number(args, b, count * topk);
     }
     open_round<QUANTIZE>(args, b, token, count);
 }
@@ -377,6 +400,14 @@ end_stores()
 #endif
 }
 
+// The block that does what is done once: the last one, which has the fewest
+// tokens.
+__device__ bool
+is_clerk()
+{
+    return blockIdx.x == gridDim.x - 1;
+}
+
 // What the peers tell; a rank whose routing is bad is noted.
 __device__ posts_seen
 look_at_heads(const cuda_fused_args_t &args, const block &b, uint64_t step,
@@ -386,7 +417,7 @@ look_at_heads(const cuda_fused_args_t &args, const block &b, uint64_t step,
 
     return posts_look<head, false>(
         move.view, step, CUDA_IN_DISPATCH, mine, move.plan.rank_rows,
-        blockIdx.x == 0 ? move.wait_ns : nullptr,
+        is_clerk() ? move.wait_ns : nullptr, nullptr,
         [&](int r, const head &h, const peer &p) {
             if (h.row.bad_entry != 0) {
                 atomicMin(refused_by, r);
@@ -415,7 +446,7 @@ fused_places(const cuda_fused_args_t &args, const block &b, const start &now,
     if (count > 0) {
         open_round<QUANTIZE>(args, b, b.first, count);
     }
-    if (count > 0 || blockIdx.x == 0) {
+    if (count > 0 || is_clerk()) {
         seen = look_at_heads(args, b, step, mine, refused_by);
     }
     bool ok = posts_agree(
@@ -426,7 +457,7 @@ fused_places(const cuda_fused_args_t &args, const block &b, const start &now,
         ok = send_rounds<BULK, QUANTIZE>(args, b, step);
     }
     // While the rows are on their way.
-    if (ok && blockIdx.x == 0) {
+    if (ok && is_clerk()) {
         cuda_refusal_t refusal = {};
 
         if (is_refused) {
@@ -440,9 +471,8 @@ fused_places(const cuda_fused_args_t &args, const block &b, const start &now,
         return;
     }
     arrive_all<true>(view, step, segment);
-    if (blockIdx.x == 0 &&
-        arrivals_wait_all(view, step, CUDA_IN_DISPATCH, b.targets, false,
-                          args.move.wait_ns)) {
+    if (is_clerk() && arrivals_wait_all(view, step, CUDA_IN_DISPATCH, b.targets,
+                                        false, args.move.wait_ns)) {
         step_end(view, step, now.state.arrivals[epx__slot(step)] + gridDim.x);
     }
 }
@@ -463,7 +493,7 @@ fused_slots(const cuda_fused_args_t &args, const block &b, const start &now,
     }
     end_stores();
     arrive_all<true>(view, step, segment);
-    if (blockIdx.x == 0 && threadIdx.x == 0 &&
+    if (is_clerk() && threadIdx.x == 0 &&
         arrivals_wait(view, step, CUDA_IN_DISPATCH, view.rank, arrivals)) {
         routing->open_step = step;
         routing->num_sends = now.routing.num_sends + 1;
@@ -488,27 +518,43 @@ __launch_bounds__(THREADS, 1)
     block b = block_make(args, shared, BULK);
     uint32_t count = min(args.round_tokens, b.end - b.first);
     int keys = view.num_ranks + (int)args.move.plan.key.num_experts;
-    tile_load tile;
+    bool tells = first_told() < view.num_ranks;
+    uint32_t num_entries = (uint32_t)args.move.num_tokens * topk;
+    entries_load<TILE_EACH> entries;
+    own_load own;
     uint64_t word = 0;
 
     // Ask memory for all that can be asked for before anything is known.
     if (warp == 0) {
         word = start_load(view, args.move.plan.routing);
     }
-    tile.start(args, 0, min(per_tile, (uint32_t)args.move.num_tokens * topk));
+    if (num_entries > 0) {
+        entries.start(args, 0);
+    }
+    own.start(args, b.first * topk, count * topk);
     char *segment = first_segment(view);
-    char *listener = view.segments[neighbour(view, blockIdx.x)];
+    char *listener = view.segments[neighbour(view, first_told())];
     load_round(args, b, b.first);
-    own_read(args, b, b.first, count);
+    if (warp == WARPS / 2 && tells) {
+        head_begin(args, &told);
+    }
     for (int i = threadIdx.x; i < 2 * keys + args.move.plan.num_local;
          i += THREADS) {
         b.before[i] = 0; // and total, and local
+    }
+    for (int e = threadIdx.x; e < args.move.plan.key.num_experts;
+         e += THREADS) {
+        b.ranks[e] =
+            expert_rank((int)args.move.plan.key.num_experts, view.num_ranks, e);
     }
     if (threadIdx.x == THREADS - 1) {
         bad_entry = ~0ull;
         refused_by = INT32_MAX;
     }
-    tile.keep(b);
+    tile_part tile;
+    tile.take(args, entries, min(per_tile, num_entries));
+    tile.share(b);
+    own.share(args, b, b.first * topk, count * topk);
     if (warp == 0) {
         start_keep(word, &now);
     }
@@ -520,11 +566,11 @@ __launch_bounds__(THREADS, 1)
         drop_round(b);
         return;
     }
-    if (warp == WARPS - 1 && blockIdx.x < view.num_ranks) {
-        head_make(args, now, step, &told);
+    if (warp == WARPS / 2 && tells) {
+        head_end(args, now, step, &told);
     }
     own_place(args, b, count);
-    count_all(args, b, per_tile, &bad_entry);
+    count_all<SLOTS>(args, b, tile, per_tile, tells, &bad_entry);
     __syncthreads();
     bool is_bad = bad_entry != ~0ull;
     if (is_bad) {

@@ -10,6 +10,7 @@
 //                          before the round's; by rank and by expert
 //     total   [R + E]      of the rank
 //     local   [L]          rows that arrive for this rank's experts
+//     ranks   [E]          of the experts
 //     own     [round][K]   struct own_entry
 //     tile    [TILE]       i32 experts of the routing, while it is counted
 //     stages  [round]      rows as they are sent, each with its scales
@@ -47,22 +48,20 @@ struct own_entry {
 struct placement {
     int quotient, extra;
 
-    __device__ int rank_of(int expert) const
-    {
-        int wide = extra * (quotient + 1);
-
-        return expert < wide ? expert / (quotient + 1)
-                             : extra + (expert - wide) / quotient;
-    }
     __device__ int first_of(int rank) const
     {
         return rank * quotient + min(rank, extra);
+    }
+    __device__ int count_of(int rank) const
+    {
+        return quotient + (rank < extra);
     }
 };
 
 struct block {
     target *targets;
     uint32_t *before, *total, *local;
+    int32_t *ranks;
     own_entry *own;
     int32_t *tile;
     char *stages;
@@ -75,7 +74,7 @@ struct block {
 };
 
 struct block_map {
-    size_t before, total, local, own, tile, barrier, stages, raw, end;
+    size_t before, total, local, ranks, own, tile, barrier, stages, raw, end;
 };
 
 __host__ __device__ size_t
@@ -96,7 +95,8 @@ block_map_make(const cuda_fused_args_t &args, uint32_t round)
     map.before = targets * sizeof(target);
     map.total = map.before + keys * sizeof(uint32_t);
     map.local = map.total + keys * sizeof(uint32_t);
-    map.own = map.local + (size_t)move.plan.num_local * sizeof(uint32_t);
+    map.ranks = map.local + (size_t)move.plan.num_local * sizeof(uint32_t);
+    map.own = map.ranks + move.plan.key.num_experts * sizeof(int32_t);
     map.tile = map.own + round * move.plan.key.topk * sizeof(own_entry);
     map.barrier = round_up(map.tile + TILE * sizeof(int32_t), 8);
     map.stages = round_up(map.barrier + sizeof(uint64_t), ALIGN);
@@ -118,6 +118,7 @@ block_make(const cuda_fused_args_t &args, char *shared, bool is_bulk)
     b.before = reinterpret_cast<uint32_t *>(shared + map.before);
     b.total = reinterpret_cast<uint32_t *>(shared + map.total);
     b.local = reinterpret_cast<uint32_t *>(shared + map.local);
+    b.ranks = reinterpret_cast<int32_t *>(shared + map.ranks);
     b.own = reinterpret_cast<own_entry *>(shared + map.own);
     b.tile = reinterpret_cast<int32_t *>(shared + map.tile);
     b.stages = shared + map.stages;
@@ -130,8 +131,10 @@ block_make(const cuda_fused_args_t &args, char *shared, bool is_bulk)
         b.raw_stride = fused_stage_bytes(args.move);
     }
     b.loads_bulk = is_bulk && args.move.x_is_aligned != 0;
-    b.first = (uint32_t)(tokens * blockIdx.x / gridDim.x);
-    b.end = (uint32_t)(tokens * (blockIdx.x + 1) / gridDim.x);
+    uint32_t mover = min(blockIdx.x, args.num_movers);
+    b.first = (uint32_t)(tokens * mover / args.num_movers);
+    b.end =
+        (uint32_t)(tokens * min(mover + 1, args.num_movers) / args.num_movers);
     b.experts.quotient =
         (int)args.move.plan.key.num_experts / args.move.view.num_ranks;
     b.experts.extra = (int)args.move.plan.key.num_experts -
@@ -141,7 +144,7 @@ block_make(const cuda_fused_args_t &args, char *shared, bool is_bulk)
 
 // ---- 1. counting ----
 
-// Entry i of the routing, as it is given.
+// An element of topk_idx, as it is given.
 __device__ int64_t
 index_at(const cuda_fused_args_t &args, uint32_t i)
 {
@@ -149,58 +152,90 @@ index_at(const cuda_fused_args_t &args, uint32_t i)
                            : static_cast<const int32_t *>(args.topk_idx)[i];
 }
 
-__device__ int32_t
-expert_at(const cuda_fused_args_t &args, uint32_t i)
-{
-    int64_t value = index_at(args, i);
+// COUNT entries of the routing, from number `at` on, a thread's on their way
+// from memory: no load waits for another one.  There is at least one entry.
+template <int COUNT> struct entries_load {
+    int64_t values[COUNT];
 
-    return value < -1 || value >= args.move.plan.key.num_experts
-               ? BAD_EXPERT
-               : (int32_t)value;
-}
+    __device__ void start(const cuda_fused_args_t &args, uint32_t at)
+    {
+        uint32_t last =
+            (uint32_t)args.move.num_tokens * args.move.plan.key.topk - 1;
 
-// Where an entry's expert is, as its token's entries before it show.
+        if (args.idx_is_i64) {
+            start_of<int64_t>(args, at, last);
+        } else {
+            start_of<int32_t>(args, at, last);
+        }
+    }
+    // The expert; -1 for none.
+    __device__ int32_t expert(const cuda_fused_args_t &args, int i) const
+    {
+        return values[i] < -1 || values[i] >= args.move.plan.key.num_experts
+                   ? BAD_EXPERT
+                   : (int32_t)values[i];
+    }
+
+  private:
+    template <typename Index>
+    __device__ void start_of(const cuda_fused_args_t &args, uint32_t at,
+                             uint32_t last)
+    {
+        const Index *from = static_cast<const Index *>(args.topk_idx);
+
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) {
+            values[i] = from[min(at + i * THREADS + threadIdx.x, last)];
+        }
+    }
+};
+
+// What an entry's token shows before it.
 struct placed {
-    int32_t rank;
-    bool leads; // the first of its token for the rank
+    bool leads; // the first for its rank
     bool repeats;
 };
 
 // Entry number k of its token, after which at(j) is the j-th one back.
 template <typename At>
 __device__ placed
-place_entry(const block &b, int32_t expert, uint32_t k, At at)
+place_entry(const block &b, int32_t expert, int32_t rank, uint32_t k, At at)
 {
-    placed p = { b.experts.rank_of(expert), true, false };
-    int first = b.experts.first_of(p.rank);
-    int end = b.experts.first_of(p.rank + 1);
-
-#pragma unroll 8
-    for (uint32_t j = 1; j <= k; j++) {
-        int32_t other = at(j);
-
+    int first = b.experts.first_of(rank);
+    uint32_t count = b.experts.count_of(rank);
+    placed p = { true, false };
+    auto compare = [&](int32_t other) {
         p.repeats |= other == expert;
-        p.leads &= other < first || other >= end;
+        p.leads &= (uint32_t)(other - first) >= count;
+    };
+
+    // The first ones at a time; -1 is no expert.
+#pragma unroll
+    for (uint32_t j = 1; j < 8; j++) {
+        compare(j <= k ? at(j) : -1);
+    }
+    for (uint32_t j = 8; j <= k; j++) {
+        compare(at(j));
     }
     return p;
 }
 
-// Some of the routing's entries on their way from memory, a token to none but
-// one tile.
-struct tile_load {
+// A thread's part of the entries at hand, which a block has in shared memory,
+// too.
+struct tile_part {
     int32_t experts[TILE_EACH];
 
-    __device__ void start(const cuda_fused_args_t &args, uint32_t at,
-                          uint32_t count)
+    // `count` entries that have been loaded.
+    __device__ void take(const cuda_fused_args_t &args,
+                         const entries_load<TILE_EACH> &load, uint32_t count)
     {
 #pragma unroll
         for (int u = 0; u < TILE_EACH; u++) {
-            uint32_t n = u * THREADS + threadIdx.x;
-
-            experts[u] = n < count ? expert_at(args, at + n) : -1;
+            experts[u] =
+                u * THREADS + threadIdx.x < count ? load.expert(args, u) : -1;
         }
     }
-    __device__ void keep(const block &b) const
+    __device__ void share(const block &b) const
     {
 #pragma unroll
         for (int u = 0; u < TILE_EACH; u++) {
@@ -209,81 +244,131 @@ struct tile_load {
     }
 };
 
-// The tile of `count` entries from number `at` on, which is in shared memory.
+// A tile of entries from number `at` on, which is in shared memory: all that
+// the peers are told of it; and with BY_RANK what lies before this block's
+// tokens by rank, too.
+template <bool BY_RANK>
 __device__ void
-count_tile(const cuda_fused_args_t &args, const block &b, uint32_t at,
-           uint32_t count, unsigned long long *bad_entry)
+count_tile(const cuda_fused_args_t &args, const block &b, const tile_part &tile,
+           uint32_t at, unsigned long long *bad_entry)
 {
     uint32_t topk = args.move.plan.key.topk;
     uint32_t own = b.first * topk; // the first entry of this block
+    uint32_t k = threadIdx.x % topk, turn = THREADS % topk;
     int num_ranks = args.move.view.num_ranks;
 
-    for (uint32_t n = threadIdx.x; n < count; n += THREADS) {
+#pragma unroll
+    for (int u = 0; u < TILE_EACH; u++) {
+        uint32_t n = u * THREADS + threadIdx.x;
         const int32_t *entry = b.tile + n;
-        int32_t expert = *entry;
+        int32_t expert = tile.experts[u];
         bool is_before = at + n < own;
 
-        if (expert == BAD_EXPERT) {
-            atomicMin(bad_entry, (unsigned long long)(at + n) + 1);
-        }
-        if (expert < 0) {
-            continue;
-        }
-        placed p = place_entry(b, expert, n % topk,
+        // For none, too, so that no entry waits for another one's branch.
+        int32_t rank = b.ranks[max(expert, 0)];
+        placed p = place_entry(b, expert, rank, k,
                                [&](uint32_t j) { return entry[-(int)j]; });
-        if (p.repeats) {
+
+        if (expert == BAD_EXPERT || (expert >= 0 && p.repeats)) {
             atomicMin(bad_entry, (unsigned long long)(at + n) + 1);
         }
-        atomicAdd(&b.total[num_ranks + expert], 1u);
-        if (is_before) {
+        if (expert >= 0) {
+            atomicAdd(&b.total[num_ranks + expert], 1u);
+        }
+        if (expert >= 0 && p.leads) {
+            atomicAdd(&b.total[rank], 1u);
+        }
+        if (expert >= 0 && is_before) {
             atomicAdd(&b.before[num_ranks + expert], 1u);
         }
-        if (p.leads) {
-            atomicAdd(&b.total[p.rank], 1u);
+        if (BY_RANK && expert >= 0 && p.leads && is_before) {
+            atomicAdd(&b.before[rank], 1u);
         }
-        if (p.leads && is_before) {
-            atomicAdd(&b.before[p.rank], 1u);
-        }
+        k += turn;
+        k -= k >= topk ? topk : 0;
     }
 }
 
-// All of the routing, of which the first tile is in shared memory.
+// Just the rows for each expert that lie before this block's tokens.
 __device__ void
-count_all(const cuda_fused_args_t &args, const block &b, uint32_t per_tile,
-          unsigned long long *bad_entry)
+count_before(const cuda_fused_args_t &args, const block &b,
+             const tile_part &tile, uint32_t at)
 {
-    uint32_t count = (uint32_t)args.move.num_tokens * args.move.plan.key.topk;
+    uint32_t own = b.first * args.move.plan.key.topk;
+    uint32_t *before = b.before + args.move.view.num_ranks;
 
-    for (uint32_t at = 0; at < count; at += per_tile) {
-        uint32_t part = min(per_tile, count - at);
-
-        if (at != 0) {
-            tile_load load;
-
-            load.start(args, at, part);
-            __syncthreads();
-            load.keep(b);
-            __syncthreads();
+#pragma unroll
+    for (int u = 0; u < TILE_EACH; u++) {
+        if (at + u * THREADS + threadIdx.x < own && tile.experts[u] >= 0) {
+            atomicAdd(&before[tile.experts[u]], 1u);
         }
-        count_tile(args, b, at, part, bad_entry);
     }
 }
 
-// The round's own entries, in two steps with a barrier between.
+// The routing, of which the first tile is in shared memory: what this block
+// needs of it.
+template <bool SLOTS>
 __device__ void
-own_read(const cuda_fused_args_t &args, const block &b, uint32_t token,
-         uint32_t count)
+count_all(const cuda_fused_args_t &args, const block &b, tile_part &tile,
+          uint32_t per_tile, bool tells, unsigned long long *bad_entry)
 {
     uint32_t topk = args.move.plan.key.topk;
-    const float *weights = args.move.topk_weights;
+    bool counts_all = SLOTS || tells;
+    uint32_t count =
+        counts_all ? (uint32_t)args.move.num_tokens * topk : b.first * topk;
 
-    for (uint32_t i = threadIdx.x; i < count * topk; i += THREADS) {
-        uint32_t at = token * topk + i;
+    for (uint32_t at = 0; at < count; at += per_tile) {
+        if (at != 0) {
+            entries_load<TILE_EACH> load;
 
-        b.own[i] = { expert_at(args, at), -1, 0, NONE,
-                     weights == nullptr ? 0.0f : weights[at] };
+            load.start(args, at);
+            tile.take(args, load, min(per_tile, count - at));
+        }
+        if (at != 0 && counts_all) {
+            __syncthreads();
+            tile.share(b);
+            __syncthreads();
+        }
+        if (counts_all) {
+            count_tile<SLOTS>(args, b, tile, at, bad_entry);
+        } else {
+            count_before(args, b, tile, at);
+        }
     }
 }
+
+// The round's own entries on their way from memory, a thread's first one; there
+// may be more of them than threads.
+struct own_load {
+    entries_load<1> entry;
+    float weight;
+
+    __device__ void start(const cuda_fused_args_t &args, uint32_t first,
+                          uint32_t count)
+    {
+        const float *weights = args.move.topk_weights;
+
+        if (count > 0) {
+            entry.start(args, first);
+            weight = weights == nullptr
+                         ? 0.0f
+                         : weights[first + min(threadIdx.x, count - 1)];
+        }
+    }
+    __device__ void share(const cuda_fused_args_t &args, const block &b,
+                          uint32_t first, uint32_t count) const
+    {
+        if (threadIdx.x < count) {
+            b.own[threadIdx.x] = { entry.expert(args, 0), -1, 0, NONE, weight };
+        }
+        for (uint32_t i = threadIdx.x + THREADS; i < count; i += THREADS) {
+            own_load more;
+
+            more.start(args, first + i - threadIdx.x, count - i + threadIdx.x);
+            b.own[i] = { more.entry.expert(args, 0), -1, 0, NONE, more.weight };
+        }
+    }
+};
 
 __device__ void
 own_place(const cuda_fused_args_t &args, const block &b, uint32_t count)
@@ -298,19 +383,24 @@ own_place(const cuda_fused_args_t &args, const block &b, uint32_t count)
         if (e->expert < 0) {
             continue;
         }
-        placed p = place_entry(b, e->expert, i % key.topk,
-                               [&](uint32_t j) { return e[-(int)j].expert; });
-        e->rank = p.rank;
-        e->slot = p.leads ? 0 : NONE;
-        if (!args.to_slots) {
+        int32_t rank = b.ranks[e->expert];
+        e->rank = rank;
+        if (args.to_slots) {
+            placed p =
+                place_entry(b, e->expert, rank, i % key.topk,
+                            [&](uint32_t j) { return e[-(int)j].expert; });
+
+            e->slot = p.leads ? 0 : NONE;
+        } else {
             e->row =
-                (uint32_t)(e->expert - b.experts.first_of(p.rank)) * per_expert;
+                (uint32_t)(e->expert - b.experts.first_of(rank)) * per_expert;
         }
     }
 }
 
 // One warp: the number of each own entry among this rank's rows for its expert
-// and, where it leads, for its rank, once all before this block are counted.
+// and, where it leads to a slot, for its rank, once all before this block are
+// counted.
 __device__ void
 own_number(const cuda_fused_args_t &args, const block &b, uint32_t count)
 {
@@ -321,37 +411,53 @@ own_number(const cuda_fused_args_t &args, const block &b, uint32_t count)
         bool is_there = i < count && e->expert >= 0;
         bool leads = is_there && e->slot != NONE;
         uint32_t row = number(b.before, is_there ? num_ranks + e->expert : -1);
-        uint32_t slot = number(b.before, leads ? e->rank : -1);
 
         if (is_there) {
             atomicAdd(&e->row, row);
-            e->slot = slot;
+        }
+        if (args.to_slots) {
+            uint32_t slot = number(b.before, leads ? e->rank : -1);
+
+            if (leads) {
+                e->slot = slot;
+            }
         }
     }
 }
 
 // ---- 2. telling ----
 
-// One warp: the head, but for an entry that is found to be bad.
+// One warp: the head's constant part, and then the rest, but for an entry that
+// is found to be bad.
 __device__ void
-head_make(const cuda_fused_args_t &args, const start &now, uint64_t step,
-          head *told)
+head_begin(const cuda_fused_args_t &args, head *told)
 {
-    const cuda_dispatch_args_t &move = args.move;
-    const uint32_t *post = reinterpret_cast<const uint32_t *>(&move.post);
+    const uint32_t *post = reinterpret_cast<const uint32_t *>(&args.move.post);
 
     for (int i = threadIdx.x % 32; i < HEAD_WORDS; i += 32) {
         reinterpret_cast<uint32_t *>(told)[i] = i < POST_WORDS ? post[i] : 0;
     }
-    __syncwarp();
+}
+
+__device__ void
+head_end(const cuda_fused_args_t &args, const start &now, uint64_t step,
+         head *told)
+{
     if (threadIdx.x % 32 == 0) {
         told->post.step = step;
         told->post.signature.plan_id = now.routing.plan_id;
         told->post.slot_parity = now.routing.num_sends & 1;
         told->post.arrivals = now.state.arrivals[epx__slot(step)] + gridDim.x;
         told->row.step = step;
-        told->row.num_tokens = move.num_tokens;
+        told->row.num_tokens = args.move.num_tokens;
     }
+}
+
+// The first peer that this block tells, as a neighbour; beyond them: none.
+__device__ int
+first_told()
+{
+    return (int)(gridDim.x - 1 - blockIdx.x);
 }
 
 // The peers that this block tells; the first one's segment is known.
@@ -364,8 +470,8 @@ tell_some(const cuda_fused_args_t &args, const block &b, uint64_t step,
     int count =
         HEAD_WORDS + view.num_ranks + (int)args.move.plan.key.num_experts;
 
-    for (int r = blockIdx.x; r < view.num_ranks; r += gridDim.x) {
-        if (r != blockIdx.x) {
+    for (int r = first_told(); r < view.num_ranks; r += gridDim.x) {
+        if (r != first_told()) {
             segment = view.segments[neighbour(view, r)];
         }
         uint64_t *words = epx__map_words(&view.map, segment, step, view.rank);

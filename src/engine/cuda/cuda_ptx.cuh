@@ -99,15 +99,6 @@ st_relaxed_sys(uint64_t *word, uint64_t value)
 }
 
 EPX__DEVICE void
-red_add_release_sys(uint64_t *word, uint64_t value)
-{
-    asm volatile("red.release.sys.global.add.u64 [%0], %1;"
-                 :
-                 : "l"(word), "l"(value)
-                 : "memory");
-}
-
-EPX__DEVICE void
 red_add_relaxed_sys(uint64_t *word, uint64_t value)
 {
     asm volatile("red.relaxed.sys.global.add.u64 [%0], %1;"
@@ -136,6 +127,12 @@ atom_inc_acq_rel_gpu(uint32_t *word, uint32_t limit)
                  : "l"(word), "r"(limit)
                  : "memory");
     return old;
+}
+
+EPX__DEVICE void
+fence_acq_rel_gpu()
+{
+    asm volatile("fence.acq_rel.gpu;" ::: "memory");
 }
 
 EPX__DEVICE void

@@ -20,14 +20,41 @@ f8e4m3x2_from_f32(float low, float high)
 #endif
 }
 
-// The larger of two magnitudes of bf16, of which NaN counts as none.
-EPX__DEVICE uint32_t
-max_magnitude(uint32_t max, uint32_t bf16)
-{
-    uint32_t magnitude = bf16 & 0x7fffu;
+// Magnitudes of bf16 grow as their bits do.
+constexpr uint32_t BF16_INFINITY = 0x7f80u;
 
-    magnitude = magnitude > 0x7f80u ? 0 : magnitude;
-    return magnitude > max ? magnitude : max;
+EPX__DEVICE uint32_t
+max_u16x2(uint32_t a, uint32_t b)
+{
+#if __CUDA_ARCH__ >= 900
+    uint32_t max;
+
+    asm("max.u16x2 %0, %1, %2;" : "=r"(max) : "r"(a), "r"(b));
+    return max;
+#else
+    return __vmaxu2(a, b);
+#endif
+}
+
+// A pair of magnitudes, a NaN as 0.
+EPX__DEVICE uint32_t
+without_nan(uint32_t pair)
+{
+    uint32_t low = pair & 0xffffu, high = pair >> 16;
+
+    return (low > BF16_INFINITY ? 0 : low) | (high > BF16_INFINITY ? 0 : high)
+                                                 << 16;
+}
+
+// The largest of half a warp's pairs.
+EPX__DEVICE uint32_t
+max_of_block(uint32_t pair)
+{
+#pragma unroll
+    for (int step = 8; step > 0; step /= 2) {
+        pair = max_u16x2(pair, __shfl_xor_sync(~0u, pair, step));
+    }
+    return max(pair & 0xffffu, pair >> 16);
 }
 
 // Eight neighbours a lane, a block of EPX_SCALE_BLOCK for each half of the warp
@@ -41,14 +68,17 @@ quantize_octet(epx_quantize_t kind, uint4 x, float *scale_p)
     static_assert(EPX_SCALE_BLOCK == 16 * 8, "a block for half a warp");
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        max = max_magnitude(max, words[i]);
-        max = max_magnitude(max, words[i] >> 16);
+        max = max_u16x2(max, words[i] & 0x7fff7fffu);
     }
+    max = max_of_block(max);
+    if (__any_sync(~0u, max > BF16_INFINITY)) {
+        // The same without NaNs.
+        max = 0;
 #pragma unroll
-    for (int step = 8; step > 0; step /= 2) {
-        uint32_t other = __shfl_xor_sync(~0u, max, step);
-
-        max = other > max ? other : max;
+        for (int i = 0; i < 4; i++) {
+            max = max_u16x2(max, without_nan(words[i] & 0x7fff7fffu));
+        }
+        max = max_of_block(max);
     }
     float amax = epx__f32_from_bf16((uint16_t)max);
     epx__block_scale_t scale = epx__block_scale(

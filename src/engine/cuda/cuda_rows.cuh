@@ -24,16 +24,33 @@ namespace
 
 // The receive arrays of one rank as this rank reaches them; null if not wanted.
 struct target {
-    char *x;
-    uint32_t *scales;
-    char *topk_idx;
-    float *topk_weights;
-    int32_t *src_token;
+    char *arrays[EPX__NUM_ARRAYS];
     uint64_t num_rows;
     uint64_t scale_row_stride, scale_stride, scale_expert_stride;
     uint64_t arrivals; // see epx__post_t
     int32_t first_expert, end_expert;
     bool takes_bulk_scales; // they lie dense, at multiples of 16 bytes
+
+    __device__ char *x() const
+    {
+        return arrays[EPX__ARRAY_X];
+    }
+    __device__ uint32_t *scales() const
+    {
+        return reinterpret_cast<uint32_t *>(arrays[EPX__ARRAY_SCALES]);
+    }
+    __device__ char *topk_idx() const
+    {
+        return arrays[EPX__ARRAY_TOPK_IDX];
+    }
+    __device__ float *topk_weights() const
+    {
+        return reinterpret_cast<float *>(arrays[EPX__ARRAY_TOPK_WEIGHTS]);
+    }
+    __device__ int32_t *src_token() const
+    {
+        return reinterpret_cast<int32_t *>(arrays[EPX__ARRAY_SRC_TOKEN]);
+    }
 };
 
 constexpr int CHUNK_SCALES = 64;  // words of scales of a chunk, at most
@@ -175,79 +192,99 @@ scale_extent(const cuda_dispatch_args_t &args, const epx__post_t &post,
                saturating_product(args.num_scales - 1, post.scale_stride) + 1);
 }
 
-// 2. Where rows go on one rank, by its post, whose numbers are checked.
+// One lane: the checks of one array of a post; *at_p is where it is, null if it
+// is not given.
+__device__ bool
+array_open(const cuda_dispatch_args_t &args, int array, const epx__post_t &post,
+           const peer &p, int num_experts, char **at_p)
+{
+    uint64_t topk = args.plan.key.topk;
+    uint64_t idx_bytes = args.plan.key.idx_dtype == EPX_I64 ? 8 : 4;
+    bool by_rank = args.plan.key.layout == EPX_LAYOUT_RANK_MAJOR;
+    uint64_t offset = post.offset[array];
+    uint64_t rows = p.rows, row_bytes = 4, alignment = 4;
+    bool is_needed = false, is_sent = true;
+
+    switch ((epx__array_t)array) {
+    case EPX__ARRAY_X:
+        row_bytes = args.row_bytes;
+        alignment = EPX_ROW_ALIGN;
+        is_needed = true;
+        break;
+    case EPX__ARRAY_SCALES:
+        is_sent = args.num_scales > 0;
+        is_needed = is_sent;
+        rows = 1;
+        row_bytes = is_sent ? scale_extent(args, post, p.rows, num_experts) : 0;
+        break;
+    case EPX__ARRAY_TOPK_IDX:
+        is_sent = by_rank;
+        row_bytes = topk * idx_bytes;
+        alignment = idx_bytes;
+        break;
+    case EPX__ARRAY_TOPK_WEIGHTS:
+        is_sent = args.topk_weights != nullptr;
+        row_bytes = by_rank ? topk * 4 : 4;
+        break;
+    default:
+        break;
+    }
+    is_sent = is_sent && p.rows > 0;
+    *at_p = is_sent && offset != 0 ? p.segment + offset : nullptr;
+    return !is_sent || (offset != 0 ? extent_fits(args.view, p, offset, rows,
+                                                  row_bytes, alignment)
+                                    : !is_needed);
+}
+
+// 2. A warp: where rows go on one rank, by its post, whose numbers are checked.
 __device__ bool
 target_open(const cuda_dispatch_args_t &args, int r, const epx__post_t &post,
             const peer &p, target *to)
 {
     const cuda_view_t &view = args.view;
     int num_experts = (int)args.plan.key.num_experts;
-    uint64_t topk = args.plan.key.topk;
-    uint64_t idx_bytes = args.plan.key.idx_dtype == EPX_I64 ? 8 : 4;
-    bool by_rank = args.plan.key.layout == EPX_LAYOUT_RANK_MAJOR;
-    uint64_t rows = p.rows;
-    target t = {};
+    int lane = threadIdx.x % 32;
+    int first = epx__first_expert(num_experts, view.num_ranks, r);
+    int end = epx__first_expert(num_experts, view.num_ranks, r + 1);
+    char *at = nullptr;
+    bool ok = post.num_rows >= p.rows &&
+              (lane >= EPX__NUM_ARRAYS ||
+               array_open(args, lane, post, p, end - first, &at));
 
-    t.num_rows = rows;
-    t.arrivals = post.arrivals;
-    t.first_expert = epx__first_expert(num_experts, view.num_ranks, r);
-    t.end_expert = epx__first_expert(num_experts, view.num_ranks, r + 1);
-    t.scale_row_stride = post.scale_row_stride;
-    t.scale_stride = post.scale_stride;
-    t.scale_expert_stride = post.scale_expert_stride;
-    uint64_t scale_bytes =
-        args.num_scales == 0
-            ? 0
-            : scale_extent(args, post, rows, t.end_expert - t.first_expert);
-    const struct {
-        uint64_t rows, row_bytes, alignment;
-        bool needed, sent;
-    } arrays[EPX__NUM_ARRAYS] = {
-        { rows, args.row_bytes, EPX_ROW_ALIGN, true, true },
-        { 1, scale_bytes, 4, args.num_scales > 0, args.num_scales > 0 },
-        { rows, topk * idx_bytes, idx_bytes, false, by_rank },
-        { rows, by_rank ? topk * 4 : 4, 4, false,
-          args.topk_weights != nullptr },
-        { rows, 4, 4, false, true },
-    };
-    char *at[EPX__NUM_ARRAYS] = {};
-    bool ok = post.num_rows >= rows;
-#pragma unroll
-    for (int i = 0; i < EPX__NUM_ARRAYS; i++) {
-        uint64_t offset = post.offset[i];
-
-        if (rows == 0 || !arrays[i].sent) {
-            continue;
-        }
-        ok = ok && (offset != 0
-                        ? extent_fits(view, p, offset, arrays[i].rows,
-                                      arrays[i].row_bytes, arrays[i].alignment)
-                        : !arrays[i].needed);
-        at[i] = offset != 0 ? p.segment + offset : nullptr;
+    if (lane < EPX__NUM_ARRAYS) {
+        to->arrays[lane] = at;
     }
-    t.x = at[EPX__ARRAY_X];
-    t.scales = reinterpret_cast<uint32_t *>(at[EPX__ARRAY_SCALES]);
-    t.takes_bulk_scales = t.scale_stride == 1 && t.scale_row_stride % 4 == 0 &&
-                          t.scale_expert_stride % 4 == 0 &&
-                          reinterpret_cast<uintptr_t>(t.scales) % 16 == 0;
-    t.topk_idx = at[EPX__ARRAY_TOPK_IDX];
-    t.topk_weights = reinterpret_cast<float *>(at[EPX__ARRAY_TOPK_WEIGHTS]);
-    t.src_token = reinterpret_cast<int32_t *>(at[EPX__ARRAY_SRC_TOKEN]);
-    *to = t;
-    if (!ok) {
+    if (lane == EPX__ARRAY_SCALES) {
+        to->scale_row_stride = post.scale_row_stride;
+        to->scale_stride = post.scale_stride;
+        to->scale_expert_stride = post.scale_expert_stride;
+        to->takes_bulk_scales = post.scale_stride == 1 &&
+                                post.scale_row_stride % 4 == 0 &&
+                                post.scale_expert_stride % 4 == 0 &&
+                                reinterpret_cast<uintptr_t>(at) % 16 == 0;
+    }
+    if (lane == EPX__NUM_ARRAYS) {
+        to->num_rows = p.rows;
+        to->arrivals = post.arrivals;
+        to->first_expert = first;
+        to->end_expert = end;
+    }
+    ok = __all_sync(~0u, ok) != 0;
+    if (!ok && lane == 0) {
         report_rank(view, CUDA_IN_DISPATCH, post.step, EPX_ERR_PEER_DATA, r);
     }
     return ok;
 }
 
+// Row numbers fit 32 bits: see cuda_plan.c.
 __device__ uint32_t *
 scales_at(const cuda_dispatch_args_t &args, const target &to, uint64_t row)
 {
-    uint64_t per = rows_per_expert(args);
-    uint64_t expert = per == 0 ? 0 : row / per;
+    uint32_t per = (uint32_t)rows_per_expert(args);
+    uint32_t expert = per == 0 ? 0 : (uint32_t)row / per;
 
-    return to.scales + expert * to.scale_expert_stride +
-           (row - expert * per) * to.scale_row_stride;
+    return to.scales() + expert * to.scale_expert_stride +
+           ((uint32_t)row - expert * per) * to.scale_row_stride;
 }
 
 // What is known of a token, on its way from memory: two entries to a lane.
@@ -377,13 +414,13 @@ put_entry(const cuda_dispatch_args_t &args, const target &to, uint64_t row,
     uint64_t at = row * args.plan.key.topk + k;
     int local = here ? from.expert - to.first_expert : -1;
 
-    if (to.topk_idx != nullptr && args.plan.key.idx_dtype == EPX_I64) {
-        reinterpret_cast<int64_t *>(to.topk_idx)[at] = local;
-    } else if (to.topk_idx != nullptr) {
-        reinterpret_cast<int32_t *>(to.topk_idx)[at] = local;
+    if (to.topk_idx() != nullptr && args.plan.key.idx_dtype == EPX_I64) {
+        reinterpret_cast<int64_t *>(to.topk_idx())[at] = local;
+    } else if (to.topk_idx() != nullptr) {
+        reinterpret_cast<int32_t *>(to.topk_idx())[at] = local;
     }
-    if (to.topk_weights != nullptr) {
-        to.topk_weights[at] = here ? from.weight : 0.0f;
+    if (to.topk_weights() != nullptr) {
+        to.topk_weights()[at] = here ? from.weight : 0.0f;
     }
 }
 
@@ -402,11 +439,11 @@ put_companions(const cuda_dispatch_args_t &args, const worker &w,
         if (route.rank >= 0) {
             const target &to = w.targets[route.rank];
 
-            if (to.src_token != nullptr) {
-                to.src_token[route.row] = *w.token;
+            if (to.src_token() != nullptr) {
+                to.src_token()[route.row] = *w.token;
             }
-            if (!by_rank && to.topk_weights != nullptr) {
-                to.topk_weights[route.row] = w.entries[k].weight;
+            if (!by_rank && to.topk_weights() != nullptr) {
+                to.topk_weights()[route.row] = w.entries[k].weight;
             }
         }
     }

@@ -133,7 +133,7 @@ send_plain(const cuda_dispatch_args_t &args, const worker &w,
 
                 if (route.rank >= 0) {
                     *reinterpret_cast<decltype(value) *>(
-                        w.targets[route.rank].x + route.row * args.row_bytes +
+                        w.targets[route.rank].x() + route.row * args.row_bytes +
                         at) = value;
                 }
             }
@@ -294,7 +294,7 @@ send_bulk(const cuda_dispatch_args_t &args, const worker &w,
             cuda_route_t route = w.routes[k];
 
             if (route.rank >= 0) {
-                bulk_store(w.targets[route.rank].x +
+                bulk_store(w.targets[route.rank].x() +
                                route.row * args.row_bytes + at,
                            from, bytes);
             }
@@ -324,17 +324,17 @@ clear_row(const cuda_dispatch_args_t &args, const worker &w, const target &own,
           uint64_t row)
 {
     for (uint64_t at = 16 * w.lane; at < args.row_bytes; at += 16 * 32) {
-        *reinterpret_cast<uint4 *>(own.x + row * args.row_bytes + at) =
+        *reinterpret_cast<uint4 *>(own.x() + row * args.row_bytes + at) =
             make_uint4(0, 0, 0, 0);
     }
     for (int64_t j = w.lane; j < args.num_scales; j += 32) {
         scales_at(args, own, row)[j * own.scale_stride] = 0;
     }
-    if (w.lane == 0 && own.topk_weights != nullptr) {
-        own.topk_weights[row] = 0.0f;
+    if (w.lane == 0 && own.topk_weights() != nullptr) {
+        own.topk_weights()[row] = 0.0f;
     }
-    if (w.lane == 0 && own.src_token != nullptr) {
-        own.src_token[row] = -1;
+    if (w.lane == 0 && own.src_token() != nullptr) {
+        own.src_token()[row] = -1;
     }
 }
 
@@ -343,7 +343,7 @@ clear_padding(const cuda_dispatch_args_t &args, const worker &w)
 {
     const target &own = w.targets[args.view.rank];
 
-    if (args.plan.key.layout != EPX_LAYOUT_EXPERT_MAJOR || own.x == nullptr) {
+    if (args.plan.key.layout != EPX_LAYOUT_EXPERT_MAJOR || own.x() == nullptr) {
         return;
     }
     for (int e = 0; e < args.plan.num_local; e++) {

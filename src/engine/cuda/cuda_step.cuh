@@ -52,6 +52,18 @@ start_keep(uint64_t word, start *now)
     }
 }
 
+// Between what this thread, or a barrier before it, has seen or written and a
+// word that tells the peers.
+EPX__DEVICE void
+fence_acq_rel(const cuda_view_t &view)
+{
+    if (view.is_one_card) {
+        fence_acq_rel_gpu();
+    } else {
+        fence_acq_rel_sys();
+    }
+}
+
 EPX__DEVICE bool
 is_broken(const cuda_view_t &view)
 {
@@ -364,10 +376,9 @@ arrive_all(const cuda_view_t &view, uint64_t step, char *first)
                                           EPX__GATE_DONE, view.rank);
 
         if (RELEASES) {
-            red_add_release_sys(word, 1);
-        } else {
-            red_add_relaxed_sys(word, 1);
+            fence_acq_rel(view);
         }
+        red_add_relaxed_sys(word, 1);
     }
 }
 
@@ -476,32 +487,39 @@ struct posts_seen {
 
 // Wait for every rank's post, and with Part = head its count row, compare the
 // posts (`mine` is this rank's) and open what each is about: open(rank, part,
-// peer) says whether it can be.  Adds to wait_ns[r], if that is not null, how
-// long that took.  posts_agree must follow.
+// peer), called by a warp, says whether it can be.  Adds to wait_ns[r], if that
+// is not null, how long that took.  The own part, unless null, need not come
+// through memory. posts_agree must follow.
 template <typename Part, bool ACQUIRES, typename Open>
 EPX__DEVICE posts_seen
 posts_look(const cuda_view_t &view, uint64_t step, cuda_what_t what,
            const epx__signature_t &mine, const uint64_t *rank_rows,
-           int64_t *wait_ns, Open open)
+           int64_t *wait_ns, const Part *own, Open open)
 {
     constexpr int WARPS = 16;
     __shared__ Part parts[WARPS];
     posts_seen seen = { true, true, true, 0, 0 };
     int warp = threadIdx.x / 32, num_warps = blockDim.x / 32;
-    Part *part = &parts[warp];
     uint64_t start = wait_ns == nullptr ? 0 : global_timer_ns();
 
     for (int r = warp; r < view.num_ranks && seen.waited; r += num_warps) {
         // Read while the words are on their way.
         peer p = { view.segments[r], view.segment_bytes[r], rank_rows[r] };
 
-        __syncwarp();
-        seen.waited = words_wait<ACQUIRES>(view, step, what, r, 0, part);
-        __syncwarp();
+        const Part *part = &parts[warp];
+
+        if (r == view.rank && own != nullptr) {
+            part = own;
+        } else {
+            __syncwarp();
+            seen.waited =
+                words_wait<ACQUIRES>(view, step, what, r, 0, &parts[warp]);
+            __syncwarp();
+        }
         if (wait_ns != nullptr && threadIdx.x % 32 == 0 && r != view.rank) {
             wait_ns[r] += (int64_t)(global_timer_ns() - start);
         }
-        if (seen.waited && threadIdx.x % 32 == 0) {
+        if (seen.waited) {
             // A post is where its part begins.
             const epx__post_t &post =
                 *reinterpret_cast<const epx__post_t *>(part);
@@ -545,10 +563,10 @@ template <typename Part, bool ACQUIRES, typename Open>
 EPX__DEVICE bool
 posts_wait(const cuda_view_t &view, uint64_t step, cuda_what_t what,
            const epx__signature_t &mine, const uint64_t *rank_rows,
-           int64_t *wait_ns, Open open)
+           int64_t *wait_ns, const Part *own, Open open)
 {
     posts_seen seen = posts_look<Part, ACQUIRES>(view, step, what, mine,
-                                                 rank_rows, wait_ns, open);
+                                                 rank_rows, wait_ns, own, open);
 
     return posts_agree(view, step, what, mine, seen, true);
 }
