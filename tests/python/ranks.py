@@ -6,6 +6,7 @@ test's own process, which may have threads and garbage of its own, could wait
 for either.
 """
 
+import contextlib
 import dataclasses
 import faulthandler
 import multiprocessing
@@ -20,6 +21,9 @@ import torch.distributed as dist
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["deep_ep", "epx.autograd", "pytest"])
+# Seconds that ranks on a card have to end by themselves once one has failed:
+# who is killed amid a kernel may take everyone under MPS along.
+_PATIENCE = 60
 
 
 @dataclasses.dataclass
@@ -60,9 +64,7 @@ def run(
         try:
             errors = _collect(ranks, said, time.monotonic() + timeout)
         finally:
-            for rank in ranks:
-                rank.kill()
-                rank.join()
+            _end(ranks, _PATIENCE if device == "cuda" else 0)
     assert not errors, "\n".join(errors)
 
 
@@ -84,6 +86,14 @@ def _collect(ranks: List[Any], said: Any, deadline: float) -> List[str]:
             return [f"ranks {sorted(missing)} did not end in time"]
         time.sleep(0.01)
     return []
+
+
+def _end(ranks: List[Any], patience: float) -> None:
+    deadline = time.monotonic() + patience
+    for rank in ranks:
+        rank.join(max(0, deadline - time.monotonic()))
+        rank.kill()
+        rank.join()
 
 
 def _rank(
@@ -111,4 +121,7 @@ def _rank(
     except BaseException:
         error = traceback.format_exc()
     said.put((index, error))
+    if device == "cuda":
+        with contextlib.suppress(BaseException):
+            torch.cuda.synchronize()
     os._exit(0)
