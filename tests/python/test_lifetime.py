@@ -204,6 +204,7 @@ def test_a_full_heap_costs_a_copy_only(device: str) -> None:
 def test_the_timeout_variable(monkeypatch) -> None:
     from deep_ep.lane import default_timeout
 
+    monkeypatch.delenv("DEEP_EP_TIMEOUT_SECS", raising=False)
     assert default_timeout() == 100
     monkeypatch.setenv("DEEP_EP_TIMEOUT_SECS", "2.5")
     assert default_timeout() == 2.5
