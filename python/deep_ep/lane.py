@@ -61,10 +61,17 @@ class Operation:
 
 
 class Lane:
-    """A group on the CPU: calls run in the caller, or queued if they may."""
+    """A group on the CPU: calls run in the caller, or queued if they may.
 
-    def __init__(self, group: epx.Group) -> None:
+    Attributes:
+        group: on the device.
+        node_of_rank: which ranks reach each other's memory; nodes count from
+            that of rank 0.
+    """
+
+    def __init__(self, group: epx.Group, node_of_rank: List[int]) -> None:
         self.group = group
+        self.node_of_rank = node_of_rank
         self._queue: Optional[epx.Queue] = None
         self._captured: List[epx.Plan] = []
 
@@ -127,8 +134,8 @@ class CudaLane(Lane):
     when they are asynchronous or wait for an event of their own.
     """
 
-    def __init__(self, group: epx.Group) -> None:
-        super().__init__(group)
+    def __init__(self, group: epx.Group, node_of_rank: List[int]) -> None:
+        super().__init__(group, node_of_rank)
         self._comm = torch.cuda.Stream(group.device_ordinal, priority=-1)
 
     def settle(self) -> None:
@@ -242,7 +249,11 @@ class Lanes:
             heap_bytes=heap_bytes,
             timeout=self._timeout,
         )
-        return CudaLane(group) if kind == "cuda" else Lane(group)
+        info, nodes = group.info(), [0] * group.num_ranks
+        if info.num_nodes > 1:
+            nodes = self.ranks.gather(info.node)
+        made = CudaLane if kind == "cuda" else Lane
+        return made(group, nodes)
 
     def __iter__(self) -> Iterator[Lane]:
         return iter(self._lanes.values())

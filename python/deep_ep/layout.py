@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Which ranks the tokens of a batch go to."""
 
-from typing import Tuple
+from typing import List, Tuple
 
 import torch
 
@@ -46,6 +46,17 @@ def dispatch_layout(
         0, expert, torch.ones_like(expert, dtype=torch.int32)
     )
     return per_rank, per_expert[1:].contiguous(), is_token_in_rank
+
+
+def tokens_per_node(
+    is_token_in_rank: torch.Tensor, node_of_rank: List[int]
+) -> torch.Tensor:
+    """Tokens [N] (int32) that go to each node, however many of its ranks."""
+    goes = [
+        is_token_in_rank[:, [at == node for at in node_of_rank]].any(dim=1)
+        for node in range(max(node_of_rank) + 1)
+    ]
+    return torch.stack(goes).sum(dim=1, dtype=torch.int32)
 
 
 def ranks_as_experts(

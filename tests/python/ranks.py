@@ -47,15 +47,19 @@ def run(
     *args: Any,
     device: str = "cpu",
     timeout: float = 100,
+    nodes: int = 1,
 ) -> None:
-    """Runs ``function(rank, *args)`` on each rank; fails as the first does."""
+    """Runs ``function(rank, *args)`` on each rank; fails as the first does.
+
+    Several nodes are joined by loopback, as hosts would be by their network.
+    """
     with tempfile.TemporaryDirectory() as folder:
         said = _CONTEXT.SimpleQueue()
         ranks = [
             _CONTEXT.Process(
                 target=_rank,
-                args=(index, size, folder, device, timeout, said, function)
-                + (args,),
+                args=(index, size, folder, device, timeout, said)
+                + (index * nodes // size, nodes, function, args),
             )
             for index in range(size)
         ]
@@ -103,10 +107,15 @@ def _rank(
     device: str,
     timeout: float,
     said: Any,
+    node: int,
+    nodes: int,
     function: Callable[..., None],
     args: Any,
 ) -> None:
     error = ""
+    if nodes > 1:
+        os.environ["EPX_NODE"] = str(node + 1)
+        os.environ["EPX_NET_DEVICE"] = "lo"
     try:
         torch.set_num_threads(1)
         faulthandler.dump_traceback_later(0.9 * timeout)

@@ -24,9 +24,9 @@ def layout_of(buffer, batch, **more):
     per_rank, per_rdma, per_expert, goes, event = buffer.get_dispatch_layout(
         batch.topk_idx, E, **more
     )
-    assert per_rdma is None
     return {
         "num_tokens_per_rank": per_rank,
+        "num_tokens_per_rdma_rank": per_rdma,
         "is_token_in_rank": goes,
         "num_tokens_per_expert": per_expert,
     }, event
@@ -155,10 +155,10 @@ def layout_is_right(me: Rank) -> None:
     buffer = deep_ep.Buffer(me.group)
     for num_experts in (E, E + 3):  # not all ranks hold as many
         batch = make_batches(me, [33], H, num_experts, K)[me.index]
-        per_rank, _, per_expert, goes, event = buffer.get_dispatch_layout(
+        per_rank, none, per_expert, goes, event = buffer.get_dispatch_layout(
             batch.topk_idx.to(me.device), num_experts
         )
-        assert event.event is None
+        assert event.event is None and none is None
         assert per_rank.dtype == per_expert.dtype == torch.int32
         assert goes.dtype == torch.bool and goes.is_contiguous()
         for rank in range(me.size):
