@@ -105,11 +105,11 @@ def high_throughput(me: Rank) -> None:
         me, [37, 64, 0, 5], test_normal.H, test_normal.E, test_normal.K
     )
     for mode in (
-        ("bf16", True, False, False),
-        ("bf16", False, True, True),
-        ("fp8", True, True, False),
+        test_normal.Mode("bfloat16"),
+        test_normal.Mode("bfloat16", False, True, True),
+        test_normal.Mode("fp8", True, True, False),
     ):
-        test_normal.check_mode(me, buffer, batches, *mode)
+        test_normal.check_mode(me, buffer, batches, mode)
 
 
 def test_high_throughput() -> None:
