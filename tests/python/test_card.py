@@ -5,11 +5,13 @@ import deep_ep
 import epx
 import pytest
 import ranks
+import test_elastic
+import test_low_latency
+import test_normal
 import torch
 from frameworks import MOST, E, H, K, batch_of, close, summed
 from ranks import Rank
 from reference import difference
-from test_low_latency import every_mode
 
 pytestmark = pytest.mark.gpu
 
@@ -204,5 +206,14 @@ def test_streams_that_are_given() -> None:
     ranks.run(2, streams_that_are_given, device="cuda")
 
 
-def test_eight_ranks_on_a_card() -> None:
-    ranks.run(8, every_mode, [MOST, 7, 0, 1], device="cuda", timeout=300)
+@pytest.mark.parametrize(
+    "function, arguments",
+    [
+        (test_normal.every_mode, ()),
+        (test_elastic.every_mode, ()),
+        (test_low_latency.every_mode, ([MOST, 7, 0, 1],)),
+        (test_low_latency.every_mode, ([MOST, 5], 7168)),
+    ],
+)
+def test_eight_ranks_on_a_card(function, arguments) -> None:
+    ranks.run(8, function, *arguments, device="cuda", timeout=200)
