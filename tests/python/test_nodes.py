@@ -125,9 +125,10 @@ def elastic(me: Rank) -> None:
     batches = make_batches(
         me, [40, 3, 0, 17], test_elastic.H, test_elastic.E, test_elastic.K
     )
-    for case in ((False, 1, True, False), (True, 16, False, True)):
-        test_elastic.check_by_rank(me, buffer, batches, *case)
-        test_elastic.check_expanded(me, buffer, batches, *case)
+    for synced in (False, True):
+        mode = test_elastic.Mode(fp8=not synced, synced=synced)
+        test_elastic.check_by_rank(me, buffer, batches, mode)
+        test_elastic.check_expanded(me, buffer, batches, mode, synced)
 
 
 def test_elastic_calls() -> None:
