@@ -20,7 +20,10 @@ import torch
 import torch.distributed as dist
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["deep_ep", "epx.autograd", "pytest"])
+# What assert_close would import takes seconds; once will do.
+_CONTEXT.set_forkserver_preload(
+    ["deep_ep", "epx.autograd", "pytest", "torch.distributed.tensor"]
+)
 # Seconds that ranks on a card have to end by themselves once one has failed:
 # who is killed amid a kernel may take everyone under MPS along.
 _PATIENCE = 60
