@@ -206,6 +206,29 @@ def test_streams_that_are_given() -> None:
     ranks.run(2, streams_that_are_given, device="cuda")
 
 
+def both_devices(me: Rank) -> None:
+    """One buffer, tensors of the card and of the host in turn."""
+    buffer = deep_ep.Buffer(me.group, 64 << 20)
+    sent = batch_of(me)
+    for device in ("cuda", "cpu") * 2:
+        batch = sent.to(device)
+        layout = buffer.get_dispatch_layout(batch.topk_idx, E)
+        rows, _, _, _, handle, event = buffer.dispatch(
+            batch.x,
+            topk_idx=batch.topk_idx,
+            num_tokens_per_expert=layout[2],
+            async_finish=True,
+        )
+        event.current_stream_wait()
+        assert rows.device.type == device
+        out = buffer.combine(rows, handle)[0]
+        close(out, summed(me, sent).to(device))
+
+
+def test_both_devices() -> None:
+    ranks.run(2, both_devices, device="cuda")
+
+
 @pytest.mark.parametrize(
     "function, arguments",
     [
