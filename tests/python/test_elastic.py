@@ -94,6 +94,7 @@ def check_by_rank(me, buffer, batches, mode):
         cumulative_local_expert_recv_stats=stats,
         num_experts=E,
         expert_alignment=step,
+        do_handle_copy=not mode.previous,
         do_cpu_sync=synced,
         **mode.how(buffer),
     )
@@ -119,15 +120,23 @@ def check_by_rank(me, buffer, batches, mode):
     assert torch.equal(cached_idx[:count].cpu(), idx)
 
     outputs = values.to(torch.bfloat16)
+    ones = torch.ones_like(mine.x)
     out, out_weights, event = buffer.combine(
-        outputs, handle, topk_weights=got_weights, **mode.how(buffer)
+        outputs,
+        handle,
+        topk_weights=got_weights,
+        bias=(ones, 2 * ones) if mode.previous else None,
+        **mode.how(buffer),
     )
     mode.wait(event)
     spread = ranks_per_token(me, batches[me.index], E).unsqueeze(1)
     sent = from_fp8(*to_fp8(mine.x)) if fp8 else mine.x
     sent = sent.to(torch.bfloat16).float().cpu()
     torch.testing.assert_close(
-        out.float().cpu(), sent * spread, rtol=8e-3, atol=0
+        out.float().cpu(),
+        sent * spread + (3 if mode.previous else 0),
+        rtol=8e-3,
+        atol=1e-2,
     )
     assert torch.equal(out_weights.cpu(), batches[me.index].topk_weights)
 
@@ -175,6 +184,9 @@ def check_expanded(me, buffer, batches, mode, by_column):
         assert torch.equal(values[start:end].cpu(), wanted)
         assert torch.equal(got_weights[start:end].cpu(), torch.cat(weights))
         start = aligned(end, step)
+        padding = got[0] if fp8 else got
+        assert not padding[end:start].float().any()
+        assert not got_weights[end:start].any()
 
     again = buffer.dispatch(
         mine.x,
