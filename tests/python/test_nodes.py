@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import ranks
 import test_elastic
+import test_frameworks
 import test_low_latency
 import test_normal
 import torch
@@ -114,6 +115,17 @@ def high_throughput(me: Rank) -> None:
 
 def test_high_throughput() -> None:
     ranks.run(4, high_throughput, nodes=2)
+
+
+@pytest.mark.parametrize(
+    "function, arguments",
+    [
+        (test_frameworks.vllm_high_throughput, (True,)),
+        (test_frameworks.sglang, ()),
+    ],
+)
+def test_frameworks_calls(function, arguments) -> None:
+    ranks.run(4, function, *arguments, nodes=2)
 
 
 def test_low_latency_calls() -> None:
