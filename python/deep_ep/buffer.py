@@ -218,8 +218,10 @@ class Buffer:
                 topk_idx, num_experts, self.group_size
             )
             per_node = None
-            if max(lane.node_of_rank) > 0:
-                per_node = tokens_per_node(goes, lane.node_of_rank)
+            if lane.num_nodes > 1:
+                per_node = tokens_per_node(
+                    goes, lane.node_of_rank, lane.num_nodes
+                )
             run.uses(topk_idx, per_rank, per_node, per_expert, goes)
         return per_rank, per_node, per_expert, goes, EventOverlap(run.event)
 

@@ -206,8 +206,8 @@ class ElasticBuffer:
         self.explicitly_destroy = explicitly_destroy
         self.num_allocated_qps = num_allocated_qps
         self.num_scaleout_ranks, self.num_scaleup_ranks = 1, self.num_ranks
-        nodes = self._lanes.default.node_of_rank
-        self.num_rdma_ranks = max(nodes) + 1
+        nodes = self._lanes.default.node_of_rank.tolist()
+        self.num_rdma_ranks = self._lanes.default.num_nodes
         self.num_nvlink_ranks = nodes.count(nodes[self.rank_idx])
         self.scaleout_rank_idx, self.scaleup_rank_idx = 0, self.rank_idx
 

@@ -65,13 +65,19 @@ class Lane:
 
     Attributes:
         group: on the device.
-        node_of_rank: which ranks reach each other's memory; nodes count from
-            that of rank 0.
+        num_nodes: ranks of one reach each other's memory.
+        node_of_rank: [R] of int32; nodes count from that of rank 0.
     """
 
-    def __init__(self, group: epx.Group, node_of_rank: List[int]) -> None:
+    def __init__(self, group: epx.Group, ranks: ObjectBootstrap) -> None:
         self.group = group
-        self.node_of_rank = node_of_rank
+        info, nodes = group.info(), [0] * group.num_ranks
+        if info.num_nodes > 1:
+            nodes = ranks.gather(info.node)
+        self.num_nodes = info.num_nodes
+        self.node_of_rank = torch.tensor(
+            nodes, dtype=torch.int32, device=group.device
+        )
         self._queue: Optional[epx.Queue] = None
         self._captured: List[epx.Plan] = []
 
@@ -134,8 +140,8 @@ class CudaLane(Lane):
     when they are asynchronous or wait for an event of their own.
     """
 
-    def __init__(self, group: epx.Group, node_of_rank: List[int]) -> None:
-        super().__init__(group, node_of_rank)
+    def __init__(self, group: epx.Group, ranks: ObjectBootstrap) -> None:
+        super().__init__(group, ranks)
         self._comm = torch.cuda.Stream(group.device_ordinal, priority=-1)
 
     def settle(self) -> None:
@@ -222,7 +228,7 @@ class Lanes:
 
     def of(self, tensor: torch.Tensor) -> Lane:
         """The lane of a tensor's device."""
-        # To ask for the device's type would take as long as a call of C.
+        # The device's type is a string made anew, which takes far longer.
         if tensor.is_cuda:
             return self._lane("cuda")
         return self._lane("cpu" if tensor.is_cpu else tensor.device.type)
@@ -249,11 +255,8 @@ class Lanes:
             heap_bytes=heap_bytes,
             timeout=self._timeout,
         )
-        info, nodes = group.info(), [0] * group.num_ranks
-        if info.num_nodes > 1:
-            nodes = self.ranks.gather(info.node)
         made = CudaLane if kind == "cuda" else Lane
-        return made(group, nodes)
+        return made(group, self.ranks)
 
     def __iter__(self) -> Iterator[Lane]:
         return iter(self._lanes.values())

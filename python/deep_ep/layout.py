@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Which ranks the tokens of a batch go to."""
 
-from typing import List, Tuple
+from typing import Tuple
 
 import torch
 
@@ -49,14 +49,20 @@ def dispatch_layout(
 
 
 def tokens_per_node(
-    is_token_in_rank: torch.Tensor, node_of_rank: List[int]
+    is_token_in_rank: torch.Tensor, node_of_rank: torch.Tensor, num_nodes: int
 ) -> torch.Tensor:
-    """Tokens [N] (int32) that go to each node, however many of its ranks."""
-    goes = [
-        is_token_in_rank[:, [at == node for at in node_of_rank]].any(dim=1)
-        for node in range(max(node_of_rank) + 1)
-    ]
-    return torch.stack(goes).sum(dim=1, dtype=torch.int32)
+    """Tokens [N] (int32) that go to each node, to however many ranks of it.
+
+    As ``dispatch_layout``, it can be captured.
+    """
+    num_ranks_of_node = torch.zeros(
+        is_token_in_rank.shape[0],
+        num_nodes,
+        dtype=torch.int32,
+        device=is_token_in_rank.device,
+    )
+    num_ranks_of_node.index_add_(1, node_of_rank, is_token_in_rank.int())
+    return (num_ranks_of_node > 0).sum(0, dtype=torch.int32)
 
 
 def ranks_as_experts(
