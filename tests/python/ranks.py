@@ -26,7 +26,7 @@ _CONTEXT.set_forkserver_preload(
 )
 # Seconds that ranks on a card have to end by themselves once one has failed:
 # who is killed amid a kernel may take everyone under MPS along.
-_PATIENCE = 60
+_PATIENCE = 35
 
 
 @dataclasses.dataclass
