@@ -9,7 +9,7 @@ import torch
 from .config import Config, round_up
 from .event import EventHandle, EventOverlap, handle_of
 from .lane import Lane, Lanes
-from .layout import dispatch_layout, ranks_as_experts
+from .layout import dispatch_layout, ranks_as_experts, tokens_per_node
 from .low_latency import (
     LowLatency,
     LowLatencyHandle,
@@ -201,8 +201,9 @@ class Buffer:
         """Who gets how much of this rank's tokens.  Local.
 
         Returns:
-            tokens per rank [R] (int32), None, tokens per expert [E] (int32),
-            which token goes to which rank [T, R] (bool), and an event.
+            tokens per rank [R] and per node [N] (int32; None of one node),
+            tokens per expert [E] (int32), which token goes to which rank
+            [T, R] (bool), and an event.
         """
         lane = self._lanes.of(topk_idx)
         with (
@@ -216,8 +217,13 @@ class Buffer:
             per_rank, per_expert, goes = dispatch_layout(
                 topk_idx, num_experts, self.group_size
             )
-            run.uses(topk_idx, per_rank, per_expert, goes)
-        return per_rank, None, per_expert, goes, EventOverlap(run.event)
+            per_node = None
+            if lane.num_nodes > 1:
+                per_node = tokens_per_node(
+                    goes, lane.node_of_rank, lane.num_nodes
+                )
+            run.uses(topk_idx, per_rank, per_node, per_expert, goes)
+        return per_rank, per_node, per_expert, goes, EventOverlap(run.event)
 
     def dispatch(
         self,

@@ -137,8 +137,10 @@ class ElasticBuffer:
         group, rank_idx, num_ranks: of the communicator.
         num_bytes: memory that peers reach.
         num_max_tokens_per_rank: for dispatches that do not say.
-        num_scaleup_ranks, num_scaleout_ranks, num_nvlink_ranks,
-        num_rdma_ranks: all ranks reach each other's memory.
+        num_nvlink_ranks, num_rdma_ranks: ranks of this node, whose memory
+            this one reaches; and nodes.
+        num_scaleup_ranks, num_scaleout_ranks: all ranks, and 1: what goes to
+            another node takes the same calls.
     """
 
     def __init__(
@@ -204,7 +206,9 @@ class ElasticBuffer:
         self.explicitly_destroy = explicitly_destroy
         self.num_allocated_qps = num_allocated_qps
         self.num_scaleout_ranks, self.num_scaleup_ranks = 1, self.num_ranks
-        self.num_rdma_ranks, self.num_nvlink_ranks = 1, self.num_ranks
+        nodes = self._lanes.default.node_of_rank.tolist()
+        self.num_rdma_ranks = self._lanes.default.num_nodes
+        self.num_nvlink_ranks = nodes.count(nodes[self.rank_idx])
         self.scaleout_rank_idx, self.scaleup_rank_idx = 0, self.rank_idx
 
     def destroy(self) -> None:
@@ -245,7 +249,7 @@ class ElasticBuffer:
         return self._lanes.default.comm_stream()
 
     def get_physical_domain_size(self) -> Tuple[int, int]:
-        """Ranks reached by RDMA, and by memory: 1 and all."""
+        """Nodes, and ranks of this one."""
         return self.num_rdma_ranks, self.num_nvlink_ranks
 
     def get_logical_domain_size(self) -> Tuple[int, int]:

@@ -48,6 +48,23 @@ def dispatch_layout(
     return per_rank, per_expert[1:].contiguous(), is_token_in_rank
 
 
+def tokens_per_node(
+    is_token_in_rank: torch.Tensor, node_of_rank: torch.Tensor, num_nodes: int
+) -> torch.Tensor:
+    """Tokens [N] (int32) that go to each node, to however many ranks of it.
+
+    As ``dispatch_layout``, it can be captured.
+    """
+    num_ranks_of_node = torch.zeros(
+        is_token_in_rank.shape[0],
+        num_nodes,
+        dtype=torch.int32,
+        device=is_token_in_rank.device,
+    )
+    num_ranks_of_node.index_add_(1, node_of_rank, is_token_in_rank.int())
+    return (num_ranks_of_node > 0).sum(0, dtype=torch.int32)
+
+
 def ranks_as_experts(
     is_token_in_rank: torch.Tensor, num_experts: int
 ) -> torch.Tensor:

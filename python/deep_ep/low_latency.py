@@ -17,10 +17,11 @@ from epx.plan import num_scales_of
 
 from .config import round_up
 from .event import EventOverlap
-from .lane import Lane, Lanes, Operation
+from .lane import Lane, Lanes
 
 Rows = Union[torch.Tensor, Tuple[torch.Tensor, torch.Tensor]]
 Hook = Optional[Callable[[], None]]
+_Tensors = Tuple[Optional[torch.Tensor], ...]
 _NEW_ROUTING_SENT = _c.NEW_ROUTING | _c.SEND_ONLY
 _NUM_SLOTS = 2
 _ALIGNMENT = 2 << 20
@@ -189,7 +190,7 @@ class LowLatency:
         slot = self._next_slot(lane, max_tokens, num_experts, hidden, topk_idx)
         mode = slot.mode(_quantize(use_fp8, round_scale, use_ue8m0))
         num_local = slot.plan.num_local_experts
-        counts = torch.empty(num_local, dtype=torch.int32, device=x.device)
+        counts = x.new_empty(num_local, dtype=torch.int32)
         args = mode.args
         args.x = x.data_ptr()
         args.num_tokens = num_tokens
@@ -208,16 +209,14 @@ class LowLatency:
             torch.int64,
         )
         args.flags = _NEW_ROUTING_SENT if with_hook else _c.NEW_ROUTING
-        with lane.operation(None, is_async) as run:
-            on = lane.group.stream_handle(run.stream)
-            _c.lib.epx_dispatch(slot.plan.handle, ctypes.byref(args), on)
-            run.uses(x, topk_idx, counts, totals, waits)
-        hook = _make_hook(slot, run) if with_hook else None
+        used = (x, topk_idx, counts, totals, waits)
+        on, event = _run(slot, _c.lib.epx_dispatch, args, is_async, used)
+        hook = _make_hook(slot, on, used) if with_hook else None
         return (
             mode.received(),
             counts,
             LowLatencyHandle(slot, num_tokens),
-            EventOverlap(run.event),
+            event,
             hook,
         )
 
@@ -241,7 +240,7 @@ class LowLatency:
         slot = handle.slot()
         shape = (handle.num_tokens, slot.hidden)
         if out is None:
-            out = torch.empty(shape, dtype=torch.bfloat16, device=x.device)
+            out = x.new_empty(shape, dtype=torch.bfloat16)
         if zero_copy:
             x = slot.combine_buffer()
         _check_combine(slot, x, topk_idx, topk_weights, out, shape)
@@ -256,12 +255,10 @@ class LowLatency:
             torch.int64,
         )
         args.flags = _c.SEND_ONLY if with_hook else 0
-        with slot.lane.operation(None, is_async) as run:
-            on = slot.lane.group.stream_handle(run.stream)
-            _c.lib.epx_combine(slot.plan.handle, ctypes.byref(args), on)
-            run.uses(x, topk_weights, out, waits)
-        hook = _make_hook(slot, run) if with_hook else None
-        return out, EventOverlap(run.event), hook
+        used = (x, topk_weights, out, waits)
+        on, event = _run(slot, _c.lib.epx_combine, args, is_async, used)
+        hook = _make_hook(slot, on, used) if with_hook else None
+        return out, event, hook
 
     def _next_slot(
         self,
@@ -304,17 +301,35 @@ def unsupported(what: str) -> epx.Error:
     )
 
 
-def _make_hook(slot: _Slot, run: Operation) -> Callable[[], None]:
+def _run(
+    slot: _Slot, call: Any, args: _c.Struct, is_async: bool, used: _Tensors
+) -> Tuple[Optional[int], EventOverlap]:
+    """Makes a call of C; returns its ``epx_stream_t`` and its event."""
+    lane, plan = slot.lane, slot.plan.handle
+    if not is_async:
+        on = lane.current_stream()
+        call(plan, ctypes.byref(args), on)
+        return on, EventOverlap()
+    with lane.operation(is_async=True) as run:
+        on = lane.group.stream_handle(run.stream)
+        call(plan, ctypes.byref(args), on)
+        run.uses(used)
+    return on, EventOverlap(run.event)
+
+
+def _make_hook(
+    slot: _Slot, on: Optional[int], used: _Tensors
+) -> Callable[[], None]:
     """What receives, on the stream of the call that has sent.
 
     It may be called from another thread, and under another current stream.
     """
-    on = slot.lane.group.stream_handle(run.stream)
+    kept = [used]  # for as long as the operation is open
 
     def hook() -> None:
         slot.lane.settle()
         _c.lib.epx_complete(slot.plan.handle, on)
-        run.tensors.clear()  # until here the operation was open
+        kept.clear()
 
     return hook
 

@@ -24,7 +24,7 @@ from .errors import (
     Status,
     UnsupportedError,
 )
-from .group import Group, GroupInfo, local_experts
+from .group import Group, GroupInfo, Network, local_experts
 from .library import DeviceInfo, LibraryInfo, device_info, library_info
 from .plan import Combined, Counts, Layout, Plan, Quantize, Received
 from .streams import Queue
@@ -41,6 +41,7 @@ __all__ = [
     "HeapExhaustedError",
     "Layout",
     "LibraryInfo",
+    "Network",
     "PeerError",
     "Plan",
     "Quantize",

@@ -30,6 +30,31 @@ from .streams import Queue
 Stream = Any  # None, a Queue, a torch.cuda.Stream, or a cudaStream_t as an int
 
 
+class Network(NamedTuple):
+    """``epx_network_config_t``: how ranks of different nodes are joined.
+
+    What is None or -1 is left to the environment, UCX's variables included.
+    """
+
+    device: Optional[str] = None
+    transports: Optional[str] = None
+    service_level: int = -1
+    traffic_class: int = -1
+    gid_index: int = -1
+    adaptive_routing: int = -1
+    num_lanes: int = -1
+    core: int = -1
+
+    def to_c(self) -> _c.NetworkConfig:
+        """The struct."""
+        return _c.NetworkConfig(
+            **{
+                name: value.encode() if isinstance(value, str) else value
+                for name, value in self._asdict().items()
+            }
+        )
+
+
 class GroupInfo(NamedTuple):
     """``epx_group_info_t``"""
 
@@ -59,6 +84,10 @@ class Group:
         timeout: seconds that any wait for a peer may take; 0 is 30.
         lost_after: seconds without a sign of life after which a peer is lost;
             0 is 1.
+        network: for ranks of several hosts.
+        node: ranks with different numbers are joined by the network, as if
+            they were on different hosts; 0: the variable EPX_NODE, else those
+            of one host share its memory.
 
     A group is released when it, its plans and queues, and the arrays in its
     memory are gone.  ``close`` does so at once, but for those arrays.
@@ -74,6 +103,8 @@ class Group:
         max_experts: int = 0,
         timeout: float = 0,
         lost_after: float = 0,
+        network: Optional[Network] = None,
+        node: int = 0,
     ) -> None:
         self.is_cuda, self.device_ordinal = _parse_device(device)
         self.device = f"cuda:{self.device_ordinal}" if self.is_cuda else "cpu"
@@ -90,7 +121,10 @@ class Group:
             max_experts=max_experts,
             timeout_ns=int(timeout * 1e9),
             lost_after_ns=int(lost_after * 1e9),
+            node=node,
         )
+        if network is not None:
+            config.network = ctypes.pointer(network.to_c())
         if bootstrap is None:
             bootstrap = _bootstrap.Bootstrap()
         made = ctypes.c_void_p()

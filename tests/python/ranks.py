@@ -6,6 +6,7 @@ test's own process, which may have threads and garbage of its own, could wait
 for either.
 """
 
+import contextlib
 import dataclasses
 import faulthandler
 import multiprocessing
@@ -19,7 +20,13 @@ import torch
 import torch.distributed as dist
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["deep_ep", "epx.autograd", "pytest"])
+# What assert_close would import takes seconds; once will do.
+_CONTEXT.set_forkserver_preload(
+    ["deep_ep", "epx.autograd", "pytest", "torch.distributed.tensor"]
+)
+# Seconds that ranks on a card have to end by themselves once one has failed:
+# who is killed amid a kernel may take everyone under MPS along.
+_PATIENCE = 35
 
 
 @dataclasses.dataclass
@@ -43,15 +50,19 @@ def run(
     *args: Any,
     device: str = "cpu",
     timeout: float = 100,
+    nodes: int = 1,
 ) -> None:
-    """Runs ``function(rank, *args)`` on each rank; fails as the first does."""
+    """Runs ``function(rank, *args)`` on each rank; fails as the first does.
+
+    Several nodes are joined by loopback, as hosts would be by their network.
+    """
     with tempfile.TemporaryDirectory() as folder:
         said = _CONTEXT.SimpleQueue()
         ranks = [
             _CONTEXT.Process(
                 target=_rank,
-                args=(index, size, folder, device, timeout, said, function)
-                + (args,),
+                args=(index, size, folder, device, timeout, said)
+                + (index * nodes // size, nodes, function, args),
             )
             for index in range(size)
         ]
@@ -60,9 +71,7 @@ def run(
         try:
             errors = _collect(ranks, said, time.monotonic() + timeout)
         finally:
-            for rank in ranks:
-                rank.kill()
-                rank.join()
+            _end(ranks, _PATIENCE if device == "cuda" else 0)
     assert not errors, "\n".join(errors)
 
 
@@ -86,6 +95,14 @@ def _collect(ranks: List[Any], said: Any, deadline: float) -> List[str]:
     return []
 
 
+def _end(ranks: List[Any], patience: float) -> None:
+    deadline = time.monotonic() + patience
+    for rank in ranks:
+        rank.join(max(0, deadline - time.monotonic()))
+        rank.kill()
+        rank.join()
+
+
 def _rank(
     index: int,
     size: int,
@@ -93,10 +110,15 @@ def _rank(
     device: str,
     timeout: float,
     said: Any,
+    node: int,
+    nodes: int,
     function: Callable[..., None],
     args: Any,
 ) -> None:
     error = ""
+    if nodes > 1:
+        os.environ["EPX_NODE"] = str(node + 1)
+        os.environ["EPX_NET_DEVICE"] = "lo"
     try:
         torch.set_num_threads(1)
         faulthandler.dump_traceback_later(0.9 * timeout)
@@ -111,4 +133,7 @@ def _rank(
     except BaseException:
         error = traceback.format_exc()
     said.put((index, error))
+    if device == "cuda":
+        with contextlib.suppress(BaseException):
+            torch.cuda.synchronize()
     os._exit(0)

@@ -69,16 +69,22 @@ def received_by_rank(
     return torch.cat(rows), torch.cat(idx), torch.cat(weights), counts
 
 
+def ranks_of_tokens(
+    rank: Rank, topk_idx: torch.Tensor, num_experts: int
+) -> torch.Tensor:
+    """On how many ranks each token has experts."""
+    count = torch.zeros_like(topk_idx[:, 0])
+    for index in range(rank.size):
+        first, end = experts_of(rank, num_experts, index)
+        count += ((topk_idx >= first) & (topk_idx < end)).any(dim=1)
+    return count
+
+
 def ranks_per_token(
     rank: Rank, batch: Batch, num_experts: int
 ) -> torch.Tensor:
-    """On how many ranks each token has experts."""
-    count = torch.zeros(batch.x.shape[0], dtype=torch.int64)
-    for index in range(rank.size):
-        first, end = experts_of(rank, num_experts, index)
-        here = (batch.topk_idx >= first) & (batch.topk_idx < end)
-        count += here.any(dim=1)
-    return count
+    """The same of a batch."""
+    return ranks_of_tokens(rank, batch.topk_idx, num_experts)
 
 
 def to_fp8(x: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
@@ -106,5 +112,5 @@ def difference(a: torch.Tensor, b: torch.Tensor) -> float:
     """How unlike two tensors are: 0 when equal, as DeepEP's tests count."""
     if a.numel() == 0:
         return 0.0
-    a, b = a.double().cpu() + 1, b.double().cpu() + 1
+    a, b = a.double() + 1, b.to(a.device).double() + 1
     return float(1 - 2 * (a * b).sum() / (a * a + b * b).sum())

@@ -5,11 +5,13 @@ import deep_ep
 import epx
 import pytest
 import ranks
+import test_elastic
+import test_low_latency
+import test_normal
 import torch
 from frameworks import MOST, E, H, K, batch_of, close, summed
 from ranks import Rank
 from reference import difference
-from test_low_latency import every_mode
 
 pytestmark = pytest.mark.gpu
 
@@ -204,5 +206,37 @@ def test_streams_that_are_given() -> None:
     ranks.run(2, streams_that_are_given, device="cuda")
 
 
-def test_eight_ranks_on_a_card() -> None:
-    ranks.run(8, every_mode, [MOST, 7, 0, 1], device="cuda", timeout=300)
+def both_devices(me: Rank) -> None:
+    """One buffer, tensors of the card and of the host in turn."""
+    buffer = deep_ep.Buffer(me.group, 64 << 20)
+    sent = batch_of(me)
+    for device in ("cuda", "cpu") * 2:
+        batch = sent.to(device)
+        layout = buffer.get_dispatch_layout(batch.topk_idx, E)
+        rows, _, _, _, handle, event = buffer.dispatch(
+            batch.x,
+            topk_idx=batch.topk_idx,
+            num_tokens_per_expert=layout[2],
+            async_finish=True,
+        )
+        event.current_stream_wait()
+        assert rows.device.type == device
+        out = buffer.combine(rows, handle)[0]
+        close(out, summed(me, sent).to(device))
+
+
+def test_both_devices() -> None:
+    ranks.run(2, both_devices, device="cuda")
+
+
+@pytest.mark.parametrize(
+    "function, arguments",
+    [
+        (test_normal.every_mode, ()),
+        (test_elastic.every_mode, ()),
+        (test_low_latency.every_mode, ([MOST, 7, 0, 1],)),
+        (test_low_latency.every_mode, ([MOST, 5], 7168)),
+    ],
+)
+def test_eight_ranks_on_a_card(function, arguments) -> None:
+    ranks.run(8, function, *arguments, device="cuda", timeout=200)

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: MIT
 """ElasticBuffer.dispatch and combine against a dense reference."""
 
+import itertools
+from typing import NamedTuple
+
 import deep_ep
 import pytest
 import ranks
@@ -54,7 +57,33 @@ def check_handle(me, handle, batches, step, synced):
     return sum(counts), ends, padded
 
 
-def check_by_rank(me, buffer, batches, fp8, step, synced, is_async):
+class Mode(NamedTuple):
+    """What is asked of the calls, besides the layout."""
+
+    fp8: bool
+    synced: bool
+    is_async: bool = False
+    previous: bool = False
+
+    @property
+    def step(self):
+        return 16 if self.fp8 != self.synced else 1
+
+    def how(self, buffer):
+        return {
+            "previous_event": buffer.capture() if self.previous else None,
+            "async_with_compute_stream": self.is_async,
+            "allocate_on_comm_stream": self.previous and self.is_async,
+        }
+
+    def wait(self, event):
+        assert (event.event is not None) == self.is_async
+        if self.is_async:
+            event.current_stream_wait()
+
+
+def check_by_rank(me, buffer, batches, mode):
+    fp8, step, synced = mode.fp8, mode.step, mode.synced
     mine = batches[me.index].to(me.device)
     rows, idx, weights, _ = received_by_rank(me, batches, E)
     stats = torch.zeros(E // me.size, dtype=torch.int32, device=me.device)
@@ -65,12 +94,11 @@ def check_by_rank(me, buffer, batches, fp8, step, synced, is_async):
         cumulative_local_expert_recv_stats=stats,
         num_experts=E,
         expert_alignment=step,
+        do_handle_copy=not mode.previous,
         do_cpu_sync=synced,
-        async_with_compute_stream=is_async,
+        **mode.how(buffer),
     )
-    if is_async:
-        event.current_stream_wait()
-    assert (event.event is not None) == is_async
+    mode.wait(event)
     count, _, _ = check_handle(me, handle, batches, step, synced)
     per_expert = handle.num_unaligned_recv_tokens_per_expert
     assert torch.equal(stats, per_expert)
@@ -83,27 +111,40 @@ def check_by_rank(me, buffer, batches, fp8, step, synced, is_async):
     assert torch.equal(got_idx[:count].cpu(), idx)
     assert torch.equal(got_weights[:count].cpu(), weights)
 
-    cached, cached_idx, none, same, _ = buffer.dispatch(mine.x, handle=handle)
+    cached, cached_idx, none, same, event = buffer.dispatch(
+        mine.x, handle=handle, **mode.how(buffer)
+    )
+    mode.wait(event)
     assert same is handle and none is None
     assert torch.equal(cached[:count].cpu(), rows)
     assert torch.equal(cached_idx[:count].cpu(), idx)
 
     outputs = values.to(torch.bfloat16)
-    out, out_weights, _ = buffer.combine(
-        outputs, handle, topk_weights=got_weights
+    ones = torch.ones_like(mine.x)
+    out, out_weights, event = buffer.combine(
+        outputs,
+        handle,
+        topk_weights=got_weights,
+        bias=(ones, 2 * ones) if mode.previous else None,
+        **mode.how(buffer),
     )
+    mode.wait(event)
     spread = ranks_per_token(me, batches[me.index], E).unsqueeze(1)
     sent = from_fp8(*to_fp8(mine.x)) if fp8 else mine.x
     sent = sent.to(torch.bfloat16).float().cpu()
     torch.testing.assert_close(
-        out.float().cpu(), sent * spread, rtol=8e-3, atol=0
+        out.float().cpu(),
+        sent * spread + (3 if mode.previous else 0),
+        rtol=8e-3,
+        atol=1e-2,
     )
     assert torch.equal(out_weights.cpu(), batches[me.index].topk_weights)
 
 
-def check_expanded(me, buffer, batches, fp8, step, synced, by_column):
+def check_expanded(me, buffer, batches, mode, by_column):
+    fp8, step, synced = mode.fp8, mode.step, mode.synced
     mine = batches[me.index].to(me.device)
-    got, none, got_weights, handle, _ = buffer.dispatch(
+    got, none, got_weights, handle, event = buffer.dispatch(
         to_fp8(mine.x) if fp8 else mine.x,
         topk_idx=mine.topk_idx,
         topk_weights=mine.topk_weights,
@@ -113,7 +154,9 @@ def check_expanded(me, buffer, batches, fp8, step, synced, by_column):
         do_cpu_sync=synced,
         do_expand=True,
         use_tma_aligned_col_major_sf=by_column,
+        **mode.how(buffer),
     )
+    mode.wait(event)
     assert none is None
     _, ends, padded = check_handle(me, handle, batches, step, synced)
     size = sum(padded)
@@ -141,18 +184,31 @@ def check_expanded(me, buffer, batches, fp8, step, synced, by_column):
         assert torch.equal(values[start:end].cpu(), wanted)
         assert torch.equal(got_weights[start:end].cpu(), torch.cat(weights))
         start = aligned(end, step)
+        padding = got[0] if fp8 else got
+        assert not padding[end:start].float().any()
+        assert not got_weights[end:start].any()
 
     again = buffer.dispatch(
-        mine.x, topk_weights=mine.topk_weights, handle=handle, do_expand=True
+        mine.x,
+        topk_weights=mine.topk_weights,
+        handle=handle,
+        do_expand=True,
+        **mode.how(buffer),
     )
+    mode.wait(again[4])
     assert again[1] is None
     end = ends[-1]
     assert torch.equal(again[2][:end].cpu(), got_weights[:end].cpu())
 
     bias = torch.ones_like(mine.x)
-    out, out_weights, _ = buffer.combine(
-        values.to(torch.bfloat16), handle, topk_weights=got_weights, bias=bias
+    out, out_weights, event = buffer.combine(
+        values.to(torch.bfloat16),
+        handle,
+        topk_weights=got_weights,
+        bias=bias,
+        **mode.how(buffer),
     )
+    mode.wait(event)
     chosen = (batches[me.index].topk_idx >= 0).sum(dim=1, keepdim=True)
     sent = from_fp8(*to_fp8(mine.x)) if fp8 else mine.x
     sent = sent.to(torch.bfloat16).float().cpu()
@@ -165,13 +221,10 @@ def check_expanded(me, buffer, batches, fp8, step, synced, by_column):
 def every_mode(me: Rank) -> None:
     buffer = buffer_for(me)
     batches = make_batches(me, [MOST, 3, 0, 17], H, E, K)
-    for fp8 in (False, True):
-        for step in (1, 16):
-            for synced in (True, False):
-                for flag in (False, True):
-                    case = (fp8, step, synced, flag)
-                    check_by_rank(me, buffer, batches, *case)
-                    check_expanded(me, buffer, batches, *case)
+    for mode in itertools.product((False, True), repeat=4):
+        mode = Mode(*mode)
+        check_by_rank(me, buffer, batches, mode)
+        check_expanded(me, buffer, batches, mode, by_column=mode.previous)
     buffer.destroy()
 
 

@@ -5,6 +5,7 @@ import itertools
 import threading
 
 import deep_ep
+import epx
 import pytest
 import ranks
 import torch
@@ -14,14 +15,15 @@ from reference import difference, experts_of, from_fp8, make_batches, to_fp8
 E, K, H, MOST = 8, 3, 512, 24
 
 
-def buffer_for(me: Rank, **more) -> deep_ep.Buffer:
-    hint = deep_ep.Buffer.get_low_latency_rdma_size_hint(MOST, H, me.size, E)
+def buffer_for(me: Rank, hidden: int = H) -> deep_ep.Buffer:
+    hint = deep_ep.Buffer.get_low_latency_rdma_size_hint(
+        MOST, hidden, me.size, E
+    )
     return deep_ep.Buffer(
         me.group,
         num_rdma_bytes=hint,
         low_latency_mode=True,
         num_qps_per_rank=E // me.size,
-        **more,
     )
 
 
@@ -42,11 +44,12 @@ def check_received(me, batches, received, counts, use_fp8, rounded, ue8m0):
     first, end = experts_of(me, E, me.index)
     slots = me.size * MOST
     rows, scales = received if use_fp8 else (received, None)
-    assert rows.shape == (end - first, slots, H) and rows.is_contiguous()
+    hidden = batches[0].x.shape[1]
+    assert rows.shape == (end - first, slots, hidden) and rows.is_contiguous()
     assert counts.dtype == torch.int32 and counts.shape == (end - first,)
     if use_fp8:
         assert rows.dtype == torch.float8_e4m3fn
-        wide = H // 512 if ue8m0 else H // 128
+        wide = -(-hidden // 512) if ue8m0 else hidden // 128
         assert scales.shape == (end - first, slots, wide)
         assert scales.dtype == (torch.int32 if ue8m0 else torch.float32)
         assert scales.stride() == (wide * slots, 1, slots)
@@ -72,13 +75,27 @@ def check_received(me, batches, received, counts, use_fp8, rounded, ue8m0):
     return values.to(torch.bfloat16).to(me.device)
 
 
+def finish(how, event, hook):
+    """Waits in the way that was asked for."""
+    assert (hook is not None) == (how == "hook")
+    assert (event.event is not None) == (how == "event")
+    if how == "hook":
+        hook()
+    elif how == "event":
+        event.current_stream_wait()
+
+
 def check_waits(me, waits):
     """Nobody waits for itself, nor less than nothing for another."""
     assert waits[me.index] == 1
     assert (waits >= 1).all()
 
 
-def check_mode(me, buffer, batches, use_fp8, rounded, ue8m0, hooked, more):
+def check_mode(me, buffer, batches, use_fp8, rounded, ue8m0, how):
+    asked = {
+        "async_finish": how == "event",
+        "return_recv_hook": how == "hook",
+    }
     mine = batches[me.index].to(me.device)
     first, end = experts_of(me, E, me.index)
     totals = torch.ones(end - first, dtype=torch.int32, device=me.device)
@@ -93,11 +110,9 @@ def check_mode(me, buffer, batches, use_fp8, rounded, ue8m0, hooked, more):
         use_fp8=use_fp8,
         round_scale=rounded,
         use_ue8m0=ue8m0,
-        async_finish=not hooked,
-        return_recv_hook=hooked,
+        **asked,
     )
-    hook() if hooked else event.current_stream_wait()
-    assert (hook is not None) == hooked
+    finish(how, event, hook)
     assert torch.equal(totals - 1, counts)
     check_waits(me, waits)
     outputs = check_received(
@@ -113,39 +128,44 @@ def check_mode(me, buffer, batches, use_fp8, rounded, ue8m0, hooked, more):
             mine.topk_weights,
             handle,
             zero_copy=zero_copy,
-            async_finish=not hooked,
-            return_recv_hook=hooked,
             out=out,
             combine_wait_recv_cost_stats=waits,
-            **more,
+            **asked,
         )
-        hook() if hooked else event.current_stream_wait()
+        finish(how, event, hook)
         check_waits(me, waits)
         assert out is None or combined is out
         assert combined.dtype == torch.bfloat16
         assert not combined.isnan().any()
         weight = mine.topk_weights.sum(dim=1, keepdim=True)
-        worst = 7e-4 if use_fp8 or more else 1e-5
+        worst = 7e-4 if use_fp8 else 1e-5
         assert difference(combined, mine.x.float() * weight) < worst
 
 
-def every_mode(me: Rank, tokens) -> None:
-    buffer = buffer_for(me)
-    batches = make_batches(me, tokens, H, E, K)
-    for hooked in (False, True):
-        for mode in (
-            (False, False, False),
-            (True, False, False),
-            (True, True, False),
-            (True, True, True),
-        ):
-            check_mode(me, buffer, batches, *mode, hooked, {})
+MODES = (
+    (False, False, False),
+    (True, False, False),
+    (True, True, False),
+    (True, True, True),
+)
+
+
+def every_mode(me: Rank, tokens, hidden: int = H) -> None:
+    buffer = buffer_for(me, hidden)
+    batches = make_batches(me, tokens, hidden, E, K)
+    for how, mode in itertools.product(("call", "event", "hook"), MODES):
+        check_mode(me, buffer, batches, *mode, how)
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
 @pytest.mark.parametrize("tokens", [[MOST], [7, 0, MOST, 1]])
 def test_every_mode(size: int, tokens, device: str) -> None:
     ranks.run(size, every_mode, tokens, device=device)
+
+
+@pytest.mark.parametrize("hidden", [640, 7168])
+def test_hidden_sizes(hidden: int, device: str) -> None:
+    ranks.run(2, every_mode, [MOST, 5], hidden, device=device)
 
 
 def two_at_once(me: Rank) -> None:
@@ -214,6 +234,15 @@ def refusals(me: Rank) -> None:
             dispatch(cumulative_local_expert_recv_stats=totals)
     with pytest.raises(AssertionError):
         dispatch(async_finish=True, return_recv_hook=True)
+    # Limits, in EPX's own words: of rows, of K and of experts.
+    narrow = mine.x[:, :12].contiguous()
+    with pytest.raises(epx.CallError, match="hidden"):
+        buffer.low_latency_dispatch(narrow, mine.topk_idx, MOST, E)
+    wide = mine.topk_idx.repeat(1, 22)
+    with pytest.raises(epx.CallError, match="topk is 66; allowed are 1 to 64"):
+        buffer.low_latency_dispatch(mine.x, wide, MOST, E)
+    with pytest.raises(epx.CallError, match="num_experts is 1025"):
+        buffer.low_latency_dispatch(mine.x, mine.topk_idx, MOST, 1025)
     rows, _, old, _, _ = dispatch()
     dispatch()
     dispatch()

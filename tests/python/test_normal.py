@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Buffer.dispatch and combine against a dense reference."""
 
+import itertools
 import time
+from typing import NamedTuple
 
 import deep_ep
 import pytest
@@ -9,6 +11,7 @@ import ranks
 import torch
 from ranks import Rank
 from reference import (
+    difference,
     experts_of,
     from_fp8,
     make_batches,
@@ -17,109 +20,147 @@ from reference import (
     to_fp8,
 )
 
-E, K, H = 16, 4, 256
+E, K, H, MOST = 16, 4, 256, 64
 
 
 def layout_of(buffer, batch, **more):
     per_rank, per_rdma, per_expert, goes, event = buffer.get_dispatch_layout(
         batch.topk_idx, E, **more
     )
-    assert per_rdma is None
     return {
         "num_tokens_per_rank": per_rank,
+        "num_tokens_per_rdma_rank": per_rdma,
         "is_token_in_rank": goes,
         "num_tokens_per_expert": per_expert,
     }, event
 
 
-def check_mode(me, buffer, batches, kind, with_topk, is_async, previous):
-    mine = batches[me.index].to(me.device)
-    rows, idx, weights, counts = received_by_rank(me, batches, E)
-    x = mine.x
-    if kind == "fp8":
-        x = to_fp8(mine.x)
-    args, _ = layout_of(buffer, mine)
+class Mode(NamedTuple):
+    """What DeepEP's own test of these calls goes through."""
 
-    def more():
+    kind: str
+    with_topk: bool = True
+    is_async: bool = False
+    previous: bool = False
+
+    def how(self, buffer):
         return {
-            "async_finish": is_async,
-            "previous_event": buffer.capture() if previous else None,
+            "async_finish": self.is_async,
+            "previous_event": buffer.capture() if self.previous else None,
         }
 
-    if with_topk:
+    def wait(self, event):
+        assert (event.event is not None) == self.is_async
+        if self.is_async:
+            event.current_stream_wait()
+
+    def of(self, x):
+        """A batch's rows, as they are sent."""
+        if self.kind == "fp8":
+            return to_fp8(x)
+        return x.to(getattr(torch, self.kind))
+
+
+def values(rows):
+    """What rows stand for, on the CPU."""
+    rows = from_fp8(*rows) if isinstance(rows, tuple) else rows
+    return rows.float().cpu()
+
+
+def is_near(a, b, rtol=8e-3):
+    torch.testing.assert_close(a.float().cpu(), b, rtol=rtol, atol=1e-6)
+    assert difference(a, b) < 5e-6
+
+
+def check_combine(me, buffer, batches, mode, rows, weights, handle):
+    """Rows that go back as they came: each token's, once for each rank."""
+    if isinstance(rows, tuple):
+        rows = from_fp8(*rows).to(torch.bfloat16)
+    out, out_weights, event = buffer.combine(
+        x=rows, handle=handle, topk_weights=weights, **mode.how(buffer)
+    )
+    mode.wait(event)
+    batch = batches[me.index]
+    sent = mode.of(batch.x)
+    if isinstance(sent, tuple):
+        sent = from_fp8(*sent).to(torch.bfloat16)
+    assert out.dtype == sent.dtype
+    is_near(out, sent.float() * ranks_per_token(me, batch, E).unsqueeze(1))
+    if weights is None:
+        assert out_weights is None
+    else:
+        assert torch.equal(out_weights.cpu(), batch.topk_weights)
+
+
+def check_cached(me, buffer, mode, x, handle, wanted):
+    """Other rows by the same handle."""
+    count = wanted.shape[0]
+    got, *nothing, event = buffer.dispatch(
+        x=x, handle=handle, **mode.how(buffer)
+    )
+    assert nothing == [None] * 4
+    mode.wait(event)
+    assert torch.equal(values(got)[:count], wanted)
+
+
+def check_worst(me, buffer, batches, mode, x, args, wanted):
+    """As many rows as can ever come, without a look at the counts."""
+    count, most = wanted[0].shape[0], me.size * MOST
+    rows, idx, weights, per_expert, handle, event = buffer.dispatch(
+        x=x, num_worst_tokens=most, **args, **mode.how(buffer)
+    )
+    mode.wait(event)
+    assert values(rows).shape == (most, H) and per_expert == []
+    assert idx.shape == weights.shape == (most, K)
+    for got, want in zip((values(rows), idx.cpu(), weights.cpu()), wanted):
+        assert torch.equal(got[:count], want)
+    assert (idx[count:] == -1).all() and not weights[count:].any()
+    check_cached(me, buffer, mode, x, handle, wanted[0])
+    check_combine(me, buffer, batches, mode, rows, weights, handle)
+
+
+def check_mode(me, buffer, batches, mode):
+    mine = batches[me.index].to(me.device)
+    x = mode.of(mine.x)
+    sent, idx, weights, _ = received_by_rank(me, batches, E)
+    wanted = values(mode.of(sent))
+    args, _ = layout_of(buffer, mine)
+    if mode.with_topk:
         args.update(topk_idx=mine.topk_idx, topk_weights=mine.topk_weights)
     got, got_idx, got_weights, per_expert, handle, event = buffer.dispatch(
-        x=x, **args, **more()
+        x=x, **args, **mode.how(buffer)
     )
-    event.current_stream_wait() if is_async else None
-    assert (event.event is not None) == is_async
-    first = me.index * (E // me.size)
+    mode.wait(event)
+    first, end = experts_of(me, E, me.index)
     assert per_expert == [
         sum(int((it.topk_idx == e).sum()) for it in batches)
-        for e in range(first, first + E // me.size)
+        for e in range(first, end)
     ]
-    if kind == "fp8":
+    if mode.kind == "fp8":
         assert got[0].dtype == torch.float8_e4m3fn
-        assert got[1].shape == (rows.shape[0], H // 128)
-        expected = from_fp8(*to_fp8(rows))
-        got = from_fp8(*got).cpu()
-        assert torch.equal(got, expected)
-        got = got.to(torch.bfloat16).to(me.device)
+        assert got[1].shape == (wanted.shape[0], H // 128)
     else:
-        assert torch.equal(got.cpu(), rows)
-    if with_topk:
+        assert got.dtype == x.dtype
+    assert torch.equal(values(got), wanted)
+    if mode.with_topk:
         assert got_idx.dtype == torch.int64
         assert got_weights.dtype == torch.float32
         assert torch.equal(got_idx.cpu(), idx)
         assert torch.equal(got_weights.cpu(), weights)
+        check_worst(me, buffer, batches, mode, x, args, (wanted, idx, weights))
     else:
         assert got_idx is None and got_weights is None
-
-    cached = buffer.dispatch(x=x, handle=handle, **more())
-    assert len(cached) == 6 and cached[1:5] == (None,) * 4
-    cached[5].current_stream_wait() if is_async else None
-    again = from_fp8(*cached[0]).cpu() if kind == "fp8" else cached[0].cpu()
-    assert torch.equal(again.to(got.dtype), got.cpu())
-
-    out, out_weights, event = buffer.combine(
-        x=got,
-        handle=handle,
-        topk_weights=got_weights if with_topk else None,
-        **more(),
-    )
-    event.current_stream_wait() if is_async else None
-    spread = ranks_per_token(me, batches[me.index], E).unsqueeze(1)
-    expected = (
-        from_fp8(*to_fp8(batches[me.index].x))
-        if kind == "fp8"
-        else (batches[me.index].x.float())
-    )
-    expected = expected.to(torch.bfloat16).float() * spread
-    torch.testing.assert_close(
-        out.float().cpu(), expected, rtol=8e-3, atol=1e-6
-    )
-    if with_topk:
-        assert torch.equal(out_weights.cpu(), batches[me.index].topk_weights)
-    else:
-        assert out_weights is None
+    check_cached(me, buffer, mode, x, handle, wanted)
+    check_combine(me, buffer, batches, mode, got, got_weights, handle)
 
 
 def every_mode(me: Rank) -> None:
     buffer = deep_ep.Buffer(me.group, 64 << 20, 0)
-    batches = make_batches(me, [37, 64, 0, 5], H, E, K)
-    for kind in ("bf16", "fp8"):
-        for with_topk in (True, False):
-            for is_async in (False, True):
-                for previous in (False, True):
-                    check_mode(
-                        me,
-                        buffer,
-                        batches,
-                        kind,
-                        with_topk,
-                        is_async,
-                        previous,
-                    )
+    batches = make_batches(me, [37, MOST, 0, 5], H, E, K)
+    flags = (False, True)
+    for kind in ("bfloat16", "fp8", "float16", "float32"):
+        for mode in itertools.product(flags, flags, flags):
+            check_mode(me, buffer, batches, Mode(kind, *mode))
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
@@ -127,38 +168,14 @@ def test_every_mode(size: int, device: str) -> None:
     ranks.run(size, every_mode, device=device)
 
 
-def element_types(me: Rank, dtype: torch.dtype) -> None:
-    buffer = deep_ep.Buffer(me.group, 64 << 20)
-    batches = make_batches(me, [9, 16], H, E, K, dtype)
-    mine = batches[me.index].to(me.device)
-    args, _ = layout_of(buffer, mine)
-    got, _, _, _, handle, _ = buffer.dispatch(
-        mine.x, topk_idx=mine.topk_idx, **args
-    )
-    assert torch.equal(got.cpu(), received_by_rank(me, batches, E)[0])
-    out, none, _ = buffer.combine(got, handle)
-    assert out.dtype == dtype and none is None
-    spread = ranks_per_token(me, batches[me.index], E).unsqueeze(1)
-    torch.testing.assert_close(
-        out.float().cpu(), mine.x.float().cpu() * spread, rtol=8e-3, atol=0
-    )
-
-
-@pytest.mark.parametrize(
-    "dtype", [torch.bfloat16, torch.float16, torch.float32]
-)
-def test_element_types(dtype: torch.dtype, device: str) -> None:
-    ranks.run(2, element_types, dtype, device=device)
-
-
 def layout_is_right(me: Rank) -> None:
     buffer = deep_ep.Buffer(me.group)
     for num_experts in (E, E + 3):  # not all ranks hold as many
         batch = make_batches(me, [33], H, num_experts, K)[me.index]
-        per_rank, _, per_expert, goes, event = buffer.get_dispatch_layout(
+        per_rank, none, per_expert, goes, event = buffer.get_dispatch_layout(
             batch.topk_idx.to(me.device), num_experts
         )
-        assert event.event is None
+        assert event.event is None and none is None
         assert per_rank.dtype == per_expert.dtype == torch.int32
         assert goes.dtype == torch.bool and goes.is_contiguous()
         for rank in range(me.size):
@@ -172,39 +189,6 @@ def layout_is_right(me: Rank) -> None:
 
 def test_layout(device: str) -> None:
     ranks.run(4, layout_is_right, device=device)
-
-
-def fixed_rows(me: Rank) -> None:
-    buffer = deep_ep.Buffer(me.group, 64 << 20)
-    batches = make_batches(me, [20, 7], H, E, K)
-    mine = batches[me.index].to(me.device)
-    rows, idx, weights, _ = received_by_rank(me, batches, E)
-    args, _ = layout_of(buffer, mine)
-    got, got_idx, got_weights, per_expert, handle, _ = buffer.dispatch(
-        mine.x,
-        topk_idx=mine.topk_idx,
-        topk_weights=mine.topk_weights,
-        num_worst_tokens=50,
-        **args,
-    )
-    count = rows.shape[0]
-    assert got.shape == (50, H) and got_idx.shape == (50, K)
-    assert per_expert == []
-    assert torch.equal(got[:count].cpu(), rows)
-    assert torch.equal(got_idx[:count].cpu(), idx)
-    assert (got_idx[count:] == -1).all()
-    assert torch.equal(got_weights[:count].cpu(), weights)
-    out, _, _ = buffer.combine(got, handle)
-    spread = ranks_per_token(me, batches[me.index], E).unsqueeze(1)
-    torch.testing.assert_close(
-        out.float().cpu(), mine.x.float().cpu() * spread, rtol=8e-3, atol=0
-    )
-    again = buffer.dispatch(mine.x, handle=handle)[0]
-    assert torch.equal(again[:count].cpu(), rows)
-
-
-def test_fixed_rows(device: str) -> None:
-    ranks.run(2, fixed_rows, device=device)
 
 
 def biases(me: Rank) -> None:

@@ -5,7 +5,9 @@
     python tools/bench/python_overhead.py --device cuda
 
 One rank, one token, on one core: the calls differ in what surrounds the C call
-alone, which is made once with deep_ep and once with its arguments ready.
+alone, which is made once with deep_ep and once with its arguments ready.  What
+is measured is the calling thread's own time, so that other programs do not
+count.
 """
 
 import argparse
@@ -36,10 +38,10 @@ def microseconds(*calls: Callable[[], Any]) -> List[float]:
     rounds: List[List[float]] = [[] for _ in calls]
     for _ in range(ROUNDS):
         for call, times in zip(calls, rounds):
-            start = time.perf_counter()
+            start = time.thread_time()
             for _ in range(CALLS):
                 call()
-            times.append((time.perf_counter() - start) / CALLS * 1e6)
+            times.append((time.thread_time() - start) / CALLS * 1e6)
             if torch.cuda.is_initialized():
                 torch.cuda.synchronize()
     return [statistics.median(it) for it in rounds]
