@@ -95,7 +95,9 @@ shape+=', "topk": [0-9]+, "experts": [0-9]+, "dtype": "[a-z0-9]+"'
 shape+=', "workers": [0-9]+, "iters": [0-9]+'
 times="\"min_us\": $number, \"p50_us\": $number, \"p99_us\": $number"
 tail=', "layout": "[a-z]+", "quantize": null, "routing": "uniform"'
-tail+=', "launch": "(call|graph)", "in_a_row": [0-9]+, "hosts": [0-9]+}$'
+tail+=', "launch": "(call|graph)", "in_a_row": [0-9]+, "hosts": [0-9]+'
+tail+=', "net_bytes": (null|[0-9]+), "wire_bytes": (null|[0-9]+)'
+tail+=', "peer_way": (null|"[a-z]+")}$'
 
 expect_json() { # OP FABRIC PEER, where the operation moves rows
     expect_match out "^\{\"op\": \"$1\", \"engine\": \"cpu\", \"fabric\": \
@@ -208,12 +210,78 @@ case_hosts() {
         done
         quietly --check --json --hosts 2 --$launch --ranks 4 --mode ll \
             "${small[@]}"
-        expect_match out '"op": "dispatch".*"hosts": 2}$'
+        expect_match out '"op": "dispatch".*"hosts": 2, "net_bytes": [1-9]'
     done
     run 2 --hosts 3 --ranks 2 "${small[@]}"
     expect_match err '--hosts is 3; allowed: 1 to the 2 ranks'
-    run 2 --hosts 2 --vs mpi "${small[@]}"
-    expect_match err '--hosts needs --device cpu'
+    run 2 --hosts 2 --ranks 4 --vs mpi "${small[@]}"
+    expect_match err '--vs mpi with --hosts needs --netns'
+    run 2 --hosts 2 --netns a,b "${small[@]}"
+    expect_match err '--netns needs --procs'
+    run 1 --hosts 2 --procs --netns no_such_a,no_such_b "${small[@]}"
+    expect_match err "cannot enter the network namespace 'no_such_[ab]': No such"
+}
+
+# Two network namespaces that a pair of interfaces joins.
+make_hosts() {
+    hosts=("epxb$$a" "epxb$$b")
+    trap 'ip netns del "${hosts[0]}"; ip netns del "${hosts[1]}"
+          rm -rf "$dir"' EXIT
+    ip netns add "${hosts[0]}" 2>"$dir/err" && ip netns add "${hosts[1]}" &&
+        ip -n "${hosts[0]}" link add eth7 type veth peer name eth7 \
+            netns "${hosts[1]}" || {
+        echo "SKIPPED: no right to make network namespaces" >&2
+        trap 'rm -rf "$dir"' EXIT
+        exit 77
+    }
+    for i in 0 1; do
+        ip -n "${hosts[i]}" link set lo up
+        ip -n "${hosts[i]}" addr add "10.79.0.$((i + 1))/24" dev eth7
+        ip -n "${hosts[i]}" link set eth7 up
+    done
+    wait_until sh -c "ip -n ${hosts[1]} link show eth7 | grep -q 'state UP'"
+}
+
+field() { # OP NAME, of the first line with that OP
+    sed -n "s/^{\"op\": \"$1\".*\"$2\": \([0-9.]*\).*/\1/p" "$dir/out" |
+        head -1
+}
+
+# What the interfaces count is what the routing asks for, and the frames.
+check_wire() { # OP
+    local rows wire
+    rows=$(field "$1" net_bytes)
+    wire=$(field "$1" wire_bytes)
+    [ "$wire" -ge "$rows" ] && [ $((wire * 100)) -le $((rows * 106)) ] ||
+        fail "$1: $rows bytes of rows, $wire bytes on the wire"
+}
+
+case_netns() {
+    local op uniform grouped
+    "$bench" --hosts 2 "${small[@]}" >"$dir/out" 2>"$dir/err" || {
+        echo "SKIPPED: there is no UCX" >&2
+        exit 77
+    }
+    make_hosts
+    local shape=(--hosts 2 --ranks 4 --procs --netns "${hosts[0]},${hosts[1]}"
+        --tokens 256 --hidden 4096 --experts 64 --iters 2 --json)
+    quietly "${shape[@]}" --check --vs ucx
+    for op in dispatch combine; do
+        expect_match out "\"op\": \"$op\".*\"peer\": \"ucx\", \
+\"peer_p50_us\": $number, \"ratio_peer\": $number"
+        check_wire $op
+    done
+    uniform=$(field dispatch wire_bytes)
+    quietly "${shape[@]}" --routing group:8,1 --topk 4
+    check_wire dispatch
+    check_wire combine
+    grouped=$(field dispatch wire_bytes)
+    # Half of the tokens have experts on the other host, instead of all.
+    [ $((grouped * 10)) -le $((uniform * 6)) ] ||
+        fail "$grouped bytes on the wire in place of $uniform"
+    run 0 "${shape[@]}" --vs mpi
+    grep -q 'no figures' "$dir/err" && exit 0 # case mpi tells why
+    expect_match out '"op": "combine".*"peer": "mpi", "peer_p50_us": [0-9]'
 }
 
 case_outside() {

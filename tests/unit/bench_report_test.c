@@ -58,7 +58,10 @@ test_json(void **state)
                                .ratio_ceiling = 0.9,
                                .peer = "mpi",
                                .peer_p50 = 8,
-                               .ratio_peer = 4 };
+                               .ratio_peer = 4,
+                               .peer_way = "put",
+                               .net_bytes = 1000,
+                               .wire_bytes = 1050 };
     (void)state;
     expect(&run, &line,
            "{\"op\": \"dispatch\", \"engine\": \"cpu\", \"fabric\": \"shm\", "
@@ -71,7 +74,9 @@ test_json(void **state)
            "\"peer\": \"mpi\", \"peer_p50_us\": 8.000, "
            "\"ratio_peer\": 4.0000, \"layout\": \"expert\", "
            "\"quantize\": \"pow2\", \"routing\": \"a\\\"b\\\\c\\u000a.csv\", "
-           "\"launch\": \"call\", \"in_a_row\": 1, \"hosts\": 1}\n");
+           "\"launch\": \"call\", \"in_a_row\": 1, \"hosts\": 1, "
+           "\"net_bytes\": 1000, \"wire_bytes\": 1050, "
+           "\"peer_way\": \"put\"}\n");
     line = (struct bench_line){ .op = "plan",
                                 .gbps = NAN,
                                 .ceiling_gbps = NAN,
@@ -88,7 +93,9 @@ test_json(void **state)
            "\"ratio_ceiling\": null, \"peer\": null, \"peer_p50_us\": null, "
            "\"ratio_peer\": null, \"layout\": \"expert\", "
            "\"quantize\": \"pow2\", \"routing\": \"a\\\"b\\\\c\\u000a.csv\", "
-           "\"launch\": \"call\", \"in_a_row\": 1, \"hosts\": 1}\n");
+           "\"launch\": \"call\", \"in_a_row\": 1, \"hosts\": 1, "
+           "\"net_bytes\": null, \"wire_bytes\": null, "
+           "\"peer_way\": null}\n");
 }
 
 int

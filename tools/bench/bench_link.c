@@ -16,9 +16,9 @@
 
 /* ---- what has to cross ---- */
 
-/* The first rank of a host, in blocks as bench_host_of cuts them. */
-static int32_t
-first_rank(const struct bench_options *o, int32_t host)
+/* In blocks as bench_host_of cuts them. */
+int32_t
+bench_link_first(const struct bench_options *o, int32_t host)
 {
     return (int32_t)(((int64_t)host * o->ranks + o->hosts - 1) / o->hosts);
 }
@@ -26,9 +26,9 @@ first_rank(const struct bench_options *o, int32_t host)
 int32_t
 bench_link_rail(const struct bench_options *o, int32_t rank, int32_t host)
 {
-    int32_t first = first_rank(o, host);
-    int32_t index = rank - first_rank(o, bench_host_of(o, rank));
-    return first + index % (first_rank(o, host + 1) - first);
+    int32_t first = bench_link_first(o, host);
+    int32_t index = rank - bench_link_first(o, bench_host_of(o, rank));
+    return first + index % (bench_link_first(o, host + 1) - first);
 }
 
 bool
@@ -84,9 +84,9 @@ bench_link_bytes(const struct bench_shape *shape,
 
 /* ---- where it is ---- */
 
-/* The host's name in a list of as many. */
-static bool
-netns_of(const struct bench_options *o, int32_t host, char *name, size_t bytes)
+bool
+bench_link_netns(const struct bench_options *o, int32_t host, char *name,
+                 size_t bytes)
 {
     const char *at = o->netns;
     for (; host > 0; host--) {
@@ -115,7 +115,7 @@ bench_link_enter(const struct bench_options *o, int32_t rank,
     if (!o->netns) {
         return true;
     }
-    if (!netns_of(o, bench_host_of(o, rank), name, sizeof name)) {
+    if (!bench_link_netns(o, bench_host_of(o, rank), name, sizeof name)) {
         return bench_fail(error, "--netns is '%s'; a name is too long",
                           o->netns);
     }

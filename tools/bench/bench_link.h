@@ -8,6 +8,9 @@
 
 #include <net/if.h>
 
+/* The first rank of a host; of the one behind the last: R. */
+int32_t bench_link_first(const struct bench_options *o, int32_t host);
+
 /* The other host's rank that takes in what this one sends to that host. */
 int32_t bench_link_rail(const struct bench_options *o, int32_t rank,
                         int32_t host);
@@ -24,6 +27,10 @@ bool bench_link_rows(const struct bench_shape *shape,
 bool bench_link_bytes(const struct bench_shape *shape,
                       const struct bench_routing *routing,
                       uint64_t bytes[BENCH_NUM_OPS]);
+
+/* A host's name in --netns; false: it does not fit. */
+bool bench_link_netns(const struct bench_options *o, int32_t host, char *name,
+                      size_t bytes);
 
 /* Moves this process, which has one thread, into the network of its host. */
 bool bench_link_enter(const struct bench_options *o, int32_t rank,

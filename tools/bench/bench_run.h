@@ -41,6 +41,7 @@ struct bench_shared {
     _Atomic int failed;           /* somebody has told why */
     char engine[16];              /* of epx_group_query, by rank 0 */
     char fabric[16];
+    char device[32]; /* the network's interface, of rank 0 */
     struct bench_series ops[BENCH_NUM_OPS];
     struct bench_series copies[BENCH_NUM_OPS][BENCH_NUM_COPIES];
     struct bench_series transfers[BENCH_NUM_OPS][BENCH_NUM_WAYS];
