@@ -35,6 +35,7 @@ typedef struct op {
     int32_t num_arrays;
     void *gathered[OP_MAX_GATHERED];
     int32_t num_gathered;
+    bool is_over; /* known to be complete, and without an error */
 } op_t;
 
 /* Makes the arrays and works out what they must hold in the end. */
