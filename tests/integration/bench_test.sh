@@ -5,6 +5,8 @@
 # FLIP is the library that the case "difference" preloads.
 # Figures are never judged here, only that they are there and well formed.
 set -u
+# shellcheck source=/dev/null
+. "$(dirname "$0")/hosts.sh"
 bench=$1
 case=$2
 routing=$3
@@ -222,26 +224,6 @@ case_hosts() {
     expect_match err "cannot enter the network namespace 'no_such_[ab]': No such"
 }
 
-# Two network namespaces that a pair of interfaces joins.
-make_hosts() {
-    hosts=("epxb$$a" "epxb$$b")
-    trap 'ip netns del "${hosts[0]}"; ip netns del "${hosts[1]}"
-          rm -rf "$dir"' EXIT
-    ip netns add "${hosts[0]}" 2>"$dir/err" && ip netns add "${hosts[1]}" &&
-        ip -n "${hosts[0]}" link add eth7 type veth peer name eth7 \
-            netns "${hosts[1]}" || {
-        echo "SKIPPED: no right to make network namespaces" >&2
-        trap 'rm -rf "$dir"' EXIT
-        exit 77
-    }
-    for i in 0 1; do
-        ip -n "${hosts[i]}" link set lo up
-        ip -n "${hosts[i]}" addr add "10.79.0.$((i + 1))/24" dev eth7
-        ip -n "${hosts[i]}" link set eth7 up
-    done
-    wait_until sh -c "ip -n ${hosts[1]} link show eth7 | grep -q 'state UP'"
-}
-
 field() { # OP NAME, of the first line with that OP
     sed -n "s/^{\"op\": \"$1\".*\"$2\": \([0-9.]*\).*/\1/p" "$dir/out" |
         head -1
@@ -252,8 +234,9 @@ check_wire() { # OP
     local rows wire
     rows=$(field "$1" net_bytes)
     wire=$(field "$1" wire_bytes)
-    [ "$wire" -ge "$rows" ] && [ $((wire * 100)) -le $((rows * 106)) ] ||
+    if [ "$wire" -lt "$rows" ] || [ $((wire * 100)) -gt $((rows * 106)) ]; then
         fail "$1: $rows bytes of rows, $wire bytes on the wire"
+    fi
 }
 
 case_netns() {
@@ -262,6 +245,7 @@ case_netns() {
         echo "SKIPPED: there is no UCX" >&2
         exit 77
     }
+    trap 'remove_hosts; rm -rf "$dir"' EXIT
     make_hosts
     local shape=(--hosts 2 --ranks 4 --procs --netns "${hosts[0]},${hosts[1]}"
         --tokens 256 --hidden 4096 --experts 64 --iters 2 --json)
