@@ -94,6 +94,19 @@ test_mode_sets_defaults(void **state)
     assert_int_equal(o.tokens, 7);
     assert_int_equal(o.iters, 9);
     assert_int_equal(o.warmup, 0);
+    assert_int_equal(o.num_token_counts, 1);
+    o = good("--tokens 1,16777216");
+    assert_int_equal(o.tokens, 1);
+    assert_int_equal(o.num_token_counts, 2);
+    assert_int_equal(o.token_counts[1], 16777216);
+    refused("--tokens 1,,2", "--tokens is '1,,2'");
+    refused("--tokens 1,16777217", "allowed: 1 to 16777216, or up to 32");
+    refused("--signals", "--signals needs --device cuda");
+    o = good("--soak 3");
+    assert_int_equal(o.soak_s, 3);
+    assert_int_equal(o.tokens, 64);
+    assert_true(o.check);
+    refused("--soak 3 --routing some/file.csv", "--soak");
     o = good("--routing some/file.csv");
     assert_int_equal(o.routing, BENCH_CSV);
     assert_int_equal(o.tokens, 0);
@@ -122,11 +135,11 @@ test_every_option(void **state)
     assert_int_equal(o.quantize, EPX_QUANTIZE_F8E4M3_F32);
     assert_true(o.vs_mpi && o.vs_memcpy && o.json && o.buffers_outside);
     assert_false(o.vs_ucx);
+    assert_float_equal(o.zipf_exponent, 1.25, 0);
+    assert_true(o.seed == UINT64_MAX);
     o = good("--hosts 2 --procs --netns a,b --vs ucx,mpi");
     assert_true(o.vs_ucx && o.vs_mpi && o.hosts == 2);
     assert_string_equal(o.netns, "a,b");
-    assert_float_equal(o.zipf_exponent, 1.25, 0);
-    assert_true(o.seed == UINT64_MAX);
 }
 
 static void

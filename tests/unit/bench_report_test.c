@@ -59,6 +59,7 @@ test_json(void **state)
                                .peer = "mpi",
                                .peer_p50 = 8,
                                .ratio_peer = 4,
+                               .sms = 66,
                                .peer_way = "put",
                                .net_bytes = 1000,
                                .wire_bytes = 1050 };
@@ -75,6 +76,7 @@ test_json(void **state)
            "\"ratio_peer\": 4.0000, \"layout\": \"expert\", "
            "\"quantize\": \"pow2\", \"routing\": \"a\\\"b\\\\c\\u000a.csv\", "
            "\"launch\": \"call\", \"in_a_row\": 1, \"hosts\": 1, "
+           "\"sms\": 66, \"sm_us\": 132.0, "
            "\"net_bytes\": 1000, \"wire_bytes\": 1050, "
            "\"peer_way\": \"put\"}\n");
     line = (struct bench_line){ .op = "plan",
@@ -82,7 +84,8 @@ test_json(void **state)
                                 .ceiling_gbps = NAN,
                                 .ratio_ceiling = NAN,
                                 .peer_p50 = NAN,
-                                .ratio_peer = NAN };
+                                .ratio_peer = NAN,
+                                .sms = NAN };
     expect(&run, &line,
            "{\"op\": \"plan\", \"engine\": \"cpu\", \"fabric\": \"shm\", "
            "\"mode\": \"ht\", \"ranks\": 8, \"tokens\": 4096, "
@@ -94,6 +97,7 @@ test_json(void **state)
            "\"ratio_peer\": null, \"layout\": \"expert\", "
            "\"quantize\": \"pow2\", \"routing\": \"a\\\"b\\\\c\\u000a.csv\", "
            "\"launch\": \"call\", \"in_a_row\": 1, \"hosts\": 1, "
+           "\"sms\": null, \"sm_us\": null, "
            "\"net_bytes\": null, \"wire_bytes\": null, "
            "\"peer_way\": null}\n");
 }

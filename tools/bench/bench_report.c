@@ -90,6 +90,8 @@ bench_report_json(FILE *file, const struct bench_run *run,
         { "launch", TEXT, o->graph ? "graph" : "call", 0, 0, 0 },
         { "in_a_row", WHOLE, NULL, o->in_a_row, 0, 0 },
         { "hosts", WHOLE, NULL, o->hosts, 0, 0 },
+        { "sms", DOUBLE, NULL, 0, line->sms, 0 },
+        { "sm_us", DOUBLE, NULL, 0, line->sms * line->times.p50, 1 },
         { "net_bytes", DOUBLE, NULL, 0, bytes_or_nan(line->net_bytes), 0 },
         { "wire_bytes", DOUBLE, NULL, 0, bytes_or_nan(line->wire_bytes), 0 },
         { "peer_way", TEXT, line->peer_way, 0, 0, 0 },
@@ -228,6 +230,9 @@ make_line(struct bench_line *line, const struct bench_run *run,
             : 2.0 * (double)bench_run_copied(run, op) * o->ranks * o->workers;
     *line = (struct bench_line){ .op = bench_op_name(op),
                                  .bytes_moved = run->op_bytes[op],
+                                 .sms = run->shared->num_blocks[op]
+                                            ? run->shared->num_blocks[op]
+                                            : NAN,
                                  .net_bytes = run->net_bytes[op],
                                  .wire_bytes = run->shared->wire_bytes[op],
                                  .peer_p50 = NAN,
