@@ -88,8 +88,7 @@ set_ports(void)
            set_number("EPX_PORT", epx_port);
 }
 
-/* Nobody here knows which are free there, so that two jobs in a thousand may
- * have to be started anew. */
+/* Nobody here knows which are free there; where one is not, rank 0 says so. */
 static bool
 set_ports_of_host(int port)
 {
