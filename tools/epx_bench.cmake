@@ -15,6 +15,7 @@ add_library(epx_bench_parts STATIC
   bench/bench_data.c
   bench/bench_help.c
   bench/bench_launch.c
+  bench/bench_link.c
   bench/bench_measure.c
   bench/bench_op.c
   bench/bench_options.c
@@ -38,6 +39,15 @@ if(TARGET epx_cuda) # CUDA's runtime becomes part of the program
   target_link_libraries(epx_bench_parts PRIVATE CUDA::cudart_static)
 else()
   target_sources(epx_bench_parts PRIVATE bench/bench_cuda_none.c)
+endif()
+
+if(UCX_INCLUDE_DIR AND EPX_UCX)
+  target_sources(epx_bench_parts PRIVATE bench/bench_ucx.c
+                                         bench/bench_ucx_library.c)
+  target_include_directories(epx_bench_parts SYSTEM PRIVATE ${UCX_INCLUDE_DIR})
+  target_link_libraries(epx_bench_parts PRIVATE ${CMAKE_DL_LIBS})
+else()
+  target_sources(epx_bench_parts PRIVATE bench/bench_ucx_none.c)
 endif()
 
 add_executable(epx-bench bench/epx_bench.c)

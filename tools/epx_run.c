@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: MIT */
-/* epx-run: starts the ranks of a job on this host.  See epx-run(1). */
+/* epx-run: starts the ranks of a job, here or on other hosts.  See epx-run(1).
+ */
+#include "epx_run_hosts.h"
 #include "epx_run_job.h"
 
 #include <epx/epx.h>
@@ -14,10 +16,21 @@
 
 static const char usage[] =
     "usage: epx-run -n N [options] [--] PROGRAM [ARGUMENT]...\n"
+    "       epx-run --hosts A:N,B:N,... [options] [--] PROGRAM "
+    "[ARGUMENT]...\n"
     "\n"
-    "Starts N ranks of PROGRAM on this host and waits for them.\n"
+    "Starts ranks of PROGRAM, N on this host or N on each of others, and "
+    "waits\n"
+    "for them.\n"
     "\n"
     "  -n, --ranks N          ranks to start, 1 to %d\n"
+    "      --hosts A:N,...    hosts, and how many ranks each starts "
+    "(default 1)\n"
+    "      --agent COMMAND    what runs a command on a host (default ssh)\n"
+    "      --address ADDRESS  of the first host, for the others (default: its\n"
+    "                         name)\n"
+    "      --port P           P and P + 1 are free on the first host\n"
+    "      --env NAME         pass this variable on to the hosts, too\n"
     "      --no-prefix        let the ranks write straight to the launcher's\n"
     "                         output, without \"[rank] \" before each line\n"
     "      --bind             give each rank its share of the usable cores\n"
@@ -35,7 +48,19 @@ enum {
     OPTION_BIND,
     OPTION_GRACE,
     OPTION_TIMEOUT,
+    OPTION_HOSTS,
+    OPTION_AGENT,
+    OPTION_ADDRESS,
+    OPTION_PORT,
+    OPTION_ENV,
+    OPTION_MEMBER,
 };
+
+/* What concerns hosts; without any, none. */
+static epx__hosts_t hosts;
+static const char *agent = "ssh";
+static bool needs_hosts;
+static size_t num_names;
 
 static const struct option long_options[] = {
     { "ranks", required_argument, NULL, 'n' },
@@ -43,6 +68,12 @@ static const struct option long_options[] = {
     { "bind", no_argument, NULL, OPTION_BIND },
     { "grace", required_argument, NULL, OPTION_GRACE },
     { "timeout", required_argument, NULL, OPTION_TIMEOUT },
+    { "hosts", required_argument, NULL, OPTION_HOSTS },
+    { "agent", required_argument, NULL, OPTION_AGENT },
+    { "address", required_argument, NULL, OPTION_ADDRESS },
+    { "port", required_argument, NULL, OPTION_PORT },
+    { "env", required_argument, NULL, OPTION_ENV },
+    { "member", no_argument, NULL, OPTION_MEMBER },
     { "help", no_argument, NULL, 'h' },
     { "version", no_argument, NULL, 'V' },
     { NULL, 0, NULL, 0 },
@@ -57,23 +88,57 @@ looks_like_number(const char *text)
 }
 
 static bool
-parse_ranks(const char *text, int *num_ranks_p)
+parse_whole(const char *name, const char *text, int max, int *value_p)
 {
     char *end = NULL;
     long value;
 
     errno = 0;
     value = looks_like_number(text) ? strtol(text, &end, 10) : 0;
-    if (end == NULL || *end != '\0' || errno != 0 || value < 1 ||
-        value > EPX_MAX_RANKS) {
+    if (end == NULL || *end != '\0' || errno != 0 || value < 1 || value > max) {
         (void)fprintf(stderr,
-                      "epx-run: -n is \"%.40s\"; it must be a whole number "
+                      "epx-run: %s is \"%.40s\"; it must be a whole number "
                       "from 1 to %d\n",
-                      text, EPX_MAX_RANKS);
+                      name, text, max);
         return false;
     }
-    *num_ranks_p = (int)value;
+    *value_p = (int)value;
     return true;
+}
+
+static bool
+add_name(char *name)
+{
+    char **names = realloc(hosts.names, (num_names + 2) * sizeof(*hosts.names));
+
+    if (names == NULL) {
+        (void)fprintf(stderr, "epx-run: no memory for --env\n");
+        return false;
+    }
+    hosts.names = names;
+    names[num_names++] = name;
+    names[num_names] = NULL;
+    return true;
+}
+
+static bool
+take_hosts_option(int option)
+{
+    needs_hosts = true;
+    switch (option) {
+    case OPTION_HOSTS:
+        return epx__hosts_parse(&hosts, optarg);
+    case OPTION_AGENT:
+        agent = optarg;
+        return true;
+    case OPTION_ADDRESS:
+        hosts.address = optarg;
+        return true;
+    case OPTION_PORT:
+        return parse_whole("--port", optarg, UINT16_MAX - 1, &hosts.port);
+    default:
+        return add_name(optarg);
+    }
 }
 
 static bool
@@ -111,7 +176,7 @@ take_option(int option, epx__run_options_t *options)
 {
     switch (option) {
     case 'n':
-        return parse_ranks(optarg, &options->num_ranks);
+        return parse_whole("-n", optarg, EPX_MAX_RANKS, &options->num_ranks);
     case OPTION_NO_PREFIX:
         options->prefix = false;
         return true;
@@ -122,6 +187,15 @@ take_option(int option, epx__run_options_t *options)
         return parse_seconds("--grace", optarg, 0.0, &options->grace_ns);
     case OPTION_TIMEOUT:
         return parse_seconds("--timeout", optarg, 0.001, &options->timeout_ns);
+    case OPTION_HOSTS:
+    case OPTION_AGENT:
+    case OPTION_ADDRESS:
+    case OPTION_PORT:
+    case OPTION_ENV:
+        return take_hosts_option(option);
+    case OPTION_MEMBER:
+        options->is_member = true;
+        return true;
     case 'h':
         finish(usage, EPX_MAX_RANKS);
     case 'V':
@@ -130,6 +204,29 @@ take_option(int option, epx__run_options_t *options)
     default:
         return false; /* getopt has said why */
     }
+}
+
+static bool
+check_hosts(epx__run_options_t *options)
+{
+    bool has_hosts = hosts.num_hosts > 0;
+
+    if (!has_hosts && options->num_ranks == 0) {
+        (void)fprintf(stderr, "epx-run: -n N, the number of ranks, is missing; "
+                              "or --hosts\n");
+        return false;
+    }
+    if (has_hosts && options->num_ranks > 0) {
+        (void)fprintf(stderr, "epx-run: -n and --hosts cannot go together\n");
+        return false;
+    }
+    if (!has_hosts && needs_hosts) {
+        (void)fprintf(stderr, "epx-run: --agent, --address, --port and --env "
+                              "need --hosts\n");
+        return false;
+    }
+    options->hosts = has_hosts ? &hosts : NULL;
+    return !has_hosts || epx__hosts_complete(&hosts, agent);
 }
 
 static bool
@@ -144,9 +241,10 @@ parse_options(int argc, char **argv, epx__run_options_t *options)
             return false;
         }
     }
-    if (options->num_ranks == 0) {
-        (void)fprintf(stderr,
-                      "epx-run: -n N, the number of ranks, is missing\n");
+    if (options->is_member) {
+        return epx__hosts_receive(options);
+    }
+    if (!check_hosts(options)) {
         return false;
     }
     if (optind == argc) {
@@ -164,10 +262,13 @@ main(int argc, char **argv)
         .prefix = true,
         .grace_ns = INT64_C(5000000000),
     };
+    int status;
 
     if (!parse_options(argc, argv, &options)) {
         (void)fprintf(stderr, "Try 'epx-run --help'.\n");
         return EPX__EXIT_LAUNCHER;
     }
-    return epx__job_run(&options);
+    status = epx__job_run(&options);
+    epx__hosts_free(&hosts);
+    return status;
 }

@@ -13,6 +13,7 @@
  * started becomes a child here, so nothing can hide.
  */
 #include "epx_run_job.h"
+#include "epx_run_hosts.h"
 #include "epx_run_output.h"
 #include "epx_run_start.h"
 
@@ -52,21 +53,25 @@ typedef enum phase {
 typedef struct job {
     const epx__run_options_t *options;
     epx__start_t start;
-    pid_t *pids; /* [num_ranks]; 0 when the rank has ended */
+    int num_children; /* ranks; or agents, one for each host */
+    pid_t *pids;      /* [num_children]; 0 when it has ended */
+    int *lifelines;   /* [num_children] of agents; -1: closed, or none */
     int num_running;
     phase_t phase;
     int64_t deadline_ns; /* of the phase */
     int64_t give_up_ns;  /* end of KILLING */
     int status;
-    bool interrupted; /* by a signal */
-    bool in_haste;    /* do not wait for long for the reader of our output */
-    bool output_lost; /* a sink has failed */
+    bool interrupted;  /* by a signal */
+    bool in_haste;     /* do not wait for long for the reader of our output */
+    bool output_lost;  /* a sink has failed */
+    bool has_lifeline; /* standard input, from the launcher */
     int signal_fd;
     epx__sink_t out;
     epx__sink_t err;
     int num_sources;
-    epx__source_t *sources; /* [2 * num_ranks]: each rank's output and errors */
-    struct pollfd *polls;   /* [3 + 2 * num_ranks] */
+    epx__source_t
+        *sources;         /* [2 * num_children]: each one's output and errors */
+    struct pollfd *polls; /* [4 + 2 * num_children] */
 } job_t;
 
 static int64_t
@@ -170,9 +175,22 @@ signal_all(job_t *job, int signal_number)
     return num_children;
 }
 
+/* A member whose agent does not pass on signals ends its part of the job. */
+static void
+cut_lifelines(job_t *job)
+{
+    for (int i = 0; job->lifelines != NULL && i < job->num_children; i++) {
+        if (job->lifelines[i] >= 0) {
+            (void)close(job->lifelines[i]);
+            job->lifelines[i] = -1;
+        }
+    }
+}
+
 static void
 terminate(job_t *job)
 {
+    cut_lifelines(job);
     (void)signal_all(job, SIGTERM);
     (void)signal_all(job, SIGCONT); /* a stopped process would not see it */
     enter(job, TERMINATING, TERM_NS);
@@ -198,6 +216,18 @@ kill_again(job_t *job)
 /* ------------------------------------------------------------------------- */
 
 static void
+describe_child(const job_t *job, int child, char *text, size_t size)
+{
+    const epx__hosts_t *hosts = job->options->hosts;
+
+    if (hosts != NULL) {
+        (void)snprintf(text, size, "host %s", hosts->hosts[child].name);
+    } else {
+        (void)snprintf(text, size, "rank %d", job->options->first_rank + child);
+    }
+}
+
+static void
 describe_end(int wait_status, char *text, size_t size)
 {
     if (WIFEXITED(wait_status)) {
@@ -216,6 +246,7 @@ static void
 on_rank_failed(job_t *job, int rank, int wait_status)
 {
     double grace = (double)job->options->grace_ns / (double)NS_PER_SEC;
+    char who[96];
     char how[96];
 
     /* What the rank said about it comes first. */
@@ -223,12 +254,13 @@ on_rank_failed(job_t *job, int rank, int wait_status)
         while (epx__source_pump(&job->sources[i])) {
         }
     }
+    describe_child(job, rank, who, sizeof(who));
     describe_end(wait_status, how, sizeof(how));
     if (job->num_running > 0) {
-        say(job, "rank %d %s; still running: %d of %d, for %g s at most", rank,
-            how, job->num_running, job->options->num_ranks, grace);
+        say(job, "%s %s; still running: %d of %d, for %g s at most", who, how,
+            job->num_running, job->num_children, grace);
     } else {
-        say(job, "rank %d %s", rank, how);
+        say(job, "%s %s", who, how);
     }
     job->status = WIFEXITED(wait_status)
                       ? WEXITSTATUS(wait_status)
@@ -239,7 +271,7 @@ on_rank_failed(job_t *job, int rank, int wait_status)
 static void
 on_child_ended(job_t *job, pid_t pid, int wait_status)
 {
-    for (int rank = 0; rank < job->options->num_ranks; rank++) {
+    for (int rank = 0; rank < job->num_children; rank++) {
         if (job->pids[rank] != pid) {
             continue;
         }
@@ -320,6 +352,25 @@ read_signals(job_t *job)
     }
 }
 
+/* The launcher, on another host, says nothing more after the job. */
+static void
+read_lifeline(job_t *job)
+{
+    char bytes[64];
+    ssize_t count = read(STDIN_FILENO, bytes, sizeof(bytes));
+
+    if (count > 0 || (count < 0 && errno == EINTR)) {
+        return;
+    }
+    job->has_lifeline = false;
+    job->in_haste = true;
+    if (job->phase < TERMINATING) {
+        say(job, "the launcher wants no more of this host's ranks, or is gone");
+        job->status = job->status != 0 ? job->status : EPX__EXIT_LAUNCHER;
+        terminate(job);
+    }
+}
+
 static void
 on_deadline(job_t *job)
 {
@@ -333,7 +384,7 @@ on_deadline(job_t *job)
         break;
     case ENDING:
         say(job, "still running: %d of %d; ending them", job->num_running,
-            job->options->num_ranks);
+            job->num_children);
         terminate(job);
         break;
     case TERMINATING:
@@ -431,9 +482,12 @@ wait_for_events(job_t *job)
         polls[3 + i] =
             (struct pollfd){ .fd = wanted ? source->fd : -1, .events = POLLIN };
     }
-    if (poll(polls, 3 + (nfds_t)job->num_sources, poll_timeout_ms(job)) < 0) {
+    polls[3 + job->num_sources] =
+        (struct pollfd){ .fd = job->has_lifeline ? STDIN_FILENO : -1,
+                         .events = POLLIN };
+    if (poll(polls, 4 + (nfds_t)job->num_sources, poll_timeout_ms(job)) < 0) {
         /* Only EINTR and ENOMEM are possible, and both can pass. */
-        for (int i = 0; i < 3 + job->num_sources; i++) {
+        for (int i = 0; i < 4 + job->num_sources; i++) {
             polls[i].revents = 0;
         }
     }
@@ -451,6 +505,9 @@ run_events(job_t *job)
         }
         if (job->polls[0].revents != 0) {
             read_signals(job);
+        }
+        if (job->polls[3 + job->num_sources].revents != 0) {
+            read_lifeline(job);
         }
         epx__sink_flush(&job->out);
         epx__sink_flush(&job->err);
@@ -521,7 +578,10 @@ open_source(job_t *job, int rank, epx__sink_t *sink)
     }
     source->fd = fds[0];
     source->sink = sink;
-    (void)snprintf(source->prefix, sizeof(source->prefix), "[%d] ", rank);
+    if (job->options->hosts == NULL) { /* members see to it themselves */
+        (void)snprintf(source->prefix, sizeof(source->prefix), "[%d] ",
+                       job->options->first_rank + rank);
+    }
     job->num_sources++;
     return fds[1];
 }
@@ -558,25 +618,60 @@ start_rank(job_t *job, int rank, bool *exec_failed_p)
     return true;
 }
 
+/* The program of an agent, and its standard input; false with errno. */
+static bool
+prepare_agent(job_t *job, int host)
+{
+    job->start.argv = epx__hosts_command(job->options->hosts, host);
+    if (job->start.argv == NULL) {
+        errno = ENOMEM;
+        return false;
+    }
+    job->start.stdin_fd =
+        epx__hosts_send(job->options, host, &job->lifelines[host]);
+    return job->start.stdin_fd >= 0;
+}
+
+static bool
+start_agent(job_t *job, int host, bool *exec_failed_p)
+{
+    bool started =
+        prepare_agent(job, host) && start_rank(job, host, exec_failed_p);
+    int error = errno;
+
+    if (job->start.stdin_fd >= 0) {
+        (void)close(job->start.stdin_fd);
+        job->start.stdin_fd = -1;
+    }
+    free(job->start.argv);
+    job->start.argv = NULL;
+    errno = error;
+    return started;
+}
+
 /* Nothing is reaped in between, so that the job's process group, which is named
  * after rank 0, exists until the last rank has joined it. */
 static void
 start_ranks(job_t *job)
 {
-    bool exec_failed;
+    const epx__hosts_t *hosts = job->options->hosts;
+    const char *program = hosts != NULL ? hosts->agent[0] : job->start.argv[0];
+    bool exec_failed = false;
+    char who[96];
 
-    for (int rank = 0; rank < job->options->num_ranks; rank++) {
-        if (start_rank(job, rank, &exec_failed)) {
+    for (int child = 0; child < job->num_children; child++) {
+        if (hosts != NULL ? start_agent(job, child, &exec_failed)
+                          : start_rank(job, child, &exec_failed)) {
             continue;
         }
         if (exec_failed) {
             job->status =
                 errno == ENOENT ? EPX__EXIT_NOT_FOUND : EPX__EXIT_CANNOT_RUN;
-            say(job, "cannot run %s: %s", job->options->argv[0],
-                strerror(errno));
+            say(job, "cannot run %s: %s", program, strerror(errno));
         } else {
             job->status = EPX__EXIT_LAUNCHER;
-            say(job, "cannot start rank %d: %s", rank, strerror(errno));
+            describe_child(job, child, who, sizeof(who));
+            say(job, "cannot start %s: %s", who, strerror(errno));
         }
         terminate(job);
         break;
@@ -588,19 +683,31 @@ start_ranks(job_t *job)
 static bool
 prepare(job_t *job, const char **what_p)
 {
-    size_t num_ranks = (size_t)job->options->num_ranks;
+    const epx__hosts_t *hosts = job->options->hosts;
+    size_t num_children =
+        (size_t)(hosts != NULL ? hosts->num_hosts : job->options->num_ranks);
 
+    job->num_children = (int)num_children;
+    job->has_lifeline = job->options->is_member;
     job->start.argv = job->options->argv;
     job->start.num_ranks = job->options->num_ranks;
+    job->start.first_rank = job->options->first_rank;
+    job->start.is_member = job->options->is_member;
+    job->start.hosts = hosts;
+    job->start.stdin_fd = -1;
     job->start.bind = job->options->bind;
     job->out.fd = STDOUT_FILENO;
     job->err.fd = STDERR_FILENO;
     *what_p = "allocate memory";
-    job->pids = calloc(num_ranks, sizeof(*job->pids));
-    job->sources = calloc(2 * num_ranks, sizeof(*job->sources));
-    job->polls = calloc(3 + 2 * num_ranks, sizeof(*job->polls));
-    if (job->pids == NULL || job->sources == NULL || job->polls == NULL ||
-        !epx__start_prepare(&job->start, what_p)) {
+    job->pids = calloc(num_children, sizeof(*job->pids));
+    job->lifelines = malloc(num_children * sizeof(*job->lifelines));
+    job->sources = calloc(2 * num_children, sizeof(*job->sources));
+    job->polls = calloc(4 + 2 * num_children, sizeof(*job->polls));
+    for (size_t i = 0; job->lifelines != NULL && i < num_children; i++) {
+        job->lifelines[i] = -1;
+    }
+    if (job->pids == NULL || job->lifelines == NULL || job->sources == NULL ||
+        job->polls == NULL || !epx__start_prepare(&job->start, what_p)) {
         return false;
     }
     *what_p = "take over the signals";
@@ -618,8 +725,10 @@ release(job_t *job)
     }
     epx__sink_free(&job->out);
     epx__sink_free(&job->err);
+    cut_lifelines(job);
     free(job->polls);
     free(job->sources);
+    free(job->lifelines);
     free(job->pids);
 }
 

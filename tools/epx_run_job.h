@@ -15,9 +15,14 @@ enum {
     EPX__EXIT_SIGNAL = 128,
 };
 
+struct epx__hosts;
+
 typedef struct epx__run_options {
-    char **argv; /* the program and its arguments */
-    int num_ranks;
+    char **argv;    /* the program and its arguments */
+    int num_ranks;  /* on this host */
+    int first_rank; /* of those */
+    bool is_member; /* of a job on several hosts, for its launcher; */
+    const struct epx__hosts *hosts; /* that launcher has them; or NULL */
     bool prefix;
     bool bind;
     int64_t grace_ns;

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 #include "epx_run_start.h"
 
+#include "epx_run_hosts.h"
+
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -15,6 +17,11 @@
 
 #define SECRET_BYTES 32 /* what the rendezvous asks for */
 #define JOB_ID_BYTES 16
+
+/* Where ports of another host are drawn from: below those that systems give to
+ * connections. */
+#define FIRST_PORT 20000
+#define NUM_PORTS  10000
 
 static bool
 set_number(const char *name, int value)
@@ -81,11 +88,33 @@ set_ports(void)
            set_number("EPX_PORT", epx_port);
 }
 
+/* Nobody here knows which are free there; where one is not, rank 0 says so. */
 static bool
-set_environment(int num_ranks, const char **what_p)
+set_ports_of_host(int port)
 {
+    unsigned drawn = 0;
+
+    if (port == 0) {
+        if (getrandom(&drawn, sizeof(drawn), 0) != (ssize_t)sizeof(drawn)) {
+            return false;
+        }
+        port = FIRST_PORT + (int)(drawn % (NUM_PORTS - 1));
+    }
+    return set_number("MASTER_PORT", port) && set_number("EPX_PORT", port + 1);
+}
+
+static bool
+set_environment(const epx__start_t *start, const char **what_p)
+{
+    const epx__hosts_t *hosts = start->hosts;
+
+    *what_p = "set the environment";
+    if (start->is_member) {
+        return unsetenv("EPX_SECRET_FILE") == 0 &&
+               set_number("LOCAL_WORLD_SIZE", start->num_ranks);
+    }
     *what_p = "find a free port on 127.0.0.1";
-    if (!set_ports()) {
+    if (hosts != NULL ? !set_ports_of_host(hosts->port) : !set_ports()) {
         return false;
     }
     *what_p = "make the job's secret";
@@ -95,9 +124,11 @@ set_environment(int num_ranks, const char **what_p)
     }
     *what_p = "set the environment";
     return unsetenv("EPX_SECRET_FILE") == 0 &&
-           setenv("MASTER_ADDR", "127.0.0.1", 1) == 0 &&
-           set_number("WORLD_SIZE", num_ranks) &&
-           set_number("LOCAL_WORLD_SIZE", num_ranks);
+           setenv("MASTER_ADDR", hosts != NULL ? hosts->address : "127.0.0.1",
+                  1) == 0 &&
+           set_number("WORLD_SIZE",
+                      hosts != NULL ? hosts->num_ranks : start->num_ranks) &&
+           set_number("LOCAL_WORLD_SIZE", start->num_ranks);
 }
 
 /* Pipes must not land on 0, 1 or 2, where the ranks' own streams go. */
@@ -157,7 +188,7 @@ epx__start_prepare(epx__start_t *start, const char **what_p)
     }
     *what_p = "raise the limit on open files";
     return raise_file_limit(&start->num_files) &&
-           set_environment(start->num_ranks, what_p);
+           set_environment(start, what_p);
 }
 
 /* ------------------------------------------------------------------------- */
@@ -224,9 +255,13 @@ bind_to_share(int rank, int num_ranks)
 /* Rank 0 reads what the launcher was given.  A terminal is not passed on: the
  * ranks are not in its foreground process group, so reading would stop them. */
 static bool
-redirect(int rank, int out_fd, int err_fd)
+redirect(const epx__start_t *start, int rank, int out_fd, int err_fd)
 {
-    if (rank != 0 || isatty(STDIN_FILENO) == 1) {
+    if (start->stdin_fd >= 0) {
+        if (dup2(start->stdin_fd, STDIN_FILENO) < 0) {
+            return false;
+        }
+    } else if (rank != 0 || start->is_member || isatty(STDIN_FILENO) == 1) {
         int null = open("/dev/null", O_RDONLY | O_CLOEXEC);
 
         if (null < 0 || dup2(null, STDIN_FILENO) < 0) {
@@ -240,11 +275,17 @@ static bool
 become_rank(const epx__start_t *start, int rank, int out_fd, int err_fd)
 {
     if (prctl(PR_SET_PDEATHSIG, (unsigned long)SIGKILL) != 0 ||
-        setpgid(0, start->group) != 0 || !redirect(rank, out_fd, err_fd) ||
-        !set_number("RANK", rank) || !set_number("LOCAL_RANK", rank)) {
+        setpgid(0, start->group) != 0 ||
+        !redirect(start, rank, out_fd, err_fd)) {
         return false;
     }
-    if (start->bind && !bind_to_share(rank, start->num_ranks)) {
+    if (start->hosts == NULL &&
+        (!set_number("RANK", start->first_rank + rank) ||
+         !set_number("LOCAL_RANK", rank))) {
+        return false;
+    }
+    if (start->bind && start->hosts == NULL &&
+        !bind_to_share(rank, start->num_ranks)) {
         return false;
     }
     return setrlimit(RLIMIT_NOFILE, &start->num_files) == 0 &&

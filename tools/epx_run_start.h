@@ -12,7 +12,13 @@
 typedef struct epx__start {
     char **argv; /* the program and its arguments */
     int num_ranks;
-    bool bind; /* each rank to its share of the usable cores */
+    int first_rank;
+    bool bind;      /* each rank to its share of the usable cores */
+    bool is_member; /* the launcher is on another host, and has seen to all
+                     * that ranks share */
+    /* What is started are agents, each for a host of these; or NULL. */
+    const struct epx__hosts *hosts;
+    int stdin_fd; /* of the next one; -1: what is usual */
     pid_t launcher;
     pid_t group; /* the job's process group; 0 until rank 0 has made it */
     /* What the launcher changes for itself and its ranks get back. */

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* Every engine, fabric, layout, element type and option against the oracle. */
 #include "conformance/named.h"
+#include "conformance/net.h"
 #include "conformance/routing_file.h"
 #include "conformance/run.h"
 #include "conformance/series.h"
@@ -19,6 +20,7 @@ typedef struct options {
     uint64_t timeout_s;
     uint64_t max_workers;
     uint64_t num_nodes;
+    net_kind_t net;
     epx_layout_t layout;
     uint64_t first_seed;
     uint64_t num_seeds;
@@ -45,6 +47,13 @@ static const char help[] =
     "  --workers MOST        of a rank's group (4 on the CPU, 8 on a card)\n"
     "  --nodes N             spread the ranks over up to N nodes, which only\n"
     "                        the network joins (1); exits with 77 without UCX\n"
+    "  --net ucx|sim|cut     that network (ucx); sim, in conformance_sim: one\n"
+    "                        within the process that delays, reorders, "
+    "repeats\n"
+    "                        and loses for a while, as the shape's seed says;\n"
+    "                        cut: then a message vanishes or a rank is cut "
+    "off,\n"
+    "                        and calls may fail, but not with wrong bits\n"
     "  -v                    print every shape\n"
     "  -h, --help            this text\n"
     "\n"
@@ -95,6 +104,30 @@ check_fabric(options_t *options)
     return options->kind == WORLD_SHM || strcmp(options->fabric, "thread") == 0
                ? 0
                : bad_option("--fabric", options->fabric);
+}
+
+/* The simulated network lies within one process. */
+static int
+check_net(const options_t *options)
+{
+    return net_exists(options->net) &&
+                   (options->net == NET_UCX || options->kind == WORLD_THREAD)
+               ? 0
+               : bad_option("--net", options->net == NET_UCX ? "ucx" : "sim");
+}
+
+static const char *const net_names[] = { "ucx", "sim", "cut" };
+
+static int
+take_net(const char *value, options_t *options)
+{
+    for (int net = NET_UCX; net <= NET_CUT; net++) {
+        if (strcmp(value, net_names[net]) == 0 && net_exists((net_kind_t)net)) {
+            options->net = (net_kind_t)net;
+            return 0;
+        }
+    }
+    return bad_option("--net", value);
 }
 
 static int
@@ -150,6 +183,8 @@ take_option(int option, const char *value, options_t *options)
                        options->num_nodes <= WORLD_MAX_RANKS
                    ? 0
                    : bad_option("--nodes", value);
+    case 'M':
+        return take_net(value, options);
     case 'v':
         options->verbose = true;
         return 0;
@@ -172,6 +207,7 @@ parse_options(int argc, char **argv, options_t *options)
         { "timeout", required_argument, NULL, 't' },
         { "workers", required_argument, NULL, 'w' },
         { "nodes", required_argument, NULL, 'N' },
+        { "net", required_argument, NULL, 'M' },
         { "help", no_argument, NULL, 'h' },
         { NULL, 0, NULL, 0 },
     };
@@ -199,7 +235,7 @@ parse_options(int argc, char **argv, options_t *options)
         options->num_seeds =
             most < options->num_seeds ? most : options->num_seeds;
     }
-    return check_fabric(options);
+    return check_fabric(options) || check_net(options);
 }
 
 static void
@@ -232,7 +268,8 @@ tell_failure(const options_t *options, const shape_t *shape, const char *text)
            options->fabric, layout_name(options->layout),
            (unsigned long long)shape->seed);
     if (options->num_nodes > 1) {
-        printf(" --nodes %llu", (unsigned long long)options->num_nodes);
+        printf(" --nodes %llu --net %s", (unsigned long long)options->num_nodes,
+               net_names[options->net]);
     }
     if (options->real) {
         printf(" --real-routing %s", options->real);
@@ -264,8 +301,10 @@ run_alone(const options_t *options, uint64_t seed, const wish_t *wish)
 
     draw(options, shape, seed, wish);
     tell_shape(options, shape);
+    net_open(options->net, seed, shape->num_ranks);
     ok = world_run(options->kind, shape->num_ranks, shape->own_bootstrap, 0,
                    run_rank, shape, NULL, text, sizeof(text));
+    net_close(options->net);
     if (!ok) {
         tell_failure(options, shape, text);
     }
@@ -426,8 +465,9 @@ main(int argc, char **argv)
     if (parsed != 0) {
         return parsed < 0 ? EXIT_FAILURE : EXIT_SUCCESS;
     }
-    obstacle = options.num_nodes > 1 ? network_obstacle()
-                                     : memory_obstacle(options.device);
+    obstacle = options.num_nodes > 1 && options.net == NET_UCX
+                   ? network_obstacle()
+                   : memory_obstacle(options.device);
     if (obstacle) {
         printf("SKIPPED: %s\n", obstacle);
         return EXIT_SKIP;
@@ -442,5 +482,8 @@ main(int argc, char **argv)
     failures = run_seeds(&options, &no_wish);
     printf("%llu shapes: %llu failed\n", (unsigned long long)options.num_seeds,
            (unsigned long long)failures);
+    if (options.net == NET_CUT) {
+        printf("%u calls told of a lost peer\n", world_num_lost);
+    }
     return failures ? EXIT_FAILURE : EXIT_SUCCESS;
 }

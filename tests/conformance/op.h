@@ -36,6 +36,7 @@ typedef struct op {
     guarded_t *waits; /* one of them, or NULL; nobody knows its contents */
     void *gathered[OP_MAX_GATHERED];
     int32_t num_gathered;
+    bool is_over; /* known to be complete, and without an error */
 } op_t;
 
 /* Makes the arrays and works out what they must hold in the end. */

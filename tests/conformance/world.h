@@ -34,6 +34,14 @@ void world_fail(world_rank_t *self, const char *format, ...)
  */
 bool world_failed(world_rank_t *self, epx_status_t status, const char *call);
 
+/* Set where peers get lost: calls may fail for it, and that is no failure of
+ * the test.  How many did is counted, of ranks that are threads. */
+extern bool world_may_lose;
+extern uint32_t world_num_lost;
+
+/* Whether a call may fail with this status. */
+bool world_excuses(epx_status_t status);
+
 /* How long ranks may be silent before they are taken for hung; well past the
  * timeout of a group.  Set it before world_run. */
 extern uint32_t world_patience_s;

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 if(TARGET epx-bench)
   set(bench_cases usage json table layouts dtypes routings recorded send_only hosts
-                  outside soak failure rank_killed launcher_killed mpi card)
+                  netns outside soak failure rank_killed launcher_killed mpi card)
   # A sanitizer wants to be loaded before anything else.
   if(NOT EPX_SANITIZE)
     add_library(bench_flip MODULE bench_flip.c)

@@ -5,6 +5,8 @@
 # FLIP is the library that the cases "difference" and "leaks" preload.
 # Figures are never judged here, only that they are there and well formed.
 set -u
+# shellcheck source=/dev/null
+. "$(dirname "$0")/hosts.sh"
 bench=$1
 case=$2
 routing=$3
@@ -96,7 +98,8 @@ shape+=', "workers": [0-9]+, "iters": [0-9]+'
 times="\"min_us\": $number, \"p50_us\": $number, \"p99_us\": $number"
 tail=', "layout": "[a-z]+", "quantize": null, "routing": "uniform"'
 tail+=', "launch": "(call|graph)", "in_a_row": [0-9]+, "hosts": [0-9]+'
-tail+=', "sms": null, "sm_us": null}$'
+tail+=', "sms": null, "sm_us": null, "net_bytes": (null|[0-9]+)'
+tail+=', "wire_bytes": (null|[0-9]+), "peer_way": (null|"[a-z]+")}$'
 
 expect_json() { # OP FABRIC PEER, where the operation moves rows
     expect_match out "^\{\"op\": \"$1\", \"engine\": \"cpu\", \"fabric\": \
@@ -209,12 +212,60 @@ case_hosts() {
         done
         quietly --check --json --hosts 2 --$launch --ranks 4 --mode ll \
             "${small[@]}"
-        expect_match out '"op": "dispatch".*"hosts": 2, '
+        expect_match out '"op": "dispatch".*"hosts": 2, .*"net_bytes": [1-9]'
     done
     run 2 --hosts 3 --ranks 2 "${small[@]}"
     expect_match err '--hosts is 3; allowed: 1 to the 2 ranks'
-    run 2 --hosts 2 --vs mpi "${small[@]}"
-    expect_match err '--hosts needs --device cpu'
+    run 2 --hosts 2 --ranks 4 --vs mpi "${small[@]}"
+    expect_match err '--vs mpi with --hosts needs --netns'
+    run 2 --hosts 2 --netns a,b "${small[@]}"
+    expect_match err '--netns needs --procs'
+    run 1 --hosts 2 --procs --netns no_such_a,no_such_b "${small[@]}"
+    expect_match err "cannot enter the network namespace 'no_such_[ab]': No such"
+}
+
+field() { # OP NAME, of the first line with that OP
+    sed -n "s/^{\"op\": \"$1\".*\"$2\": \([0-9.]*\).*/\1/p" "$dir/out" |
+        head -1
+}
+
+# What the interfaces count is what the routing asks for, and the frames.
+check_wire() { # OP
+    local rows wire
+    rows=$(field "$1" net_bytes)
+    wire=$(field "$1" wire_bytes)
+    if [ "$wire" -lt "$rows" ] || [ $((wire * 100)) -gt $((rows * 106)) ]; then
+        fail "$1: $rows bytes of rows, $wire bytes on the wire"
+    fi
+}
+
+case_netns() {
+    local op uniform grouped
+    "$bench" --hosts 2 "${small[@]}" >"$dir/out" 2>"$dir/err" || {
+        echo "SKIPPED: there is no UCX" >&2
+        exit 77
+    }
+    trap 'remove_hosts; rm -rf "$dir"' EXIT
+    make_hosts
+    local shape=(--hosts 2 --ranks 4 --procs --netns "${hosts[0]},${hosts[1]}"
+        --tokens 256 --hidden 4096 --experts 64 --iters 2 --json)
+    quietly "${shape[@]}" --check --vs ucx
+    for op in dispatch combine; do
+        expect_match out "\"op\": \"$op\".*\"peer\": \"ucx\", \
+\"peer_p50_us\": $number, \"ratio_peer\": $number"
+        check_wire $op
+    done
+    uniform=$(field dispatch wire_bytes)
+    quietly "${shape[@]}" --routing group:8,1 --topk 4
+    check_wire dispatch
+    check_wire combine
+    grouped=$(field dispatch wire_bytes)
+    # Half of the tokens have experts on the other host, instead of all.
+    [ $((grouped * 10)) -le $((uniform * 6)) ] ||
+        fail "$grouped bytes on the wire in place of $uniform"
+    run 0 "${shape[@]}" --vs mpi
+    grep -q 'no figures' "$dir/err" && exit 0 # case mpi tells why
+    expect_match out '"op": "combine".*"peer": "mpi", "peer_p50_us": [0-9]'
 }
 
 case_outside() {

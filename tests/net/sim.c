@@ -49,8 +49,17 @@ struct sim {
     uint64_t seed;
     sim_faults_t faults;
     uint64_t num_lost, num_repeated;
+    uint64_t num_messages;
     node_t *nodes;
 };
+
+static sim_t *used;
+
+void
+sim_use(sim_t *sim)
+{
+    used = sim;
+}
 
 static uint64_t
 mix(uint64_t x)
@@ -204,7 +213,11 @@ sim_post(void *argument, int32_t rank, epx__net_message_t *message)
     state = mix(sim->seed ^ mix((uint64_t)node->rank << 32 | (uint32_t)rank) ^
                 mix(node->counter[rank]++));
     is_back = happens(&state, 500);
-    if (node->is_linked[rank]) {
+    sim->num_messages++;
+    if (sim->num_messages == sim->faults.cut_at) {
+        sim->nodes[sim->faults.cut_rank].is_cut = true;
+    }
+    if (node->is_linked[rank] && sim->num_messages != sim->faults.vanishes_at) {
         emit(node, rank, message, &state);
         if (happens(&state, sim->faults.repeated_per_mille)) {
             emit(node, rank, message, &state);
@@ -323,7 +336,8 @@ static epx_status_t
 sim_open(epx__net_t *net, const epx__net_config_t *config, void **state_p,
          void *address, size_t *address_bytes_p, int *fd_p)
 {
-    sim_t *sim = config->backend_context;
+    sim_t *sim =
+        config->backend_context != NULL ? config->backend_context : used;
     node_t *node = &sim->nodes[config->rank];
 
     node->net = net;

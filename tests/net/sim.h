@@ -16,6 +16,11 @@ typedef struct sim_faults {
     uint32_t lost_per_mille; /* which a reliable transport sends again */
     uint32_t repeated_per_mille;
     uint32_t slow_per_mille; /* whose bytes land after they came */
+    /* The messages of all ranks are counted: with which one a rank is cut off,
+     * and which one never comes; 0: none. */
+    uint64_t cut_at;
+    int32_t cut_rank;
+    uint64_t vanishes_at;
 } sim_faults_t;
 
 typedef struct sim sim_t;
@@ -30,7 +35,11 @@ void sim_cut(sim_t *sim, int32_t rank, bool is_cut);
 /* How many messages were lost, and repeated. */
 void sim_counts(sim_t *sim, uint64_t *lost_p, uint64_t *repeated_p);
 
-/* Its backend_context is a sim_t. */
+/* The network of the groups that are made from now on, where this backend has
+ * taken the place of UCX's. */
+void sim_use(sim_t *sim);
+
+/* Its backend_context is a sim_t; NULL: that of sim_use. */
 extern const epx__net_backend_t sim_backend;
 
 #endif

@@ -134,8 +134,12 @@ test_every_option(void **state)
     assert_false(o.procs || o.bind);
     assert_int_equal(o.quantize, EPX_QUANTIZE_F8E4M3_F32);
     assert_true(o.vs_mpi && o.vs_memcpy && o.json && o.buffers_outside);
+    assert_false(o.vs_ucx);
     assert_float_equal(o.zipf_exponent, 1.25, 0);
     assert_true(o.seed == UINT64_MAX);
+    o = good("--hosts 2 --procs --netns a,b --vs ucx,mpi");
+    assert_true(o.vs_ucx && o.vs_mpi && o.hosts == 2);
+    assert_string_equal(o.netns, "a,b");
 }
 
 static void
@@ -197,6 +201,12 @@ test_refused(void **state)
     refused("--send-only", "--mode ll");
     refused("--vs mpi,", "memcpy, mpi");
     refused("--vs nccl", "memcpy, mpi");
+    refused("--vs ucx", "--vs ucx needs --hosts");
+    refused("--vs ucx --hosts 2 --mode ll --send-only", "--send-only");
+    refused("--vs mpi --hosts 2 --ranks 4", "--netns");
+    refused("--netns a,b", "--netns needs");
+    refused("--netns a,b --hosts 2", "--netns needs --procs");
+    refused("--netns a,b --hosts 3 --ranks 3 --procs", "names 2");
     refused("--topk 9 --experts 8", "1 to the 8 experts");
     refused("--nonsense", "--nonsense");
     refused("--ranks", "a value is missing");

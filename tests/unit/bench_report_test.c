@@ -59,7 +59,10 @@ test_json(void **state)
                                .peer = "mpi",
                                .peer_p50 = 8,
                                .ratio_peer = 4,
-                               .sms = 66 };
+                               .sms = 66,
+                               .peer_way = "put",
+                               .net_bytes = 1000,
+                               .wire_bytes = 1050 };
     (void)state;
     expect(&run, &line,
            "{\"op\": \"dispatch\", \"engine\": \"cpu\", \"fabric\": \"shm\", "
@@ -73,7 +76,9 @@ test_json(void **state)
            "\"ratio_peer\": 4.0000, \"layout\": \"expert\", "
            "\"quantize\": \"pow2\", \"routing\": \"a\\\"b\\\\c\\u000a.csv\", "
            "\"launch\": \"call\", \"in_a_row\": 1, \"hosts\": 1, "
-           "\"sms\": 66, \"sm_us\": 132.0}\n");
+           "\"sms\": 66, \"sm_us\": 132.0, "
+           "\"net_bytes\": 1000, \"wire_bytes\": 1050, "
+           "\"peer_way\": \"put\"}\n");
     line = (struct bench_line){ .op = "plan",
                                 .gbps = NAN,
                                 .ceiling_gbps = NAN,
@@ -92,7 +97,9 @@ test_json(void **state)
            "\"ratio_peer\": null, \"layout\": \"expert\", "
            "\"quantize\": \"pow2\", \"routing\": \"a\\\"b\\\\c\\u000a.csv\", "
            "\"launch\": \"call\", \"in_a_row\": 1, \"hosts\": 1, "
-           "\"sms\": null, \"sm_us\": null}\n");
+           "\"sms\": null, \"sm_us\": null, "
+           "\"net_bytes\": null, \"wire_bytes\": null, "
+           "\"peer_way\": null}\n");
 }
 
 int

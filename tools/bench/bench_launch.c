@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 #include "bench_launch.h"
 
+#include "bench_link.h"
+
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
@@ -151,6 +153,7 @@ child_main(const struct bench_run *run, bench_rank_fn *fn, int32_t rank,
 {
     struct gather_context context = { run, rank };
     epx_bootstrap_t bootstrap = EPX_BOOTSTRAP_INIT;
+    struct bench_error error;
     bootstrap.rank = rank;
     bootstrap.num_ranks = run->options->ranks;
     bootstrap.allgather = gather;
@@ -158,6 +161,9 @@ child_main(const struct bench_run *run, bench_rank_fn *fn, int32_t rank,
     /* No rank outlives the command, however that ends. */
     if (prctl(PR_SET_PDEATHSIG, SIGKILL) || getppid() != parent) {
         _exit(1);
+    }
+    if (!bench_link_enter(run->options, rank, &error)) {
+        bench_rank_fail(run, rank, "%s", error.text);
     }
     bind_rank(run->options, rank);
     fn(run, rank, &bootstrap);

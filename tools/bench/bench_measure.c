@@ -3,7 +3,9 @@
 
 #include "bench_check.h"
 #include "bench_copy.h"
+#include "bench_link.h"
 #include "bench_op.h"
+#include "bench_ucx.h"
 
 /* Every rank enters an operation when all are ready for it. */
 static void
@@ -96,11 +98,47 @@ static void
 time_all(struct bench_rank *self)
 {
     struct bench_copier *copier = bench_copy_open(self);
+    struct bench_ucx *ucx = bench_ucx_open(self);
     for (int32_t block = 0; block < self->run->blocks; block++) {
         time_block(self, block);
         bench_copy_block(copier, block);
+        bench_ucx_block(ucx, block);
     }
+    bench_ucx_close(ucx);
     bench_copy_close(copier);
+}
+
+/* One more iteration, in which the interfaces are looked at: all of them where
+ * hosts have networks of their own, else the one that they share. */
+static void
+count_wire(struct bench_rank *self)
+{
+    const struct bench_options *o = self->run->options;
+    struct bench_shared *shared = self->run->shared;
+    bool counts =
+        self->rank == 0 || (o->netns && bench_host_of(o, self->rank - 1) !=
+                                            bench_host_of(o, self->rank));
+    epx_plan_counts_t plan_counts = EPX_PLAN_COUNTS_INIT;
+    char device[IF_NAMESIZE];
+    struct bench_error error;
+    if (!bench_link_device(o, device, &error)) {
+        bench_rank_fail(self->run, self->rank, "%s", error.text);
+    }
+    for (int i = 0; i < BENCH_NUM_OPS; i++) {
+        enum bench_op op = (enum bench_op)i;
+        if (!bench_op_active(op, o)) {
+            continue;
+        }
+        bench_barrier_wait(&shared->ranks, BENCH_NO_DEADLINE);
+        uint64_t before = counts ? bench_link_sent(device) : 0;
+        time_op(self, op, BENCH_UNTIMED, &plan_counts);
+        bench_barrier_wait(&shared->ranks, BENCH_NO_DEADLINE);
+        if (counts) {
+            atomic_fetch_add(&shared->wire_bytes[op],
+                             bench_link_sent(device) - before);
+        }
+    }
+    bench_op_drop_plan(self);
 }
 
 /* The inputs of the first round; a plan that is kept is made for it. */
@@ -145,6 +183,9 @@ bench_measure_rank(const struct bench_run *run, int32_t rank,
     }
     if (run->options->check) {
         check_timed(&self);
+    }
+    if (run->options->hosts > 1) {
+        count_wire(&self);
     }
     bench_progress_clear(&self.progress);
     bench_rank_close(&self);

@@ -229,10 +229,12 @@ parse_peers(const char *text, struct bench_options *o,
             o->vs_memcpy = true;
         } else if (length == 3 && !memcmp(at, "mpi", 3)) {
             o->vs_mpi = true;
+        } else if (length == 3 && !memcmp(at, "ucx", 3)) {
+            o->vs_ucx = true;
         } else {
             return bench_fail(error,
-                              "--vs is '%s'; allowed: memcpy, mpi or both with "
-                              "a comma between them",
+                              "--vs is '%s'; allowed: memcpy, mpi and ucx, "
+                              "with commas between them",
                               text);
         }
         if (!at[length]) {
@@ -272,6 +274,7 @@ enum option_id {
     OPT_DEVICE = 1,
     OPT_RANKS,
     OPT_HOSTS,
+    OPT_NETNS,
     OPT_THREADS,
     OPT_PROCS,
     OPT_MODE,
@@ -305,6 +308,7 @@ static const struct option option_table[] = {
     { "device", required_argument, NULL, OPT_DEVICE },
     { "ranks", required_argument, NULL, OPT_RANKS },
     { "hosts", required_argument, NULL, OPT_HOSTS },
+    { "netns", required_argument, NULL, OPT_NETNS },
     { "threads", no_argument, NULL, OPT_THREADS },
     { "procs", no_argument, NULL, OPT_PROCS },
     { "mode", required_argument, NULL, OPT_MODE },
@@ -440,6 +444,9 @@ set_option(enum option_id id, const char *name, const char *text,
     case OPT_PROCS:
         o->procs = id == OPT_PROCS;
         return true;
+    case OPT_NETNS:
+        o->netns = text;
+        return true;
     case OPT_CHECK:
         o->check = true;
         return true;
@@ -526,17 +533,48 @@ check_device(const struct bench_options *o, struct bench_error *error)
 }
 
 static bool
+check_netns(const struct bench_options *o, struct bench_error *error)
+{
+    int32_t names = 1;
+    if (!o->netns) {
+        return true;
+    }
+    if (o->hosts == 1 || !o->procs) {
+        return bench_fail(error, "--netns needs --procs, and --hosts of 2 or "
+                                 "more");
+    }
+    for (const char *at = o->netns; *at; at++) {
+        names += *at == ',';
+    }
+    if (names != o->hosts) {
+        return bench_fail(error,
+                          "--netns names %d network namespaces; allowed: "
+                          "the %d hosts' with commas between them",
+                          names, o->hosts);
+    }
+    return true;
+}
+
+static bool
 check_hosts(const struct bench_options *o, struct bench_error *error)
 {
     if (o->hosts > o->ranks) {
         return bench_fail(error, "--hosts is %d; allowed: 1 to the %d ranks",
                           o->hosts, o->ranks);
     }
-    if (o->hosts > 1 && (o->device != EPX_DEVICE_CPU || o->vs_mpi)) {
-        return bench_fail(error, "--hosts needs --device cpu, and cannot go "
-                                 "with --vs mpi, whose ranks share memory");
+    if (o->hosts > 1 && o->device != EPX_DEVICE_CPU) {
+        return bench_fail(error, "--hosts needs --device cpu");
     }
-    return true;
+    if (o->hosts > 1 && o->vs_mpi && o->hosts < o->ranks && !o->netns) {
+        return bench_fail(error, "--vs mpi with --hosts needs --netns, or as "
+                                 "many hosts as ranks: MPI would not know "
+                                 "which ranks share memory");
+    }
+    if (o->vs_ucx && (o->hosts == 1 || o->send_only)) {
+        return bench_fail(error, "--vs ucx needs --hosts of 2 or more, and "
+                                 "cannot go with --send-only");
+    }
+    return check_netns(o, error);
 }
 
 /* A soak draws what these would fix, and times nothing. */

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "bench_peer.h"
 
+#include "bench_link.h"
 #include "mpi_peer_file.h"
 
 #include <errno.h>
@@ -14,7 +15,7 @@
 #define PEER_NAME "epx-bench-mpi-peer"
 /* For mpirun's --timeout: nothing here may hang. */
 #define PEER_SECONDS "900"
-#define MAX_ARGS     20
+#define MAX_ARGS     40
 
 /* Beside this program where that was built, in libexec where it is installed.
  */
@@ -111,25 +112,112 @@ write_work(const struct bench_run *run, char *path, size_t path_bytes,
     return true;
 }
 
+/* The words that start the peer, in room of their own. */
+struct command {
+    const char *args[MAX_ARGS];
+    int count;
+    char ranks[16];
+    char first_host[64];
+    char hosts[1024];
+};
+
+static void
+add(struct command *command, const char *word)
+{
+    command->args[command->count++] = word;
+}
+
+static void
+add_setting(struct command *command, const char *name, const char *value)
+{
+    add(command, "--mca");
+    add(command, name);
+    add(command, value);
+}
+
+/* Each host's network namespace, with its ranks. */
+static bool
+list_hosts(const struct bench_options *o, struct command *command)
+{
+    size_t used = 0;
+    for (int32_t h = 0; h < o->hosts; h++) {
+        char name[64];
+        if (!bench_link_netns(o, h, name, sizeof name)) {
+            return false;
+        }
+        int wrote =
+            snprintf(command->hosts + used, sizeof command->hosts - used,
+                     "%s%s:%d", h ? "," : "", name,
+                     bench_link_first(o, h + 1) - bench_link_first(o, h));
+        if (wrote < 0 || (size_t)wrote >= sizeof command->hosts - used) {
+            return false;
+        }
+        used += (size_t)wrote;
+    }
+    return bench_link_netns(o, 0, command->first_host,
+                            sizeof command->first_host);
+}
+
+/* The link between the hosts, and none beside it. */
+static void
+add_link(const struct bench_run *run, const char *peer, struct command *command)
+{
+    const struct bench_options *o = run->options;
+    add_setting(command, "pml", "ob1");
+    add_setting(command, "btl", o->netns ? "self,vader,tcp" : "self,tcp");
+    add_setting(command, "btl_tcp_if_include", run->shared->device);
+    if (o->netns) {
+        add_setting(command, "oob_tcp_if_include", run->shared->device);
+        add_setting(command, "plm_rsh_agent", peer);
+        add(command, "--host");
+        add(command, command->hosts);
+    }
+}
+
+static bool
+make_command(const struct bench_run *run, const char *peer, const char *work,
+             struct command *command, struct bench_error *error)
+{
+    const struct bench_options *o = run->options;
+    snprintf(command->ranks, sizeof command->ranks, "%d", o->ranks);
+    if (o->netns) {
+        if (!list_hosts(o, command)) {
+            return bench_fail(error, "--netns is too long for it");
+        }
+        add(command, peer);
+        add(command, command->first_host);
+    }
+    add(command, "mpirun");
+    add(command, "-n");
+    add(command, command->ranks);
+    add(command, "--oversubscribe");
+    add(command, "--timeout");
+    add(command, PEER_SECONDS);
+    add(command, "--bind-to");
+    /* Several daemons on one machine would bind to the same cores. */
+    add(command,
+        o->bind && o->ranks <= o->cores && !o->netns ? "core" : "none");
+    if (geteuid() == 0) {
+        add(command, "--allow-run-as-root");
+    }
+    if (o->hosts > 1) {
+        add_link(run, peer, command);
+    }
+    add(command, peer);
+    add(command, work);
+    return true;
+}
+
 /* Starts mpirun with its output on *fd_p. */
 static bool
 start(const struct bench_run *run, const char *peer, const char *work,
       pid_t *pid_p, int *fd_p, struct bench_error *error)
 {
-    const struct bench_options *o = run->options;
-    char ranks[16];
-    snprintf(ranks, sizeof ranks, "%d", o->ranks);
-    const char *args[MAX_ARGS] = { "mpirun",          "-n",        ranks,
-                                   "--oversubscribe", "--timeout", PEER_SECONDS,
-                                   "--bind-to" };
-    int count = 7;
-    args[count++] = o->bind && o->ranks <= o->cores ? "core" : "none";
-    if (geteuid() == 0) {
-        args[count++] = "--allow-run-as-root";
-    }
-    args[count++] = peer;
-    args[count++] = work;
+    struct command command = { .count = 0 };
     int ends[2];
+    if (!make_command(run, peer, work, &command, error)) {
+        return false;
+    }
     if (pipe2(ends, O_CLOEXEC)) {
         return bench_fail(error, "cannot make a pipe: %s", strerror(errno));
     }
@@ -138,13 +226,14 @@ start(const struct bench_run *run, const char *peer, const char *work,
     posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0);
     posix_spawn_file_actions_adddup2(&actions, ends[1], 1);
     posix_spawn_file_actions_adddup2(&actions, ends[1], 2);
-    int code = posix_spawnp(pid_p, "mpirun", &actions, NULL,
-                            (char *const *)(uintptr_t)args, environ);
+    int code = posix_spawnp(pid_p, command.args[0], &actions, NULL,
+                            (char *const *)(uintptr_t)command.args, environ);
     posix_spawn_file_actions_destroy(&actions);
     close(ends[1]);
     if (code) {
         close(ends[0]);
-        return bench_fail(error, "cannot start mpirun: %s", strerror(code));
+        return bench_fail(error, "cannot start %s: %s", command.args[0],
+                          strerror(code));
     }
     *fd_p = ends[0];
     return true;

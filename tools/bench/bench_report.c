@@ -43,6 +43,12 @@ put_whole(FILE *file, const char *key, int64_t value)
     fprintf(file, "\"%s\": %lld", key, (long long)value);
 }
 
+static double
+bytes_or_nan(uint64_t bytes)
+{
+    return bytes ? (double)bytes : NAN;
+}
+
 void
 bench_report_json(FILE *file, const struct bench_run *run,
                   const struct bench_line *line)
@@ -71,8 +77,7 @@ bench_report_json(FILE *file, const struct bench_run *run,
         { "min_us", DOUBLE, NULL, 0, line->times.min, 3 },
         { "p50_us", DOUBLE, NULL, 0, line->times.p50, 3 },
         { "p99_us", DOUBLE, NULL, 0, line->times.p99, 3 },
-        { "bytes_moved", DOUBLE, NULL, 0,
-          line->bytes_moved ? (double)line->bytes_moved : NAN, 0 },
+        { "bytes_moved", DOUBLE, NULL, 0, bytes_or_nan(line->bytes_moved), 0 },
         { "gbps", DOUBLE, NULL, 0, line->gbps, 3 },
         { "ceiling_gbps", DOUBLE, NULL, 0, line->ceiling_gbps, 3 },
         { "ratio_ceiling", DOUBLE, NULL, 0, line->ratio_ceiling, 4 },
@@ -87,6 +92,9 @@ bench_report_json(FILE *file, const struct bench_run *run,
         { "hosts", WHOLE, NULL, o->hosts, 0, 0 },
         { "sms", DOUBLE, NULL, 0, line->sms, 0 },
         { "sm_us", DOUBLE, NULL, 0, line->sms * line->times.p50, 1 },
+        { "net_bytes", DOUBLE, NULL, 0, bytes_or_nan(line->net_bytes), 0 },
+        { "wire_bytes", DOUBLE, NULL, 0, bytes_or_nan(line->wire_bytes), 0 },
+        { "peer_way", TEXT, line->peer_way, 0, 0, 0 },
     };
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
         fputs(i ? ", " : "{", file);
@@ -188,6 +196,29 @@ best_copy(const struct bench_run *run, enum bench_op op, double *p50_p)
     return true;
 }
 
+/* The better of UCX's ways. */
+static bool
+best_transfer(const struct bench_run *run, enum bench_op op, double *p50_p,
+              const char **way_p)
+{
+    static const char *const names[BENCH_NUM_WAYS] = { "eager", "rendezvous",
+                                                       "put" };
+    *p50_p = NAN;
+    *way_p = NULL;
+    for (int way = 0; way < BENCH_NUM_WAYS; way++) {
+        struct bench_times times;
+        const struct bench_series *series = &run->shared->transfers[op][way];
+        if (!bench_series_times(series, &times)) {
+            return false;
+        }
+        if (series->count && !(times.p50 >= *p50_p)) {
+            *p50_p = times.p50;
+            *way_p = names[way];
+        }
+    }
+    return true;
+}
+
 static bool
 make_line(struct bench_line *line, const struct bench_run *run,
           enum bench_op op, double copy_p50)
@@ -202,6 +233,8 @@ make_line(struct bench_line *line, const struct bench_run *run,
                                  .sms = run->shared->num_blocks[op]
                                             ? run->shared->num_blocks[op]
                                             : NAN,
+                                 .net_bytes = run->net_bytes[op],
+                                 .wire_bytes = run->shared->wire_bytes[op],
                                  .peer_p50 = NAN,
                                  .ratio_peer = NAN };
     if (!bench_series_times(&run->shared->ops[op], &line->times)) {
@@ -229,6 +262,24 @@ put_line(FILE *file, const struct bench_run *run, struct bench_line line,
     }
 }
 
+/* What crossed the network, beside what had to. */
+static void
+put_wire(FILE *file, const struct bench_run *run)
+{
+    putc('\n', file);
+    for (int op = 0; op < BENCH_NUM_OPS; op++) {
+        if (run->net_bytes[op] &&
+            bench_op_active((enum bench_op)op, run->options)) {
+            fprintf(file,
+                    "%-13s %.2f MB of rows cross the network; the interfaces "
+                    "sent %.2f MB\n",
+                    bench_op_name((enum bench_op)op),
+                    (double)run->net_bytes[op] / 1e6,
+                    (double)run->shared->wire_bytes[op] / 1e6);
+        }
+    }
+}
+
 static double
 mpi_p50(const struct bench_peer *mpi, enum bench_op op)
 {
@@ -250,14 +301,17 @@ bench_report_write(FILE *file, const struct bench_run *run,
         enum bench_op op = (enum bench_op)i;
         struct bench_line line;
         double copy_p50;
+        double ucx_p50;
+        const char *way;
         if (!bench_op_active(op, o)) {
             continue;
         }
         if (!best_copy(run, op, &copy_p50) ||
+            !best_transfer(run, op, &ucx_p50, &way) ||
             !make_line(&line, run, op, copy_p50)) {
             return false;
         }
-        if (!o->vs_memcpy && !o->vs_mpi) {
+        if (!o->vs_memcpy && !o->vs_mpi && !o->vs_ucx) {
             put_line(file, run, line, NULL, NAN);
         }
         if (o->vs_memcpy) {
@@ -266,6 +320,13 @@ bench_report_write(FILE *file, const struct bench_run *run,
         if (o->vs_mpi) {
             put_line(file, run, line, "mpi", mpi_p50(mpi, op));
         }
+        if (o->vs_ucx) {
+            line.peer_way = way;
+            put_line(file, run, line, "ucx", ucx_p50);
+        }
+    }
+    if (!o->json && o->hosts > 1) {
+        put_wire(file, run);
     }
     return true;
 }

@@ -16,6 +16,9 @@ struct bench_line {
     const char *peer; /* or NULL */
     double peer_p50;
     double ratio_peer;
+    const char *peer_way; /* the better one, of several; or NULL */
+    uint64_t net_bytes;   /* of rows, from host to host */
+    uint64_t wire_bytes;  /* that the interfaces have sent */
 };
 
 /* Writes all lines, as a table or, with --json, as one object each.  False

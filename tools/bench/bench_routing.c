@@ -281,6 +281,25 @@ bench_routing_arrivals(const struct bench_routing *routing, int64_t num_tokens,
     }
 }
 
+void
+bench_routing_by_host(const struct bench_routing *routing, int64_t num_tokens,
+                      const int64_t *idx, int64_t *rows)
+{
+    for (int64_t t = 0; t < num_tokens; t++) {
+        int32_t ranks[EPX_MAX_TOPK];
+        int32_t distinct =
+            distinct_ranks(routing, &idx[t * routing->topk], ranks);
+        for (int32_t i = 0; i < distinct; i++) {
+            int32_t host = bench_host_of(routing->options, ranks[i]);
+            bool seen = false;
+            for (int32_t j = 0; j < i; j++) {
+                seen |= bench_host_of(routing->options, ranks[j]) == host;
+            }
+            rows[host] += !seen;
+        }
+    }
+}
+
 struct bench_traffic
 bench_routing_count(const struct bench_routing *routing, int64_t num_tokens,
                     const int64_t *idx)

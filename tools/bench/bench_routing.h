@@ -40,6 +40,11 @@ void bench_routing_arrivals(const struct bench_routing *routing,
                             int64_t num_tokens, const int64_t *idx,
                             int64_t *rows);
 
+/* Adds the tokens that have experts on each of the hosts to rows[hosts]. */
+void bench_routing_by_host(const struct bench_routing *routing,
+                           int64_t num_tokens, const int64_t *idx,
+                           int64_t *rows);
+
 struct bench_traffic bench_routing_count(const struct bench_routing *routing,
                                          int64_t num_tokens,
                                          const int64_t *idx);

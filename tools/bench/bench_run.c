@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 #include "bench_run.h"
 
+#include "bench_link.h"
+
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -55,6 +57,11 @@ shared_place(struct bench_shared *shared, const struct bench_run *run,
                          o->ranks * o->workers, at);
         }
     }
+    for (int i = 0; i < 2 * BENCH_NUM_WAYS; i++) {
+        int op = i < BENCH_NUM_WAYS ? BENCH_DISPATCH : BENCH_COMBINE;
+        series_place(&shared->transfers[op][i % BENCH_NUM_WAYS],
+                     o->vs_ucx ? o->iters : 0, o->ranks, at);
+    }
     series_place(&shared->card_copies, cuda ? copies : 0, 1, at);
     shared->signals =
         cursor_take(at, (size_t)o->ranks * sizeof *shared->signals);
@@ -100,7 +107,8 @@ bench_run_open(struct bench_run *run, const struct bench_options *options,
     if (!bench_shape_make(&run->shape, routing, error)) {
         return false;
     }
-    if (!bench_shape_bytes(&run->shape, routing, run->op_bytes)) {
+    if (!bench_shape_bytes(&run->shape, routing, run->op_bytes) ||
+        !bench_link_bytes(&run->shape, routing, run->net_bytes)) {
         return bench_fail(error, "no memory for the routing");
     }
     if (options->device == EPX_DEVICE_CPU) {

@@ -14,6 +14,14 @@ enum bench_copy_kind {
     BENCH_NUM_COPIES,
 };
 
+/* How UCX brings bytes to another host. */
+enum bench_way {
+    BENCH_WAY_EAGER, /* active messages, */
+    BENCH_WAY_RENDEZVOUS,
+    BENCH_WAY_PUT, /* or puts, a flush, and a message that tells of it */
+    BENCH_NUM_WAYS,
+};
+
 /* Timed iterations and copies take turns in so many blocks, or in as many as
  * there are iterations if that is less. */
 #define BENCH_BLOCKS           5
@@ -45,10 +53,14 @@ struct bench_shared {
     _Atomic int failed;           /* somebody has told why */
     char engine[16];              /* of epx_group_query, by rank 0 */
     char fabric[16];
+    char device[32]; /* the network's interface, of rank 0 */
     struct bench_series ops[BENCH_NUM_OPS];
     struct bench_series copies[BENCH_NUM_OPS][BENCH_NUM_COPIES];
-    struct bench_series card_copies; /* on rank 0's */
-    int32_t num_cards;               /* that the ranks use, by rank 0 */
+    struct bench_series transfers[BENCH_NUM_OPS][BENCH_NUM_WAYS];
+    _Atomic uint64_t transferred; /* ranks' transfers that have ended */
+    _Atomic uint64_t wire_bytes[BENCH_NUM_OPS]; /* that interfaces counted */
+    struct bench_series card_copies;            /* on rank 0's */
+    int32_t num_cards; /* that the ranks use, by rank 0 */
     /* In a graph: the blocks of the operation's largest kernel, each of which
      * holds an SM; of rank 0; 0: unknown. */
     int32_t num_blocks[BENCH_NUM_OPS];
@@ -62,6 +74,7 @@ struct bench_run {
     const struct bench_routing *routing;
     struct bench_shape shape;
     uint64_t op_bytes[BENCH_NUM_OPS];
+    uint64_t net_bytes[BENCH_NUM_OPS]; /* of rows, between hosts */
     size_t copy_bytes; /* of each of a worker's two buffers for copies */
     struct bench_shared *shared;
     size_t shared_bytes;

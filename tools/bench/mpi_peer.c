@@ -1,11 +1,16 @@
 /* SPDX-License-Identifier: MIT */
-/* usage: epx-bench-mpi-peer FILE, under mpirun; epx-bench starts it. */
+/*
+ * usage: epx-bench-mpi-peer FILE, under mpirun; epx-bench starts it.
+ *        epx-bench-mpi-peer HOST COMMAND..., which mpirun starts to
+ *        reach a host that is a network namespace.
+ */
 #include "mpi_peer.h"
 
 #include "bench_times.h"
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 enum {
     DISPATCH,
@@ -73,11 +78,41 @@ report(const struct mpi_peer *peer, const struct bench_span *spans,
     free(turned);
 }
 
+/* The words of the command are a shell's, as they would be with ssh. */
+static int
+be_agent(const char *host, char **words)
+{
+    char command[65536];
+    size_t used = 0;
+    for (; *words; words++) {
+        int wrote =
+            snprintf(command + used, sizeof command - used, "%s ", *words);
+        if (wrote < 0 || (size_t)wrote >= sizeof command - used) {
+            fprintf(stderr, "epx-bench-mpi-peer: the command is too long\n");
+            return 1;
+        }
+        used += (size_t)wrote;
+    }
+    /* A name of its own, by which MPI knows a host from others; and no files
+     * where another host's daemon, on this machine, would find them. */
+    setenv("PMIX_MCA_gds", "hash", 1);
+    setenv("EPX_BENCH_HOST", host, 1);
+    setenv("EPX_BENCH_COMMAND", command, 1);
+    execlp("ip", "ip", "netns", "exec", host, "unshare", "--uts", "sh", "-c",
+           "hostname \"$EPX_BENCH_HOST\"; exec sh -c \"$EPX_BENCH_COMMAND\"",
+           NULL);
+    perror("epx-bench-mpi-peer: ip");
+    return 1;
+}
+
 int
 main(int argc, char **argv)
 {
     struct mpi_peer peer;
     char text[200];
+    if (argc > 2) {
+        return be_agent(argv[1], argv + 2);
+    }
     MPI_Init(&argc, &argv);
     if (argc != 2) {
         fprintf(stderr, "epx-bench-mpi-peer: started by epx-bench, with the "

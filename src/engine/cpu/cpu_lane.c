@@ -202,26 +202,41 @@ lane_grow(epx_group_t *group, cpu_lane_t *lane, uint64_t chunk_bytes)
     return status;
 }
 
+/* The first that nothing is sent from any more, if there is one. */
+static int
+find_free(const cpu_lane_t *lanes)
+{
+    int first = CPU_LANES;
+
+    for (int i = CPU_LANES - 1; i >= 0; i--) {
+        if (!lanes[i].is_taken &&
+            (first == CPU_LANES || epx__net_done_test(&lanes[i].done))) {
+            first = i;
+        }
+    }
+    return first;
+}
+
 epx_status_t
 cpu_lane_take(epx_group_t *group, epx__lane_t kind, uint64_t chunk_bytes,
               cpu_lane_t **lane_p)
 {
     cpu_lane_t *lanes = cpu_engine(group)->rails->lanes[kind];
     uint64_t least = chunk_bytes < EPX__PAGE ? EPX__PAGE : chunk_bytes;
-    epx_status_t status = EPX_OK;
-    int i = 0;
+    epx_status_t status;
+    int i = find_free(lanes);
 
-    while (i < CPU_LANES && lanes[i].is_taken) {
-        i++;
-    }
     if (i == CPU_LANES) {
         return epx__window_full();
     }
-    if (lanes[i].chunk_bytes < least) {
+    lanes[i].lends = true;
+    status = cpu_lane_wait_sent(group, &lanes[i], "sending to other nodes");
+    if (status == EPX_OK && lanes[i].chunk_bytes < least) {
         status = lane_grow(group, &lanes[i], least);
     }
     if (status == EPX_OK) {
         lanes[i].is_taken = true;
+        lanes[i].lends = false;
         lanes[i].turn++;
         lanes[i].done = (epx__net_done_t){ 0 };
         *lane_p = &lanes[i];
@@ -325,10 +340,12 @@ cpu_lane_send(epx_group_t *group, cpu_lane_t *lane, int32_t peer,
 epx_status_t
 cpu_lane_wait_sent(epx_group_t *group, cpu_lane_t *lane, const char *what)
 {
-    epx_status_t status =
-        epx__net_done_wait(epx__group_net(group), &lane->done,
-                           epx__deadline_ns(group->timeout_ns), what);
+    epx_status_t status = EPX_OK;
 
+    if (lane->lends) {
+        status = epx__net_done_wait(epx__group_net(group), &lane->done,
+                                    epx__deadline_ns(group->timeout_ns), what);
+    }
     return settle(group, status);
 }
 

@@ -38,7 +38,8 @@ typedef struct cpu_lane {
     uint64_t chunk_bytes; /* room of a chunk; 0: the slots are not open */
     cpu_block_t out;
     uint64_t out_used;
-    epx__net_done_t done; /* of what is sent */
+    epx__net_done_t done; /* of what is sent; may outlast the operation, */
+    bool lends;           /* unless some of it lies in the caller's memory */
 } cpu_lane_t;
 
 /* What a rank is to other nodes. */
@@ -66,7 +67,8 @@ void cpu_rails_close(cpu_rails_t *rails);
 /* Take a free lane whose chunks have room for so many bytes. */
 epx_status_t cpu_lane_take(epx_group_t *group, epx__lane_t kind,
                            uint64_t chunk_bytes, cpu_lane_t **lane_p);
-/* NULL is allowed.  All that was sent is acknowledged, or the group broken. */
+/* NULL is allowed.  What was sent from the caller's memory is acknowledged, or
+ * the group broken. */
 void cpu_lane_give(epx_group_t *group, cpu_lane_t *lane);
 /* A chunk of the region that `source`, an index into the kind's, fills. */
 char *cpu_lane_chunk(const cpu_lane_t *lane, int32_t source, int chunk);
@@ -85,7 +87,8 @@ epx_status_t cpu_lane_check(int32_t rank, epx__lane_t kind,
 epx_status_t cpu_lane_send(epx_group_t *group, cpu_lane_t *lane, int32_t peer,
                            uint32_t channel, uint64_t turn,
                            const struct iovec *ranges, uint32_t num_ranges);
-/* Until what this rank has sent is acknowledged. */
+/* Until what this rank has sent is acknowledged, if the caller's memory is part
+ * of it: what lies in the lane need not be waited for. */
 epx_status_t cpu_lane_wait_sent(epx_group_t *group, cpu_lane_t *lane,
                                 const char *what);
 /* Wait for a turn of a channel from all ranks that rails->wanted names; errors

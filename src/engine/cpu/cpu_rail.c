@@ -256,6 +256,7 @@ send_parcel(cpu_plan_t *plan, cpu_lane_t *lane, const cpu_parcel_kind_t *kind,
     };
     struct iovec *ranges;
 
+    lane->lends = lane->lends || (kind->row_bytes > 0 && !packer.packs_rows);
     packer.tokens =
         plan->node_tokens + node * plan->token_capacity + packer.parcel.begin;
     packer.to = cpu_lane_out(lane, packer.packs_rows ? packer.parcel.bytes
