@@ -596,7 +596,7 @@ EPX_API epx_status_t epx_plan_destroy(epx_plan_t *plan);
  * logarithmic scale between the smallest and the largest magnitude of each
  * block of 64 channels (the last block may be short).  With b = log2(largest /
  * smallest), at most 32, a value comes back with a relative error of at most
- * b / 1465 + 2^-14; what is below 2^-32 of the largest, as zero.  Zeros,
+ * b / 1465 + 2^-14; less than 2^-32 of the largest may become zero.  Zeros,
  * infinities and NaNs stay what they are.
  *
  * The formats, their sources and examples are in docs/formats.md.
@@ -750,6 +750,12 @@ EPX_API epx_status_t epx_dispatch(epx_plan_t *plan,
  * as one term.  Nodes come in the order of their lowest ranks, the owner's own
  * with its rows one by one.  So the bits depend on which node an expert is on.
  *
+ * With EPX_QUANTIZE_LOGFMT10, for BF16, each row of x counts as what it decodes
+ * to once encoded, in float32, wherever it is read from; so does what another
+ * node sums, once it is rounded.  Biases count as they are.  Between nodes rows
+ * then take 0.66 of the bytes; within a node they are read where they lie, and
+ * this only costs time.
+ *
  * x may lie in EPX memory (peers read it in place) or anywhere else (one more
  * copy).  Which optional arrays are given must be the same on every rank, but
  * for bias and topk_weights, which concern the owner of the tokens alone.
@@ -776,6 +782,7 @@ typedef struct epx_combine_args {
     float *out_topk_weights; /* [T, K] */
     uint32_t flags;          /* 0 or EPX_SEND_ONLY; same on every rank */
     int32_t num_workers;     /* 0: the group's; at most the group's */
+    epx_quantize_t quantize; /* NONE or LOGFMT10; same on every rank */
 } epx_combine_args_t;
 
 #define EPX_COMBINE_ARGS_INIT     \
@@ -790,7 +797,8 @@ typedef struct epx_combine_args {
       0,                          \
       0,                          \
       0,                          \
-      0 }
+      0,                          \
+      EPX_QUANTIZE_NONE }
 
 /*
  * Collective, stream order.  x may be changed again once the call is complete.

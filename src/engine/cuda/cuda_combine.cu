@@ -21,6 +21,7 @@
 
 // Of a warp's ROWS chunks, tokens with few rows make more stages.
 #include "engine/common/numeric.h"
+#include "engine/cuda/cuda_logfmt.cuh"
 #include "engine/cuda/cuda_step.cuh"
 
 #include <cuda_bf16.h>
@@ -292,6 +293,12 @@ template <> struct element<EPX_F16> {
     }
 };
 
+// BF16 whose rows, unlike biases, count as what LogFMT-10 makes of them.
+constexpr epx_dtype_t LOGFMT = (epx_dtype_t)(EPX_I64 + 1);
+
+template <> struct element<LOGFMT>: element<EPX_BF16> {
+};
+
 // A lane's part of a chunk's sums.
 template <epx_dtype_t DTYPE> struct sums {
     float of[VECTORS][element<DTYPE>::PER_VECTOR];
@@ -323,6 +330,11 @@ template <epx_dtype_t DTYPE> struct sums {
         float terms[element<DTYPE>::PER_VECTOR];
 
         element<DTYPE>::load(vector, terms);
+        add_terms(v, terms, weight);
+    }
+
+    __device__ void add_terms(int v, const float *terms, float weight)
+    {
 #pragma unroll
         for (int i = 0; i < element<DTYPE>::PER_VECTOR; i++) {
             of[v][i] = __fmaf_rn(weight, terms[i], of[v][i]);
@@ -386,18 +398,26 @@ end_sums(const cuda_combine_args_t &args, const worker &w, const unit &u,
     }
 }
 
-// Rows that get(r, at) gives, 16 bytes at a time; lanes past the end add what
-// nobody reads.
+// Rows that get(r, at) gives, 16 bytes at a time; lanes past the end, where
+// `bytes` is, add what nobody reads.
 template <epx_dtype_t DTYPE, bool WEIGHTED, typename Get>
 __device__ void
-add_rows(sums<DTYPE> *sum, int count, const float *weights, int lane, Get get)
+add_rows(sums<DTYPE> *sum, int count, const float *weights, int lane,
+         uint32_t bytes, Get get)
 {
     for (int r = 0; r < count; r++) {
 #pragma unroll
         for (int v = 0; v < VECTORS; v++) {
-            uint4 vector = get(r, 16 * (v * 32 + lane));
+            uint32_t at = 16 * (v * 32 + lane);
+            uint4 vector = get(r, at);
 
-            if (WEIGHTED) {
+            if constexpr (DTYPE == LOGFMT) {
+                float terms[element<DTYPE>::PER_VECTOR];
+
+                logfmt_octet(at < bytes ? vector : make_uint4(0, 0, 0, 0),
+                             terms);
+                sum->add_terms(v, terms, WEIGHTED ? weights[r] : 1.0f);
+            } else if (WEIGHTED) {
                 sum->add_weighted(v, vector, weights[r]);
             } else {
                 sum->add(v, vector);
@@ -434,7 +454,7 @@ pull_plain(const cuda_combine_args_t &args, const worker &w,
 
             present &= present - 1;
             add_rows<DTYPE, WEIGHTED>(
-                &sum, 1, &weight, w.lane, [&](int, uint32_t offset) {
+                &sum, 1, &weight, w.lane, bytes, [&](int, uint32_t offset) {
                     return offset < bytes ? ld_stream(at + offset)
                                           : make_uint4(0, 0, 0, 0);
                 });
@@ -543,7 +563,8 @@ pull_bulk(const cuda_combine_args_t &args, const worker &w,
         mbarrier_wait(&w.barriers[u.stage], parity);
         __syncwarp(); // for counts and weights
         add_rows<DTYPE, WEIGHTED>(&sum, w.counts[u.stage], w.weights + first,
-                                  w.lane, [&](int r, uint32_t offset) {
+                                  w.lane, unit_bytes(args, u),
+                                  [&](int r, uint32_t offset) {
                                       return *reinterpret_cast<const uint4 *>(
                                           rows + r * CHUNK + offset);
                                   });
@@ -697,6 +718,10 @@ kernel_of(epx_dtype_t dtype, cuda_mover_t mover)
 {
     bool is_bulk = mover == CUDA_MOVER_BULK;
 
+    if (dtype == LOGFMT) {
+        return is_bulk ? combine_kernel<LOGFMT, true>
+                       : combine_kernel<LOGFMT, false>;
+    }
     switch (dtype) {
     case EPX_F32:
         return is_bulk ? combine_kernel<EPX_F32, true>
@@ -715,10 +740,10 @@ kernel_of(epx_dtype_t dtype, cuda_mover_t mover)
 cudaError_t
 cuda_combine_load(size_t max_shared)
 {
-    const epx_dtype_t dtypes[] = { EPX_F32, EPX_F16, EPX_BF16 };
+    const epx_dtype_t dtypes[] = { EPX_F32, EPX_F16, EPX_BF16, LOGFMT };
     cudaError_t error = cudaSuccess;
 
-    for (int i = 0; i < 6 && error == cudaSuccess; i++) {
+    for (int i = 0; i < 8 && error == cudaSuccess; i++) {
         error = cudaFuncSetAttribute(
             kernel_of(dtypes[i / 2], (cuda_mover_t)(i % 2)),
             cudaFuncAttributeMaxDynamicSharedMemorySize, (int)max_shared);
@@ -751,7 +776,9 @@ cuda_combine_launch(const cuda_combine_args_t *args, epx_dtype_t dtype,
 {
     size_t shared =
         shared_make(args->view.num_ranks, mover == CUDA_MOVER_BULK).end;
+    epx_dtype_t adds =
+        args->post.signature.quantize == EPX_QUANTIZE_LOGFMT10 ? LOGFMT : dtype;
 
-    kernel_of(dtype, mover)<<<num_blocks, WARPS * 32, shared, stream>>>(*args);
+    kernel_of(adds, mover)<<<num_blocks, WARPS * 32, shared, stream>>>(*args);
     return cudaGetLastError();
 }
