@@ -22,6 +22,7 @@ from .lane import Lane, Lanes, Operation
 Rows = Union[torch.Tensor, Tuple[torch.Tensor, torch.Tensor]]
 Hook = Optional[Callable[[], None]]
 _NEW_ROUTING_SENT = _c.NEW_ROUTING | _c.SEND_ONLY
+_LOGFMT = int(epx.Quantize.LOGFMT10)
 _NUM_SLOTS = 2
 _ALIGNMENT = 2 << 20
 _SLACK = 32 << 20
@@ -229,8 +230,6 @@ class LowLatency:
         assert not (is_async and with_hook), "a hook or an event, not both"
         if waits is not None:
             raise unsupported("combine_wait_recv_cost_stats")
-        if use_logfmt:
-            raise unsupported("use_logfmt")
         slot = handle.slot()
         shape = (handle.num_tokens, slot.hidden)
         if out is None:
@@ -243,6 +242,7 @@ class LowLatency:
         args.topk_weights = topk_weights.data_ptr()
         args.out = out.data_ptr()
         args.flags = _c.SEND_ONLY if with_hook else 0
+        args.quantize = _LOGFMT if use_logfmt else 0
         with slot.lane.operation(None, is_async) as run:
             on = slot.lane.group.stream_handle(run.stream)
             _c.lib.epx_combine(slot.plan.handle, ctypes.byref(args), on)

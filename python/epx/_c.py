@@ -199,6 +199,7 @@ class CombineArgs(Struct):
         ("out_topk_weights", c_void_p),
         ("flags", c_uint32),
         ("num_workers", c_int32),
+        ("quantize", c_int),
     ]
 
 

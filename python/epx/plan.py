@@ -44,12 +44,16 @@ class Layout(enum.IntEnum):
 
 
 class Quantize(enum.IntEnum):
-    """What becomes of bf16 rows on their way: see ``epx.h``."""
+    """What becomes of bf16 rows on their way: see ``epx.h``.
+
+    FP8 is for dispatch, LOGFMT10 for combine.
+    """
 
     NONE = 0
     F8E4M3_F32 = 1
     F8E4M3_POW2 = 2
     F8E4M3_UE8M0 = 3
+    LOGFMT10 = 4
 
 
 class Counts(NamedTuple):
@@ -234,7 +238,7 @@ class Plan:
         Where rows are fixed, those that do not arrive have topk_idx -1 and
         weight 0, and are else undefined.
         """
-        kind = Quantize[quantize] if isinstance(quantize, str) else quantize
+        kind = _kind_of(quantize)
         hidden = x.shape[-1]
         routing = 0
         if topk_idx is not None:
@@ -365,6 +369,7 @@ class Plan:
         bias: Sequence[Any] = (),
         recv_topk_weights: Any = None,
         out: Any = None,
+        quantize: Union[Quantize, str] = Quantize.NONE,
         send_only: bool = False,
         num_workers: int = 0,
         stream: Any = None,
@@ -379,6 +384,7 @@ class Plan:
             recv_topk_weights: shaped as dispatch gave them, to be summed into
                 the result's ``topk_weights`` [T, K].
             out: [T, H], where to write; default: a new, ordinary array.
+            quantize: NONE, or LOGFMT10 for bf16 rows.
             send_only, num_workers, stream: as in ``dispatch``.
         """
         hidden = x.shape[-1]
@@ -395,6 +401,7 @@ class Plan:
             out=dense("out", of_type("out", out, code), shape),
             flags=_flags(send_only),
             num_workers=num_workers,
+            quantize=_kind_of(quantize),
         )
         if topk_weights is not None:
             of_type("topk_weights", topk_weights, _c.F32)
@@ -474,6 +481,10 @@ class Plan:
 # which must be the same on every rank.
 _nothing = ctypes.create_string_buffer(16)
 _NOTHING = ctypes.addressof(_nothing)
+
+
+def _kind_of(quantize: Union[Quantize, str]) -> Quantize:
+    return Quantize[quantize] if isinstance(quantize, str) else quantize
 
 
 def num_scales_of(hidden: int, packed: bool) -> int:

@@ -739,8 +739,6 @@ def what_is_not_there(me: Rank) -> None:
         buffer.low_latency_update_mask_buffer(0, True)
     rows, _, handle, _, _ = buffer.low_latency_dispatch(*args, use_fp8=False)
     back = (rows, batch.topk_idx, batch.topk_weights, handle)
-    with pytest.raises(NotImplementedError, match="use_logfmt"):
-        buffer.low_latency_combine(*back, use_logfmt=True)
     with pytest.raises(NotImplementedError, match="combine_wait_recv"):
         buffer.low_latency_combine(*back, combine_wait_recv_cost_stats=waits)
     out = buffer.low_latency_combine(*back)[0]
