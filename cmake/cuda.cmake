@@ -47,22 +47,32 @@ if(EPX_WERROR)
   list(APPEND epx_nvcc_flags -Werror=all-warnings -Xcompiler=-Werror)
 endif()
 
+set_property(GLOBAL PROPERTY EPX_NVCC_FLAGS "${epx_nvcc_flags}")
+
+# epx_cuda_compile(OBJECTS KERNEL...): the objects of these files, for a target
+# of the same directory.
+function(epx_cuda_compile objects)
+  get_property(flags GLOBAL PROPERTY EPX_NVCC_FLAGS)
+  set(made)
+  foreach(kernel IN LISTS ARGN)
+    get_filename_component(name ${kernel} NAME)
+    set(object ${CMAKE_CURRENT_BINARY_DIR}/cuda/${name}.o)
+    add_custom_command(
+      OUTPUT ${object}
+      COMMAND ${CUDAToolkit_NVCC_EXECUTABLE} ${flags} -c ${kernel} -o ${object}
+              -MD -MF ${object}.d
+      DEPENDS ${kernel}
+      DEPFILE ${object}.d
+      COMMENT "Compiling ${name} for ${EPX_CUDA_ARCHS}"
+      COMMAND_EXPAND_LISTS VERBATIM)
+    list(APPEND made ${object})
+  endforeach()
+  file(MAKE_DIRECTORY ${CMAKE_CURRENT_BINARY_DIR}/cuda)
+  set(${objects} ${made} PARENT_SCOPE)
+endfunction()
+
 file(GLOB epx_cuda_kernels CONFIGURE_DEPENDS ${epx_cuda_dir}/*.cu)
-set(epx_cuda_objects)
-foreach(kernel IN LISTS epx_cuda_kernels)
-  get_filename_component(name ${kernel} NAME)
-  set(object ${CMAKE_CURRENT_BINARY_DIR}/cuda/${name}.o)
-  add_custom_command(
-    OUTPUT ${object}
-    COMMAND ${CUDAToolkit_NVCC_EXECUTABLE} ${epx_nvcc_flags} -c ${kernel} -o ${object}
-            -MD -MF ${object}.d
-    DEPENDS ${kernel}
-    DEPFILE ${object}.d
-    COMMENT "Compiling ${name} for ${EPX_CUDA_ARCHS}"
-    COMMAND_EXPAND_LISTS VERBATIM)
-  list(APPEND epx_cuda_objects ${object})
-endforeach()
-file(MAKE_DIRECTORY ${CMAKE_CURRENT_BINARY_DIR}/cuda)
+epx_cuda_compile(epx_cuda_objects ${epx_cuda_kernels})
 
 file(GLOB epx_cuda_sources CONFIGURE_DEPENDS
      ${epx_cuda_dir}/*.c ${PROJECT_SOURCE_DIR}/src/fabric/cuda/*.c)

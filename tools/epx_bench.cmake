@@ -24,6 +24,7 @@ add_library(epx_bench_parts STATIC
   bench/bench_routing.c
   bench/bench_run.c
   bench/bench_shape.c
+  bench/bench_soak.c
   bench/bench_time_card.c
   bench/bench_times.c
   bench/routing_csv.c)
@@ -32,7 +33,8 @@ target_include_directories(epx_bench_parts
 target_link_libraries(epx_bench_parts PUBLIC epx epx_oracle Threads::Threads m)
 if(TARGET epx_cuda) # CUDA's runtime becomes part of the program
   find_package(CUDAToolkit REQUIRED QUIET)
-  target_sources(epx_bench_parts PRIVATE bench/bench_cuda.c)
+  epx_cuda_compile(bench_objects ${CMAKE_CURRENT_SOURCE_DIR}/bench/bench_signals.cu)
+  target_sources(epx_bench_parts PRIVATE bench/bench_cuda.c ${bench_objects})
   target_link_libraries(epx_bench_parts PRIVATE CUDA::cudart_static)
 else()
   target_sources(epx_bench_parts PRIVATE bench/bench_cuda_none.c)

@@ -688,6 +688,13 @@ typedef struct epx_dispatch_args {
     /* [L], to each of which the (token, expert) pairs that arrived are added,
      * modulo 2^32; optional, for this rank alone. */
     int32_t *recv_expert_totals;
+    /* [R], to each of which is added how long, in nanoseconds, this rank's
+     * operation waited for that rank: for its arguments, for its rows, and on
+     * the CPU for its counts if this operation is the first to need them.  Each
+     * wait counts from its own beginning, so that those for several ranks
+     * overlap.  epx_complete adds what it waits.  Rows of other nodes are not
+     * counted.  Optional, for this rank alone. */
+    int64_t *wait_ns;
 } epx_dispatch_args_t;
 
 #define EPX_DISPATCH_ARGS_INIT     \
@@ -696,6 +703,7 @@ typedef struct epx_dispatch_args {
       0,                           \
       (epx_dtype_t)0,              \
       EPX_QUANTIZE_NONE,           \
+      0,                           \
       0,                           \
       0,                           \
       0,                           \
@@ -782,6 +790,7 @@ typedef struct epx_combine_args {
     float *out_topk_weights; /* [T, K] */
     uint32_t flags;          /* 0 or EPX_SEND_ONLY; same on every rank */
     int32_t num_workers;     /* 0: the group's; at most the group's */
+    int64_t *wait_ns;        /* [R], as in epx_dispatch_args_t */
     epx_quantize_t quantize; /* NONE or LOGFMT10; same on every rank */
 } epx_combine_args_t;
 
@@ -793,6 +802,7 @@ typedef struct epx_combine_args {
       (epx_dtype_t)0,             \
       0,                          \
       { 0, 0 },                   \
+      0,                          \
       0,                          \
       0,                          \
       0,                          \

@@ -421,7 +421,8 @@ class Buffer:
             num_experts: in all.
             cumulative_local_expert_recv_stats: [L] of int32, to which the
                 counts are added.
-            dispatch_wait_recv_cost_stats: not yet supported.
+            dispatch_wait_recv_cost_stats: [R] of int64, to which are added the
+                nanoseconds that this rank waits for each.
             use_fp8: rows arrive as FP8 with a scale for each 128 channels.
             round_scale: scales are powers of 2.
             use_ue8m0: scales are their exponents, four in an int32.
@@ -473,7 +474,7 @@ class Buffer:
                 ``get_next_low_latency_combine_buffer``; x is not looked at.
             async_finish, return_recv_hook: as in DeepEP; not both.
             out: [T, H] of bfloat16, where to write the sums.
-            combine_wait_recv_cost_stats: not yet supported.
+            combine_wait_recv_cost_stats: as in the dispatch.
 
         Returns:
             sums [T, H], an event, and the hook, None unless it was asked for.

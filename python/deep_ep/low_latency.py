@@ -185,8 +185,6 @@ class LowLatency:
         """See ``Buffer.low_latency_dispatch``."""
         assert not (is_async and with_hook), "a hook or an event, not both"
         assert round_scale or not use_ue8m0, "use_ue8m0 needs round_scale"
-        if waits is not None:
-            raise unsupported("dispatch_wait_recv_cost_stats")
         lane = self._lanes.of(x)
         num_tokens, hidden = _check_batch(x, topk_idx, max_tokens)
         slot = self._next_slot(lane, max_tokens, num_experts, hidden, topk_idx)
@@ -198,12 +196,23 @@ class LowLatency:
         args.num_tokens = num_tokens
         args.topk_idx = topk_idx.data_ptr()
         args.recv_expert_counts = counts.data_ptr()
-        args.recv_expert_totals = _totals_pointer(totals, num_local)
+        args.recv_expert_totals = _stats_pointer(
+            "cumulative_local_expert_recv_stats",
+            totals,
+            num_local,
+            torch.int32,
+        )
+        args.wait_ns = _stats_pointer(
+            "dispatch_wait_recv_cost_stats",
+            waits,
+            lane.group.num_ranks,
+            torch.int64,
+        )
         args.flags = _NEW_ROUTING_SENT if with_hook else _c.NEW_ROUTING
         with lane.operation(None, is_async) as run:
             on = lane.group.stream_handle(run.stream)
             _c.lib.epx_dispatch(slot.plan.handle, ctypes.byref(args), on)
-            run.uses(x, topk_idx, counts, totals)
+            run.uses(x, topk_idx, counts, totals, waits)
         hook = _make_hook(slot, run) if with_hook else None
         return (
             mode.received(),
@@ -228,8 +237,6 @@ class LowLatency:
     ) -> Tuple[torch.Tensor, EventOverlap, Hook]:
         """See ``Buffer.low_latency_combine``."""
         assert not (is_async and with_hook), "a hook or an event, not both"
-        if waits is not None:
-            raise unsupported("combine_wait_recv_cost_stats")
         slot = handle.slot()
         shape = (handle.num_tokens, slot.hidden)
         if out is None:
@@ -241,12 +248,18 @@ class LowLatency:
         args.x = x.data_ptr()
         args.topk_weights = topk_weights.data_ptr()
         args.out = out.data_ptr()
+        args.wait_ns = _stats_pointer(
+            "combine_wait_recv_cost_stats",
+            waits,
+            slot.lane.group.num_ranks,
+            torch.int64,
+        )
         args.flags = _c.SEND_ONLY if with_hook else 0
         args.quantize = _LOGFMT if use_logfmt else 0
         with slot.lane.operation(None, is_async) as run:
             on = slot.lane.group.stream_handle(run.stream)
             _c.lib.epx_combine(slot.plan.handle, ctypes.byref(args), on)
-            run.uses(x, topk_weights, out)
+            run.uses(x, topk_weights, out, waits)
         hook = _make_hook(slot, run) if with_hook else None
         return out, EventOverlap(run.event), hook
 
@@ -333,22 +346,22 @@ def _make_plan(
         return make(0)
 
 
-def _totals_pointer(
-    totals: Optional[torch.Tensor], num_local: int
+def _stats_pointer(
+    name: str, stats: Optional[torch.Tensor], count: int, dtype: torch.dtype
 ) -> Optional[int]:
-    if totals is None:
+    """The address of a tensor that is added to, if there is one."""
+    if stats is None:
         return None
     if (
-        totals.shape != (num_local,)
-        or totals.dtype != torch.int32
-        or not totals.is_contiguous()
+        stats.shape != (count,)
+        or stats.dtype != dtype
+        or not stats.is_contiguous()
     ):
         raise ValueError(
-            "cumulative_local_expert_recv_stats is "
-            f"{list(totals.shape)} of {totals.dtype}; it must be "
-            f"[{num_local}] of torch.int32, contiguous"
+            f"{name} is {list(stats.shape)} of {stats.dtype}; it must be "
+            f"[{count}] of {dtype}, contiguous"
         )
-    return totals.data_ptr()
+    return stats.data_ptr()
 
 
 def _quantize(

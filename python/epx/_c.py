@@ -180,6 +180,7 @@ class DispatchArgs(Struct):
         ("num_tokens", c_int64),
         ("topk_idx", c_void_p),
         ("recv_expert_totals", c_void_p),
+        ("wait_ns", c_void_p),
     ]
 
 
@@ -199,6 +200,7 @@ class CombineArgs(Struct):
         ("out_topk_weights", c_void_p),
         ("flags", c_uint32),
         ("num_workers", c_int32),
+        ("wait_ns", c_void_p),
         ("quantize", c_int),
     ]
 

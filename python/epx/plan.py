@@ -210,6 +210,7 @@ class Plan:
         recv_x: Any = None,
         recv_scales: Any = None,
         recv_expert_totals: Any = None,
+        wait_ns: Any = None,
         num_rows: Optional[int] = None,
         send_only: bool = False,
         num_workers: int = 0,
@@ -230,6 +231,8 @@ class Plan:
                 memory.  Scales may have any strides.
             recv_expert_totals: [L] of int32, to which are added the rows that
                 arrive for each local expert.
+            wait_ns: [R] of int64, to which are added the nanoseconds that this
+                rank waits for each.
             num_rows: rows to receive, for a caller that knows the counts.
             send_only: only start; ``complete`` finishes.
             num_workers: threads or SMs, 0: the group's.
@@ -286,10 +289,17 @@ class Plan:
         received = Received(
             recv_x, recv_scales, recv_topk_idx, weights, src_token, counts
         )
+        args.wait_ns = self._waits(wait_ns)
         given = (x, topk_idx, scales, topk_weights, recv_expert_totals)
-        used = (*given, received)
+        used = (*given, wait_ns, received)
         self._run(_c.lib.epx_dispatch, args, stream, send_only, used)
         return received
+
+    def _waits(self, wait_ns: Any) -> Optional[int]:
+        if wait_ns is None:
+            return None
+        of_type("wait_ns", wait_ns, _c.I64)
+        return dense("wait_ns", wait_ns, (self.group.num_ranks,))
 
     def _ask_scales(
         self,
@@ -369,6 +379,7 @@ class Plan:
         bias: Sequence[Any] = (),
         recv_topk_weights: Any = None,
         out: Any = None,
+        wait_ns: Any = None,
         quantize: Union[Quantize, str] = Quantize.NONE,
         send_only: bool = False,
         num_workers: int = 0,
@@ -385,7 +396,7 @@ class Plan:
                 the result's ``topk_weights`` [T, K].
             out: [T, H], where to write; default: a new, ordinary array.
             quantize: NONE, or LOGFMT10 for bf16 rows.
-            send_only, num_workers, stream: as in ``dispatch``.
+            wait_ns, send_only, num_workers, stream: as in ``dispatch``.
         """
         hidden = x.shape[-1]
         num_rows = math.prod(x.shape[:-1])
@@ -401,6 +412,7 @@ class Plan:
             out=dense("out", of_type("out", out, code), shape),
             flags=_flags(send_only),
             num_workers=num_workers,
+            wait_ns=self._waits(wait_ns),
             quantize=_kind_of(quantize),
         )
         if topk_weights is not None:
@@ -418,7 +430,7 @@ class Plan:
         if recv_topk_weights is not None:
             summed = self._ask_sums(args, x, recv_topk_weights)
         combined = Combined(out, summed)
-        used = (x, topk_weights, *bias, recv_topk_weights, combined)
+        used = (x, topk_weights, *bias, recv_topk_weights, wait_ns, combined)
         self._run(_c.lib.epx_combine, args, stream, send_only, used)
         return combined
 

@@ -170,6 +170,7 @@ check_dispatch_arrays(const epx_plan_t *plan, const epx_dispatch_args_t *args)
         { "recv_src_token", args->recv_src_token, sizeof(int32_t) },
         { "recv_expert_counts", args->recv_expert_counts, sizeof(int32_t) },
         { "recv_expert_totals", args->recv_expert_totals, sizeof(int32_t) },
+        { "wait_ns", args->wait_ns, sizeof(int64_t) },
     };
 
     return check_alignment(arrays, sizeof(arrays) / sizeof(*arrays));
@@ -237,9 +238,9 @@ epx_dispatch(epx_plan_t *plan, const epx_dispatch_args_t *args,
     if (plan == NULL) {
         return epx__fail(EPX_ERR_NULL, "plan is null");
     }
-    status = epx__args_copy(
-        &full, sizeof(full), args,
-        EPX__BYTES_THROUGH(epx_dispatch_args_t, recv_expert_totals), "args");
+    status = epx__args_copy(&full, sizeof(full), args,
+                            EPX__BYTES_THROUGH(epx_dispatch_args_t, wait_ns),
+                            "args");
     if (status == EPX_OK) {
         status = check_dispatch(plan, &full);
     }
@@ -262,6 +263,7 @@ check_combine_arrays(const epx_combine_args_t *args)
         { "out", args->out, element },
         { "recv_topk_weights", args->recv_topk_weights, sizeof(float) },
         { "out_topk_weights", args->out_topk_weights, sizeof(float) },
+        { "wait_ns", args->wait_ns, sizeof(int64_t) },
     };
 
     return check_alignment(arrays, sizeof(arrays) / sizeof(*arrays));
@@ -332,9 +334,9 @@ epx_combine(epx_plan_t *plan, const epx_combine_args_t *args,
     if (plan == NULL) {
         return epx__fail(EPX_ERR_NULL, "plan is null");
     }
-    status = epx__args_copy(&full, sizeof(full), args,
-                            EPX__BYTES_THROUGH(epx_combine_args_t, num_workers),
-                            "args");
+    status =
+        epx__args_copy(&full, sizeof(full), args,
+                       EPX__BYTES_THROUGH(epx_combine_args_t, wait_ns), "args");
     if (status == EPX_OK) {
         status = check_combine(plan, &full);
     }

@@ -355,13 +355,56 @@ spin(const epx_group_t *group)
     }
 }
 
-static epx_status_t
-wait_for(const wait_t *waits, const char *what)
+/* How long a wait takes for each rank, where somebody wants to know. */
+typedef struct stopwatch {
+    int64_t *wait_ns; /* [R], NULL: nobody does */
+    int64_t start;
+    uint64_t is_noted[EPX_MAX_RANKS / 64];
+} stopwatch_t;
+
+/* Note the ranks that have come since the last look; at the end all others. */
+static void
+stopwatch_look(stopwatch_t *watch, const wait_t *wait, bool is_end)
 {
-    wait_t wait = *waits;
-    epx_group_t *group = wait.group;
+    int64_t waited;
+
+    if (watch->wait_ns == NULL) {
+        return;
+    }
+    waited = epx__now_ns() - watch->start;
+    for (int32_t rank = 0; rank < wait->group->num_ranks; rank++) {
+        uint64_t *noted = &watch->is_noted[rank / 64];
+        uint64_t bit = UINT64_C(1) << rank % 64;
+
+        if ((*noted & bit) == 0 && (is_end || !is_missing(wait, rank))) {
+            *noted |= bit;
+            watch->wait_ns[rank] += waited;
+        }
+    }
+}
+
+/* Nobody waits for this rank, nor for those that have come already. */
+static void
+stopwatch_start(stopwatch_t *watch, const wait_t *wait)
+{
+    *watch = (stopwatch_t){ .wait_ns = wait->group->wait_ns };
+    if (watch->wait_ns == NULL) {
+        return;
+    }
+    for (int32_t rank = 0; rank < wait->group->num_ranks; rank++) {
+        if (rank == wait->group->rank || !is_missing(wait, rank)) {
+            watch->is_noted[rank / 64] |= UINT64_C(1) << rank % 64;
+        }
+    }
+    watch->start = epx__now_ns();
+}
+
+static epx_status_t
+wait_until(const wait_t *wait, stopwatch_t *watch, const char *what)
+{
+    epx_group_t *group = wait->group;
     epx__gate_line_t *line = epx__map_gate(
-        &group->map, epx__group_segment(group), wait.step, wait.gate);
+        &group->map, epx__group_segment(group), wait->step, wait->gate);
     int64_t start = epx__now_ns();
     int64_t deadline = epx__deadline_ns(group->timeout_ns);
     int32_t first = 0;
@@ -370,12 +413,13 @@ wait_for(const wait_t *waits, const char *what)
     for (uint32_t spins = 0;; spins++) {
         /* Read before looking: a signal that is missed below comes after. */
         uint32_t count = epx__load_u32(&line->count);
-        uint32_t missing = count_missing(&wait, &first);
+        uint32_t missing = count_missing(wait, &first);
         int64_t now;
 
         if (missing == 0) {
-            return check_arrivals(&wait, what);
+            return check_arrivals(wait, what);
         }
+        stopwatch_look(watch, wait, false);
         if (spins % 64 != 63) {
             spin(group);
             if (group->spin_ns > 0) {
@@ -387,7 +431,7 @@ wait_for(const wait_t *waits, const char *what)
         }
         now = epx__now_ns();
         if (now >= deadline) {
-            return wait_timed_out(&wait, what);
+            return wait_timed_out(wait, what);
         }
         if (now - start < group->spin_ns) {
             continue;
@@ -395,17 +439,31 @@ wait_for(const wait_t *waits, const char *what)
         if (group->remote.help_end != NULL) {
             group->remote.help_end(group->remote.context);
         }
-        status = check_left(&wait, what);
+        status = check_left(wait, what);
         if (status != EPX_OK) {
             return status;
         }
-        epx__store_u32(&line->wake_at, count + missing);
+        /* With a stopwatch every rank's signal wakes this one. */
+        epx__store_u32(&line->wake_at,
+                       count + (watch->wait_ns == NULL ? missing : 1));
         epx__store_u32(&line->sleepers, 1);
-        if (count_missing(&wait, &first) > 0) {
+        if (count_missing(wait, &first) > 0) {
             epx__futex_wait(&line->count, count, deadline - now);
         }
         epx__store_u32(&line->sleepers, 0);
     }
+}
+
+static epx_status_t
+wait_for(const wait_t *wait, const char *what)
+{
+    stopwatch_t watch;
+    epx_status_t status;
+
+    stopwatch_start(&watch, wait);
+    status = wait_until(wait, &watch, what);
+    stopwatch_look(&watch, wait, true);
+    return status;
 }
 
 epx_status_t

@@ -95,6 +95,7 @@ struct epx_group {
     pthread_mutex_t op_lock;
     uint64_t last_step;
     epx__open_step_t open_steps[EPX__NUM_SLOTS];
+    int64_t *wait_ns; /* [R] to which the operation's waits are added; NULL */
 
     pthread_mutex_t state_lock; /* guards what follows */
     epx__error_t broken;        /* EPX_OK while the group works */

@@ -91,6 +91,13 @@ guarded_fill(guarded_t *g, const void *contents, size_t bytes)
     return guarded_copy_twin(g);
 }
 
+bool
+guarded_adopt(guarded_t *g)
+{
+    return g->memory->ops->download(g->memory, guarded_expected(g),
+                                    guarded_data(g), g->bytes);
+}
+
 epx_status_t
 guarded_spoil(guarded_t *g)
 {

@@ -47,6 +47,10 @@ epx_status_t guarded_fill(guarded_t *g, const void *contents, size_t bytes);
 /* Gives the array the contents of its twin. */
 epx_status_t guarded_copy_twin(guarded_t *g);
 
+/* Makes the data what it should be: somebody has judged it otherwise.  false:
+ * it cannot be read. */
+bool guarded_adopt(guarded_t *g);
+
 /* Overwrites an input, which is nobody's any more, and its twin. */
 epx_status_t guarded_spoil(guarded_t *g);
 

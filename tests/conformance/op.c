@@ -1,8 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 #include "conformance/op.h"
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+/* What is in wait_ns to begin with. */
+#define WAITED_BEFORE INT64_C(1000003)
 
 guarded_t *
 op_array(op_t *op, const char *name, epx_dtype_t dtype, int64_t count,
@@ -40,6 +44,50 @@ op_gather(op_t *op, epx_dtype_t dtype, int64_t count, uint64_t key,
     rng_fill(&rng, dtype, data, count, special);
     op->gathered[op->num_gathered++] = data;
     return data;
+}
+
+epx_status_t
+op_make_waits(op_t *op, int64_t **wait_ns_p)
+{
+    int64_t before[WORLD_MAX_RANKS];
+    guarded_t *g;
+
+    if (!rng_one_in(&op->rng, 3)) {
+        return EPX_OK;
+    }
+    g = op_array(op, "wait_ns", EPX_I64, op->num_ranks, false);
+    if (!g) {
+        return EPX_ERR_NO_MEMORY;
+    }
+    for (int32_t r = 0; r < op->num_ranks; r++) {
+        before[r] = WAITED_BEFORE;
+    }
+    op->waits = g;
+    *wait_ns_p = guarded_data(g);
+    return guarded_fill(g, before, (size_t)op->num_ranks * sizeof(*before));
+}
+
+/* How long it was is open, but not that it was added. */
+static bool
+check_waits(op_t *op, char *text, size_t text_bytes)
+{
+    const int64_t *waits = guarded_expected(op->waits);
+
+    if (!guarded_adopt(op->waits)) {
+        snprintf(text, text_bytes, "wait_ns cannot be read back");
+        return false;
+    }
+    for (int32_t r = 0; r < op->num_ranks; r++) {
+        int64_t waited = waits[r] - WAITED_BEFORE;
+
+        if (waited < 0 || (r == op->rank && waited != 0)) {
+            snprintf(text, text_bytes,
+                     "wait_ns: rank %d has waited %" PRId64 " ns for rank %d",
+                     op->rank, waited, r);
+            return false;
+        }
+    }
+    return true;
 }
 
 epx_status_t
@@ -85,8 +133,11 @@ op_spoil_inputs(op_t *op, char *text, size_t text_bytes)
 }
 
 bool
-op_check(const op_t *op, char *text, size_t text_bytes)
+op_check(op_t *op, char *text, size_t text_bytes)
 {
+    if (op->waits && !check_waits(op, text, text_bytes)) {
+        return false;
+    }
     for (int32_t i = 0; i < op->num_arrays; i++) {
         if (!guarded_check(&op->arrays[i], op->types[i], text, text_bytes)) {
             return false;
@@ -109,6 +160,7 @@ op_free(op_t *op)
         free(op->gathered[i]);
     }
     op->num_arrays = 0;
+    op->waits = NULL;
     op->num_gathered = 0;
     return status;
 }

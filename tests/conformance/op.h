@@ -33,6 +33,7 @@ typedef struct op {
     guarded_t arrays[OP_MAX_ARRAYS];
     epx_dtype_t types[OP_MAX_ARRAYS]; /* how to compare them */
     int32_t num_arrays;
+    guarded_t *waits; /* one of them, or NULL; nobody knows its contents */
     void *gathered[OP_MAX_GATHERED];
     int32_t num_gathered;
 } op_t;
@@ -48,7 +49,7 @@ epx_status_t op_start(op_t *op, epx_plan_t *plan, epx_stream_t stream);
 bool op_spoil_inputs(op_t *op, char *text, size_t text_bytes);
 
 /* False, with the first difference in text. */
-bool op_check(const op_t *op, char *text, size_t text_bytes);
+bool op_check(op_t *op, char *text, size_t text_bytes);
 
 epx_status_t op_free(op_t *op);
 
@@ -61,6 +62,9 @@ epx_status_t op_prepare_combine(op_t *op);
  * there is no memory. */
 guarded_t *op_array(op_t *op, const char *name, epx_dtype_t dtype,
                     int64_t count, bool is_input);
+
+/* wait_ns, now and then. */
+epx_status_t op_make_waits(op_t *op, int64_t **wait_ns_p);
 
 /* count random elements, the same on every rank for the same key. */
 void *op_gather(op_t *op, epx_dtype_t dtype, int64_t count, uint64_t key,

@@ -166,6 +166,9 @@ op_prepare_combine(op_t *op)
         status = own_sums(op, &expected);
     }
     if (status == EPX_OK) {
+        status = op_make_waits(op, &op->combine.wait_ns);
+    }
+    if (status == EPX_OK) {
         oracle_combine(op->batch->oracle, op->rank, oracle_output_of_arrays,
                        &outputs, &expected);
     }

@@ -254,6 +254,9 @@ op_prepare_dispatch(op_t *op)
         status = own_outputs(op, &expected);
     }
     if (status == EPX_OK) {
+        status = op_make_waits(op, &op->dispatch.wait_ns);
+    }
+    if (status == EPX_OK) {
         oracle_dispatch(op->batch->oracle, op->rank, oracle_token_of_arrays,
                         &arrays, &expected);
     }

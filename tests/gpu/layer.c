@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "gpu/layer.h"
+
+#include "conformance/late.h"
 #include "conformance/rng.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -208,8 +210,8 @@ layer_run(const layer_t *layer, const char *what, world_fn *fn)
     char text[LAYER_MAX_RANKS * WORLD_TEXT];
     void *context = (void *)(uintptr_t)layer;
 
-    if (world_run(WORLD_THREAD, layer->num_ranks, true, 0, fn, context, NULL,
-                  text, sizeof(text))) {
+    if (world_run(WORLD_THREAD, layer->num_ranks, true, LATE_SHARED_BYTES, fn,
+                  context, NULL, text, sizeof(text))) {
         return 0;
     }
     printf("FAILED: %s, layout %d\n%s", what, (int)layer->layout, text);
@@ -355,6 +357,12 @@ layer_dispatch(layer_rank_t *rank, cudaStream_t stream)
     epx_dispatch_args_t args =
         dispatch_args(rank->layer, rank->x, rank->recv_x);
 
+    args.flags = rank->flags;
+    args.wait_ns = rank->wait_ns;
+    if ((args.flags & EPX_NEW_ROUTING) != 0) {
+        args.num_tokens = LAYER_TOKENS;
+        args.topk_idx = rank->idx;
+    }
     return epx_dispatch(rank->plan, &args, stream);
 }
 
@@ -364,6 +372,8 @@ layer_combine(layer_rank_t *rank, cudaStream_t stream)
     epx_combine_args_t args =
         combine_args(rank->layer, rank->expert_x, rank->weights, rank->out);
 
+    args.flags = rank->flags & EPX_SEND_ONLY;
+    args.wait_ns = rank->wait_ns;
     return epx_combine(rank->plan, &args, stream);
 }
 

@@ -71,6 +71,9 @@ typedef struct layer_rank {
     void *recv_x;
     void *expert_x; /* what the experts make of recv_x */
     void *out;
+    /* Of the calls; a test may set them. */
+    uint32_t flags;
+    int64_t *wait_ns; /* [R] */
 } layer_rank_t;
 
 /* Everything but the plan.  False, noted, when it failed. */

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: MIT
 if(TARGET epx-bench)
   set(bench_cases usage json table layouts dtypes routings recorded send_only hosts
-                  outside failure rank_killed launcher_killed mpi card)
+                  outside soak failure rank_killed launcher_killed mpi card)
   # A sanitizer wants to be loaded before anything else.
   if(NOT EPX_SANITIZE)
     add_library(bench_flip MODULE bench_flip.c)
     target_include_directories(bench_flip
                                PRIVATE ${PROJECT_SOURCE_DIR}/include)
     target_link_libraries(bench_flip PRIVATE ${CMAKE_DL_LIBS})
-    list(APPEND bench_cases difference)
+    list(APPEND bench_cases difference leaks)
     set(bench_flip $<TARGET_FILE:bench_flip>)
   endif()
   foreach(case IN LISTS bench_cases)

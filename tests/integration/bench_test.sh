@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 #
 # Tests of epx-bench:  bench_test.sh EPX_BENCH CASE ROUTING_DIRECTORY FLIP
-# FLIP is the library that the case "difference" preloads.
+# FLIP is the library that the cases "difference" and "leaks" preload.
 # Figures are never judged here, only that they are there and well formed.
 set -u
 bench=$1
@@ -95,7 +95,8 @@ shape+=', "topk": [0-9]+, "experts": [0-9]+, "dtype": "[a-z0-9]+"'
 shape+=', "workers": [0-9]+, "iters": [0-9]+'
 times="\"min_us\": $number, \"p50_us\": $number, \"p99_us\": $number"
 tail=', "layout": "[a-z]+", "quantize": null, "routing": "uniform"'
-tail+=', "launch": "(call|graph)", "in_a_row": [0-9]+, "hosts": [0-9]+}$'
+tail+=', "launch": "(call|graph)", "in_a_row": [0-9]+, "hosts": [0-9]+'
+tail+=', "sms": null, "sm_us": null}$'
 
 expect_json() { # OP FABRIC PEER, where the operation moves rows
     expect_match out "^\{\"op\": \"$1\", \"engine\": \"cpu\", \"fabric\": \
@@ -208,7 +209,7 @@ case_hosts() {
         done
         quietly --check --json --hosts 2 --$launch --ranks 4 --mode ll \
             "${small[@]}"
-        expect_match out '"op": "dispatch".*"hosts": 2}$'
+        expect_match out '"op": "dispatch".*"hosts": 2, '
     done
     run 2 --hosts 3 --ranks 2 "${small[@]}"
     expect_match err '--hosts is 3; allowed: 1 to the 2 ranks'
@@ -249,6 +250,36 @@ case_difference() {
         esac
         run 0 "${small[@]}"
     done
+}
+
+shapes=(--hidden 256 --experts 12 --topk 3)
+
+case_soak() {
+    local launch
+    for launch in threads procs; do
+        quietly --soak 1 --$launch --ranks 3 "${shapes[@]}"
+        expect_match out '^memory of .*: [0-9.]+ MiB in the first half, '
+    done
+    quietly --soak 1 --json "${shapes[@]}"
+    expect_match out '^{"op": "soak", "engine": "cpu", "fabric": "thread", '\
+'"ranks": 2, "workers": [0-9]+, "seconds": [0-9.]+, "groups": [0-9]+, '\
+'"turns": [0-9]+, "first_bytes": [0-9]+, "last_bytes": [0-9]+}$'
+    run 2 --soak 1 --tokens 1,2
+    run 2 --soak 1 --vs memcpy
+    expect_match err '--soak cannot go with'
+}
+
+# What a soak must find.
+case_leaks() {
+    export LD_PRELOAD=$flip
+    EPX_TEST_FLIP=memory run 1 --soak 2 "${shapes[@]}"
+    expect_match err "rank 0: the process's memory has grown from [0-9]+ to"
+    EPX_TEST_FLIP='file' run 1 --soak 1 "${shapes[@]}"
+    expect_match err 'rank 0: [0-9]+ files are open after 2 groups, and'
+    EPX_TEST_FLIP=heap run 1 --soak 1 "${shapes[@]}"
+    expect_match err 'turn [0-9]: the heap has [0-9]+ bytes left, and had'
+    EPX_TEST_FLIP=dispatch run 1 --soak 1 "${shapes[@]}"
+    expect_match err 'turn 0, round 1: dispatch differs: .'
 }
 
 case_rank_killed() {
@@ -304,6 +335,7 @@ case_card() {
             [ $launch = threads ] || [ $layout = rank ] || continue
             for options in "--mode ht" "--mode ll" "--mode ll --send-only" \
                 "--graph" "--mode ll --graph" "--buffers outside" \
+                "--mode ll --graph --send-only" \
                 "--dtype fp8" "--quantize=ue8m0"; do
                 # shellcheck disable=SC2086 # several words
                 quietly --device cuda:0 --check --$launch --ranks 3 \
@@ -311,12 +343,16 @@ case_card() {
             done
         done
     done
-    quietly --device cuda --json --graph --vs memcpy "${small[@]}"
-    for op in plan plan-device dispatch combine layer; do
+    for launch in threads procs; do
+        quietly --device cuda --soak 5 --$launch --ranks 3 --workers 2 \
+            "${shapes[@]}"
+    done
+    quietly --device cuda --json --graph --signals --vs memcpy "${small[@]}"
+    for op in plan plan-device dispatch combine layer signals; do
         expect_match out "\"op\": \"$op\", \"engine\": \"cuda\""
     done
     expect_match out "\"op\": \"layer\".*\"ratio_ceiling\": $number, \
-\"peer\": \"memcpy\".*\"launch\": \"graph\""
+\"peer\": \"memcpy\".*\"launch\": \"graph\".*\"sms\": [0-9]+"
     run 0 --device cuda --vs mpi "${small[@]}"
     expect_match err 'no figures of the mpi peer: it has no --device cuda'
 }

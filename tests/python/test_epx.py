@@ -117,6 +117,7 @@ def test_new_routing_comes_with_a_dispatch(layout):
         )
         totals = np.ones(plan.num_local_experts, np.int32)
         wanted = totals.copy()
+        waits = np.zeros(group.num_ranks, np.int64)
         for tokens in (10, 0, 7):
             topk_idx = routing(group.rank, tokens)
             x = np.full((tokens, H), tokens, np.float32)
@@ -125,12 +126,17 @@ def test_new_routing_comes_with_a_dispatch(layout):
                 topk_idx=topk_idx,
                 with_expert_counts=True,
                 recv_expert_totals=totals,
+                wait_ns=waits,
             )
             assert plan.num_tokens == tokens
             assert got.expert_counts.tolist() == plan.counts().expert_rows
             wanted += got.expert_counts
             np.testing.assert_array_equal(totals, wanted)
-            assert plan.combine(got.x).x.shape == (tokens, H)
+            out = plan.combine(got.x, wait_ns=waits)
+            assert out.x.shape == (tokens, H)
+            assert waits[group.rank] == 0 and (waits >= 0).all()
+        with pytest.raises(ValueError, match="wait_ns is"):
+            plan.dispatch(x, wait_ns=waits[1:])
         with pytest.raises(ValueError, match="recv_expert_totals is"):
             plan.dispatch(x, recv_expert_totals=totals[1:])
         with pytest.raises(ValueError, match=r"topk_idx is \[10, 2\]"):

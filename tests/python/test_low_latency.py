@@ -72,16 +72,24 @@ def check_received(me, batches, received, counts, use_fp8, rounded, ue8m0):
     return values.to(torch.bfloat16).to(me.device)
 
 
+def check_waits(me, waits):
+    """Nobody waits for itself, nor less than nothing for another."""
+    assert waits[me.index] == 1
+    assert (waits >= 1).all()
+
+
 def check_mode(me, buffer, batches, use_fp8, rounded, ue8m0, hooked, more):
     mine = batches[me.index].to(me.device)
     first, end = experts_of(me, E, me.index)
     totals = torch.ones(end - first, dtype=torch.int32, device=me.device)
+    waits = torch.ones(me.size, dtype=torch.int64, device=me.device)
     received, counts, handle, event, hook = buffer.low_latency_dispatch(
         mine.x,
         mine.topk_idx,
         MOST,
         E,
         cumulative_local_expert_recv_stats=totals,
+        dispatch_wait_recv_cost_stats=waits,
         use_fp8=use_fp8,
         round_scale=rounded,
         use_ue8m0=ue8m0,
@@ -91,6 +99,7 @@ def check_mode(me, buffer, batches, use_fp8, rounded, ue8m0, hooked, more):
     hook() if hooked else event.current_stream_wait()
     assert (hook is not None) == hooked
     assert torch.equal(totals - 1, counts)
+    check_waits(me, waits)
     outputs = check_received(
         me, batches, received, counts, use_fp8, rounded, ue8m0
     )
@@ -107,9 +116,11 @@ def check_mode(me, buffer, batches, use_fp8, rounded, ue8m0, hooked, more):
             async_finish=not hooked,
             return_recv_hook=hooked,
             out=out,
+            combine_wait_recv_cost_stats=waits,
             **more,
         )
         hook() if hooked else event.current_stream_wait()
+        check_waits(me, waits)
         assert out is None or combined is out
         assert combined.dtype == torch.bfloat16
         assert not combined.isnan().any()

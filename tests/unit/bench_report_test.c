@@ -58,7 +58,8 @@ test_json(void **state)
                                .ratio_ceiling = 0.9,
                                .peer = "mpi",
                                .peer_p50 = 8,
-                               .ratio_peer = 4 };
+                               .ratio_peer = 4,
+                               .sms = 66 };
     (void)state;
     expect(&run, &line,
            "{\"op\": \"dispatch\", \"engine\": \"cpu\", \"fabric\": \"shm\", "
@@ -71,13 +72,15 @@ test_json(void **state)
            "\"peer\": \"mpi\", \"peer_p50_us\": 8.000, "
            "\"ratio_peer\": 4.0000, \"layout\": \"expert\", "
            "\"quantize\": \"pow2\", \"routing\": \"a\\\"b\\\\c\\u000a.csv\", "
-           "\"launch\": \"call\", \"in_a_row\": 1, \"hosts\": 1}\n");
+           "\"launch\": \"call\", \"in_a_row\": 1, \"hosts\": 1, "
+           "\"sms\": 66, \"sm_us\": 132.0}\n");
     line = (struct bench_line){ .op = "plan",
                                 .gbps = NAN,
                                 .ceiling_gbps = NAN,
                                 .ratio_ceiling = NAN,
                                 .peer_p50 = NAN,
-                                .ratio_peer = NAN };
+                                .ratio_peer = NAN,
+                                .sms = NAN };
     expect(&run, &line,
            "{\"op\": \"plan\", \"engine\": \"cpu\", \"fabric\": \"shm\", "
            "\"mode\": \"ht\", \"ranks\": 8, \"tokens\": 4096, "
@@ -88,7 +91,8 @@ test_json(void **state)
            "\"ratio_ceiling\": null, \"peer\": null, \"peer_p50_us\": null, "
            "\"ratio_peer\": null, \"layout\": \"expert\", "
            "\"quantize\": \"pow2\", \"routing\": \"a\\\"b\\\\c\\u000a.csv\", "
-           "\"launch\": \"call\", \"in_a_row\": 1, \"hosts\": 1}\n");
+           "\"launch\": \"call\", \"in_a_row\": 1, \"hosts\": 1, "
+           "\"sms\": null, \"sm_us\": null}\n");
 }
 
 int

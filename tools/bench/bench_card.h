@@ -45,7 +45,12 @@ struct bench_card_ops {
     void (*capture)(struct bench_card *card);
     void (*captured)(struct bench_card *card, enum bench_op op);
     void (*replay)(struct bench_card *card, enum bench_op op);
-    /* How long it takes to copy BENCH_CARD_COPY_BYTES on rank 0's card. */
+    /* BENCH_SIGNALS, in the stream. */
+    void (*signal)(struct bench_card *card);
+    /* Bytes of the card that are taken, by whomever. */
+    int64_t (*used_bytes)(struct bench_card *card);
+    /* How long it takes to copy BENCH_CARD_COPY_BYTES on rank 0's card; not in
+     * a soak. */
     int64_t (*copy_ns)(struct bench_card *card);
 };
 

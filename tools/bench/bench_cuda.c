@@ -1,18 +1,25 @@
 /* SPDX-License-Identifier: MIT */
 #include "bench_card.h"
+#include "bench_signals.h"
 
+#include <cudaTypedefs.h>
 #include <cuda_runtime_api.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define STAGING_BYTES ((size_t)8 << 20)
+#define STAGING_BYTES      ((size_t)8 << 20)
+#define SIGNALS_TIMEOUT_NS UINT64_C(30000000000)
+
+/* Of a graph, as many as there are nodes of any that is made here. */
+#define MAX_NODES 1024
 
 struct cuda_card {
     struct bench_card base;
     cudaStream_t stream;
     cudaEvent_t marks[BENCH_MAX_MARKS];
     cudaGraphExec_t graphs[BENCH_NUM_OPS];
+    struct bench_signals signals;
     void *staging;
     /* On rank 0, BENCH_CARD_COPY_BYTES each. */
     void *from;
@@ -127,6 +134,44 @@ cuda_capture(struct bench_card *card)
         "cudaStreamBeginCapture");
 }
 
+/* The blocks of a kernel in a graph; 0 for other nodes.  Asks the driver: the
+ * kernels belong to another copy of the runtime, the module's. */
+static int32_t
+blocks_of(const struct bench_card *card, cudaGraphNode_t node)
+{
+    enum cudaDriverEntryPointQueryResult found;
+    enum cudaGraphNodeType type;
+    CUDA_KERNEL_NODE_PARAMS_v2 params;
+    PFN_cuGraphKernelNodeGetParams_v12000 get_params = NULL;
+    check(card, cudaGraphNodeGetType(node, &type), "cudaGraphNodeGetType");
+    if (type != cudaGraphNodeTypeKernel) {
+        return 0;
+    }
+    check(card,
+          cudaGetDriverEntryPointByVersion("cuGraphKernelNodeGetParams",
+                                           (void **)&get_params, 12000,
+                                           cudaEnableDefault, &found),
+          "cudaGetDriverEntryPointByVersion");
+    return found == cudaDriverEntryPointSuccess &&
+                   get_params(node, &params) == CUDA_SUCCESS
+               ? (int32_t)params.gridDimX
+               : 0;
+}
+
+static int32_t
+most_blocks(const struct bench_card *card, cudaGraph_t graph)
+{
+    cudaGraphNode_t nodes[MAX_NODES];
+    size_t count = MAX_NODES;
+    int32_t most = 0;
+    check(card, cudaGraphGetNodes(graph, nodes, &count), "cudaGraphGetNodes");
+    for (size_t i = 0; i < count && i < MAX_NODES; i++) {
+        int32_t blocks = blocks_of(card, nodes[i]);
+        most = blocks > most ? blocks : most;
+    }
+    return most;
+}
+
 static void
 cuda_captured(struct bench_card *card, enum bench_op op)
 {
@@ -134,6 +179,9 @@ cuda_captured(struct bench_card *card, enum bench_op op)
     cudaGraph_t graph = NULL;
     check(card, cudaStreamEndCapture(self->stream, &graph),
           "cudaStreamEndCapture");
+    if (card->rank == 0) {
+        card->run->shared->num_blocks[op] = most_blocks(card, graph);
+    }
     check(card, cudaGraphInstantiateWithFlags(&self->graphs[op], graph, 0),
           "cudaGraphInstantiateWithFlags");
     check(card, cudaGraphDestroy(graph), "cudaGraphDestroy");
@@ -148,6 +196,65 @@ cuda_replay(struct bench_card *card, enum bench_op op)
     struct cuda_card *self = (struct cuda_card *)card;
     check(card, cudaGraphLaunch(self->graphs[op], self->stream),
           "cudaGraphLaunch");
+}
+
+static void
+cuda_signal(struct bench_card *card)
+{
+    struct cuda_card *self = (struct cuda_card *)card;
+    check(card,
+          bench_signals_launch(&self->signals, card->run->options->workers,
+                               self->stream),
+          "launching the signals");
+}
+
+/* All ranks take theirs before any works. */
+static void
+open_signals(struct cuda_card *self)
+{
+    struct bench_card *card = &self->base;
+    struct bench_shared *shared = card->run->shared;
+    size_t bytes = BENCH_SIGNALS_WORDS * sizeof(uint64_t);
+    uint64_t *words = cuda_take(card, bytes);
+    check(card, cudaMemsetAsync(words, 0, bytes, self->stream),
+          "cudaMemsetAsync");
+    cuda_synchronize(card);
+    shared->signals[card->rank] = words;
+    bench_barrier_wait(&shared->ranks, BENCH_NO_DEADLINE);
+    self->signals.rank = card->rank;
+    self->signals.num_ranks = card->run->options->ranks;
+    self->signals.timeout_ns = SIGNALS_TIMEOUT_NS;
+    for (int32_t r = 0; r < card->run->options->ranks; r++) {
+        self->signals.words[r] = shared->signals[r];
+    }
+    /* The kernel's code is loaded before anybody waits on the card. */
+    cuda_signal(card);
+    cuda_synchronize(card);
+}
+
+static void
+close_signals(struct cuda_card *self)
+{
+    struct bench_card *card = &self->base;
+    uint64_t *words = self->signals.words[card->rank];
+    uint64_t late = 0;
+    cuda_download(card, &late, words + BENCH_SIGNALS_LATE, sizeof late);
+    if (late) {
+        bench_rank_fail(card->run, card->rank,
+                        "a peer's signal did not come within %llu s",
+                        (unsigned long long)(SIGNALS_TIMEOUT_NS / 1000000000));
+    }
+    bench_barrier_wait(&card->run->shared->ranks, BENCH_NO_DEADLINE);
+    cuda_give_back(card, words);
+}
+
+static int64_t
+cuda_used_bytes(struct bench_card *card)
+{
+    size_t unused = 0;
+    size_t all = 0;
+    check(card, cudaMemGetInfo(&unused, &all), "cudaMemGetInfo");
+    return (int64_t)(all - unused);
 }
 
 static void
@@ -215,8 +322,11 @@ cuda_open(const struct bench_run *run, int32_t rank)
     for (int32_t i = 0; i < BENCH_MAX_MARKS; i++) {
         check(card, cudaEventCreate(&self->marks[i]), "cudaEventCreate");
     }
-    if (rank == 0) {
+    if (rank == 0 && !run->options->soak_s) {
         open_copies(self);
+    }
+    if (run->options->signals) {
+        open_signals(self);
     }
     return card;
 }
@@ -225,6 +335,9 @@ static void
 cuda_close(struct bench_card *card)
 {
     struct cuda_card *self = (struct cuda_card *)card;
+    if (card->run->options->signals) {
+        close_signals(self);
+    }
     for (int op = 0; op < BENCH_NUM_OPS; op++) {
         if (self->graphs[op]) {
             check(card, cudaGraphExecDestroy(self->graphs[op]),
@@ -254,6 +367,8 @@ static const struct bench_card_ops cuda_ops = {
     .capture = cuda_capture,
     .captured = cuda_captured,
     .replay = cuda_replay,
+    .signal = cuda_signal,
+    .used_bytes = cuda_used_bytes,
     .copy_ns = cuda_copy_ns,
 };
 

@@ -31,9 +31,8 @@ iterate(struct bench_rank *self, int32_t iter)
     bench_op_drop_plan(self);
 }
 
-/* One iteration on the inputs of a round, compared with the reference. */
-static void
-check_round(struct bench_rank *self, uint64_t round, const char *what)
+void
+bench_measure_check(struct bench_rank *self, uint64_t round, const char *what)
 {
     struct bench_check *check = bench_check_open(self, round);
     epx_plan_counts_t expected = bench_check_counts(check);
@@ -43,7 +42,7 @@ check_round(struct bench_rank *self, uint64_t round, const char *what)
     for (int i = 0; i < BENCH_NUM_OPS; i++) {
         enum bench_op op = (enum bench_op)i;
         if (!bench_op_active(op, self->run->options) ||
-            op == BENCH_PLAN_DEVICE) {
+            op == BENCH_PLAN_DEVICE || op == BENCH_SIGNALS) {
             continue;
         }
         if (op == BENCH_LAYER) { /* does all of it again */
@@ -71,7 +70,7 @@ check_all(struct bench_rank *self)
                                 iters);
         }
         snprintf(what, sizeof what, "checked iteration %d", i);
-        check_round(self, (uint64_t)i + 1, what);
+        bench_measure_check(self, (uint64_t)i + 1, what);
     }
 }
 

@@ -79,6 +79,10 @@ bench_op_start(struct bench_rank *self, enum bench_op op,
         self->card->ops->replay(self->card, op);
         return EPX_OK;
     }
+    if (op == BENCH_SIGNALS) {
+        self->card->ops->signal(self->card);
+        return EPX_OK;
+    }
     return call(self, op);
 }
 
@@ -105,15 +109,18 @@ bench_op_capture(struct bench_rank *self)
     for (int i = 0; i < BENCH_NUM_OPS; i++) {
         enum bench_op op = (enum bench_op)i;
         bool layer = op == BENCH_LAYER;
+        bool signals = op == BENCH_SIGNALS;
         if (!self->run->options->graph ||
             !bench_op_active(op, self->run->options) ||
-            !(layer || bench_op_moves(op))) {
+            !(layer || signals || bench_op_moves(op))) {
             continue;
         }
         card->ops->capture(card);
         for (int32_t n = 0; n < self->run->options->in_a_row; n++) {
             if (layer) {
                 call_layer(self);
+            } else if (signals) {
+                card->ops->signal(card);
             } else {
                 bench_rank_check(self, call(self, op));
             }

@@ -10,6 +10,8 @@
  * other, which those of ranks must not. */
 #define MAX_THREADS_ON_CARD 32
 
+#define MAX_TOKENS (1 << 24)
+
 struct word {
     const char *name;
     int value;
@@ -240,6 +242,32 @@ parse_peers(const char *text, struct bench_options *o,
     }
 }
 
+/* One number, or several with commas between them. */
+static bool
+parse_tokens(const char *text, struct bench_options *o,
+             struct bench_error *error)
+{
+    const char *at = text;
+    o->num_token_counts = 0;
+    for (;;) {
+        size_t length = strcspn(at, ",");
+        uint64_t value = 0;
+        if (!parse_digits(at, length, &value) || value < 1 ||
+            value > MAX_TOKENS || o->num_token_counts == BENCH_MAX_COUNTS) {
+            return bench_fail(error,
+                              "--tokens is '%s'; allowed: 1 to %d, or up to "
+                              "%d such numbers with commas between them",
+                              text, MAX_TOKENS, BENCH_MAX_COUNTS);
+        }
+        o->token_counts[o->num_token_counts++] = (int64_t)value;
+        if (!at[length]) {
+            o->tokens = o->token_counts[0];
+            return true;
+        }
+        at += length + 1;
+    }
+}
+
 enum option_id {
     OPT_DEVICE = 1,
     OPT_RANKS,
@@ -260,6 +288,7 @@ enum option_id {
     OPT_WARMUP,
     OPT_IN_A_ROW,
     OPT_SEED,
+    OPT_SOAK,
     OPT_CHECK,
     OPT_VS,
     OPT_JSON,
@@ -267,6 +296,7 @@ enum option_id {
     OPT_NO_BIND,
     OPT_BUFFERS,
     OPT_GRAPH,
+    OPT_SIGNALS,
     OPT_HELP,
     OPT_VERSION,
 };
@@ -291,6 +321,7 @@ static const struct option option_table[] = {
     { "warmup", required_argument, NULL, OPT_WARMUP },
     { "in-a-row", required_argument, NULL, OPT_IN_A_ROW },
     { "seed", required_argument, NULL, OPT_SEED },
+    { "soak", required_argument, NULL, OPT_SOAK },
     { "check", no_argument, NULL, OPT_CHECK },
     { "vs", required_argument, NULL, OPT_VS },
     { "json", no_argument, NULL, OPT_JSON },
@@ -298,6 +329,7 @@ static const struct option option_table[] = {
     { "no-bind", no_argument, NULL, OPT_NO_BIND },
     { "buffers", required_argument, NULL, OPT_BUFFERS },
     { "graph", no_argument, NULL, OPT_GRAPH },
+    { "signals", no_argument, NULL, OPT_SIGNALS },
     { "help", no_argument, NULL, OPT_HELP },
     { "version", no_argument, NULL, OPT_VERSION },
     { 0 }
@@ -317,7 +349,6 @@ set_number(enum option_id id, const char *name, const char *text,
     } table[] = {
         { OPT_RANKS, 1, EPX_MAX_RANKS, &o->ranks, NULL },
         { OPT_HOSTS, 1, EPX_MAX_RANKS, &o->hosts, NULL },
-        { OPT_TOKENS, 1, 1 << 24, NULL, &o->tokens },
         { OPT_HIDDEN, 1, 1 << 24, NULL, &o->hidden },
         { OPT_TOPK, 1, EPX_MAX_TOPK, &o->topk, NULL },
         { OPT_EXPERTS, 1, 1 << 20, &o->experts, NULL },
@@ -325,6 +356,7 @@ set_number(enum option_id id, const char *name, const char *text,
         { OPT_ITERS, 1, 1000000, &o->iters, NULL },
         { OPT_WARMUP, 0, 1000000, &o->warmup, NULL },
         { OPT_IN_A_ROW, 1, BENCH_MAX_IN_A_ROW, &o->in_a_row, NULL },
+        { OPT_SOAK, 1, 1000000, &o->soak_s, NULL },
     };
     for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
         uint64_t value = 0;
@@ -400,6 +432,8 @@ set_option(enum option_id id, const char *name, const char *text,
         return set_word(id, name, text, o, error);
     case OPT_ROUTING:
         return parse_routing(text, o, error);
+    case OPT_TOKENS:
+        return parse_tokens(text, o, error);
     case OPT_VS:
         return parse_peers(text, o, error);
     case OPT_THREADS:
@@ -420,6 +454,9 @@ set_option(enum option_id id, const char *name, const char *text,
         return true;
     case OPT_GRAPH:
         o->graph = true;
+        return true;
+    case OPT_SIGNALS:
+        o->signals = true;
         return true;
     default:
         return set_number(id, name, text, o, error);
@@ -447,8 +484,9 @@ set_defaults(struct bench_options *o)
         o->layout = ll ? EPX_LAYOUT_EXPERT_SLOTS : EPX_LAYOUT_RANK_MAJOR;
     }
     if (!o->tokens && !csv) {
-        o->tokens = ll ? 128 : 4096;
+        o->tokens = o->soak_s ? 64 : ll ? 128 : 4096;
     }
+    o->check |= o->soak_s > 0;
     if (!o->topk && !csv) {
         o->topk = 8;
     }
@@ -474,6 +512,10 @@ check_device(const struct bench_options *o, struct bench_error *error)
         return bench_fail(error, "--in-a-row needs --device cuda, and cannot "
                                  "go with --send-only");
     }
+    if (o->signals && (!cuda || o->procs)) {
+        return bench_fail(error, "--signals needs --device cuda, and cannot go "
+                                 "with --procs");
+    }
     if (cuda && !o->procs && o->ranks > MAX_THREADS_ON_CARD) {
         return bench_fail(error,
                           "--ranks is %d; allowed with --device cuda and "
@@ -497,10 +539,26 @@ check_hosts(const struct bench_options *o, struct bench_error *error)
     return true;
 }
 
+/* A soak draws what these would fix, and times nothing. */
+static bool
+check_soak(const struct bench_options *o, struct bench_error *error)
+{
+    bool times = o->graph || o->signals || o->in_a_row > 1 || o->vs_memcpy ||
+                 o->vs_mpi || o->num_token_counts > 1;
+    if (o->soak_s &&
+        (times || o->routing == BENCH_CSV || o->routing == BENCH_GROUP)) {
+        return bench_fail(error, "--soak cannot go with --graph, --signals, "
+                                 "--in-a-row, --vs, several --tokens, or a "
+                                 "routing by groups or of a file");
+    }
+    return true;
+}
+
 static bool
 check_together(const struct bench_options *o, struct bench_error *error)
 {
-    if (!check_device(o, error) || !check_hosts(o, error)) {
+    if (!check_device(o, error) || !check_hosts(o, error) ||
+        !check_soak(o, error)) {
         return false;
     }
     if (o->send_only && o->mode != BENCH_LL) {

@@ -27,15 +27,22 @@ enum bench_routing_kind {
 /* A stream takes some hundred calls before it makes its caller wait. */
 #define BENCH_MAX_IN_A_ROW 64
 
+/* Numbers of tokens in one run of the program. */
+#define BENCH_MAX_COUNTS 32
+
 struct bench_options {
     epx_device_t device;
     int32_t card; /* with EPX_DEVICE_CUDA */
     bool graph;   /* what moves rows is captured and replayed */
+    bool signals; /* time what an operation takes at least */
     bool procs;   /* ranks are processes, not threads */
     int32_t ranks;
     enum bench_mode mode;
     epx_layout_t layout;
     int64_t tokens; /* per rank; 0: the routing file's, split evenly */
+    /* More of them, measured one after the other; none: just that one. */
+    int64_t token_counts[BENCH_MAX_COUNTS];
+    int32_t num_token_counts;
     int64_t hidden;
     int32_t topk; /* 0: the routing file's */
     int32_t experts;
@@ -52,6 +59,7 @@ struct bench_options {
     int32_t hosts;    /* that the ranks play, which only the network joins */
     int32_t in_a_row; /* on a card: calls that are timed together */
     uint64_t seed;
+    int32_t soak_s; /* seconds; 0: no soak, which draws shapes up to these */
     bool check;
     bool vs_memcpy;
     bool vs_mpi;

@@ -178,39 +178,63 @@ open_group(struct bench_rank *self, const epx_bootstrap_t *bootstrap)
 }
 
 void
-bench_rank_open(struct bench_rank *self, const struct bench_run *run,
-                int32_t rank, const epx_bootstrap_t *bootstrap)
+bench_rank_open_group(struct bench_rank *self, const struct bench_run *run,
+                      int32_t rank, const epx_bootstrap_t *bootstrap)
 {
-    *self = (struct bench_rank){ .run = run,
-                                 .rank = rank,
-                                 .tokens =
-                                     bench_routing_tokens(run->routing, rank) };
+    *self = (struct bench_rank){ .run = run, .rank = rank };
     if (run->options->device == EPX_DEVICE_CUDA) {
         self->card = bench_card_cuda->open(run, rank);
     }
     open_group(self, bootstrap);
+}
+
+void
+bench_rank_open_arrays(struct bench_rank *self)
+{
+    self->tokens = bench_routing_tokens(self->run->routing, self->rank);
     list_arrays(self);
     for (int id = 0; id < BENCH_NUM_ARRAYS; id++) {
         take_array(self, id);
     }
     /* Nobody takes memory of a card that already works. */
-    bench_barrier_wait(&run->shared->ranks, BENCH_NO_DEADLINE);
+    bench_barrier_wait(&self->run->shared->ranks, BENCH_NO_DEADLINE);
 }
 
 void
-bench_rank_close(struct bench_rank *self)
+bench_rank_open(struct bench_rank *self, const struct bench_run *run,
+                int32_t rank, const epx_bootstrap_t *bootstrap)
+{
+    bench_rank_open_group(self, run, rank, bootstrap);
+    bench_rank_open_arrays(self);
+}
+
+void
+bench_rank_close_arrays(struct bench_rank *self)
 {
     bench_rank_check(self, epx_plan_destroy(self->plan));
+    self->plan = NULL;
     bench_barrier_wait(&self->run->shared->ranks, BENCH_NO_DEADLINE);
     for (int id = 0; id < BENCH_NUM_ARRAYS; id++) {
         if (self->arrays[id].row_bytes) {
             give_array_back(self, id);
         }
     }
+}
+
+void
+bench_rank_close_group(struct bench_rank *self)
+{
     bench_rank_check(self, epx_group_destroy(self->group));
     if (self->card) {
         self->card->ops->close(self->card);
     }
+}
+
+void
+bench_rank_close(struct bench_rank *self)
+{
+    bench_rank_close_arrays(self);
+    bench_rank_close_group(self);
 }
 
 /* ---- contents ---- */

@@ -48,6 +48,14 @@ void bench_rank_open(struct bench_rank *self, const struct bench_run *run,
                      int32_t rank, const epx_bootstrap_t *bootstrap);
 void bench_rank_close(struct bench_rank *self);
 
+/* The parts of that.  Arrays are those of self->run, and the plan, if there is
+ * one, goes with them; both calls are collective. */
+void bench_rank_open_group(struct bench_rank *self, const struct bench_run *run,
+                           int32_t rank, const epx_bootstrap_t *bootstrap);
+void bench_rank_close_group(struct bench_rank *self);
+void bench_rank_open_arrays(struct bench_rank *self);
+void bench_rank_close_arrays(struct bench_rank *self);
+
 /* Ends the process when a call has failed. */
 void bench_rank_check(const struct bench_rank *self, epx_status_t status);
 

@@ -85,6 +85,8 @@ bench_report_json(FILE *file, const struct bench_run *run,
         { "launch", TEXT, o->graph ? "graph" : "call", 0, 0, 0 },
         { "in_a_row", WHOLE, NULL, o->in_a_row, 0, 0 },
         { "hosts", WHOLE, NULL, o->hosts, 0, 0 },
+        { "sms", DOUBLE, NULL, 0, line->sms, 0 },
+        { "sm_us", DOUBLE, NULL, 0, line->sms * line->times.p50, 1 },
     };
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
         fputs(i ? ", " : "{", file);
@@ -197,6 +199,9 @@ make_line(struct bench_line *line, const struct bench_run *run,
             : 2.0 * (double)bench_run_copied(run, op) * o->ranks * o->workers;
     *line = (struct bench_line){ .op = bench_op_name(op),
                                  .bytes_moved = run->op_bytes[op],
+                                 .sms = run->shared->num_blocks[op]
+                                            ? run->shared->num_blocks[op]
+                                            : NAN,
                                  .peer_p50 = NAN,
                                  .ratio_peer = NAN };
     if (!bench_series_times(&run->shared->ops[op], &line->times)) {

@@ -9,6 +9,7 @@ struct bench_line {
     const char *op;
     struct bench_times times;
     uint64_t bytes_moved;
+    double sms; /* that its kernels hold */
     double gbps;
     double ceiling_gbps;
     double ratio_ceiling;

@@ -56,6 +56,8 @@ shared_place(struct bench_shared *shared, const struct bench_run *run,
         }
     }
     series_place(&shared->card_copies, cuda ? copies : 0, 1, at);
+    shared->signals =
+        cursor_take(at, (size_t)o->ranks * sizeof *shared->signals);
     shared->gather = cursor_take(at, (size_t)o->ranks * BENCH_GATHER_BYTES);
 }
 

@@ -26,6 +26,18 @@ enum bench_copy_kind {
 /* Bytes of one rank in one round of an allgather. */
 #define BENCH_GATHER_BYTES 4096u
 
+/* What a soak has found. */
+struct bench_soak {
+    _Atomic int goes_on; /* rank 0 says so before each turn */
+    int64_t turns;
+    int64_t groups;
+    int64_t ns;
+    /* Of rank 0's process: the most in the first half, the least in the last
+     * quarter. */
+    int64_t first_bytes;
+    int64_t last_bytes;
+};
+
 /* In memory that all ranks share, at one address. */
 struct bench_shared {
     struct bench_barrier ranks;
@@ -37,7 +49,12 @@ struct bench_shared {
     struct bench_series copies[BENCH_NUM_OPS][BENCH_NUM_COPIES];
     struct bench_series card_copies; /* on rank 0's */
     int32_t num_cards;               /* that the ranks use, by rank 0 */
-    uint8_t *gather;                 /* [R, BENCH_GATHER_BYTES] */
+    /* In a graph: the blocks of the operation's largest kernel, each of which
+     * holds an SM; of rank 0; 0: unknown. */
+    int32_t num_blocks[BENCH_NUM_OPS];
+    uint64_t **signals; /* [R] the words of each rank's BENCH_SIGNALS */
+    struct bench_soak soak;
+    uint8_t *gather; /* [R, BENCH_GATHER_BYTES] */
 };
 
 struct bench_run {

@@ -24,6 +24,7 @@ bench_op_name(enum bench_op op)
         [BENCH_COMBINE_SEND] = "combine-send",
         [BENCH_COMBINE_HOOK] = "combine-hook",
         [BENCH_LAYER] = "layer",
+        [BENCH_SIGNALS] = "signals",
     };
     return names[op];
 }
@@ -38,6 +39,8 @@ bench_op_active(enum bench_op op, const struct bench_options *options)
         return options->device == EPX_DEVICE_CUDA;
     case BENCH_LAYER:
         return options->graph;
+    case BENCH_SIGNALS:
+        return options->signals;
     case BENCH_DISPATCH:
     case BENCH_COMBINE:
         return !options->send_only;
@@ -49,7 +52,8 @@ bench_op_active(enum bench_op op, const struct bench_options *options)
 bool
 bench_op_moves(enum bench_op op)
 {
-    return op != BENCH_PLAN && op != BENCH_PLAN_DEVICE && op != BENCH_LAYER;
+    return op != BENCH_PLAN && op != BENCH_PLAN_DEVICE && op != BENCH_LAYER &&
+           op != BENCH_SIGNALS;
 }
 
 static void

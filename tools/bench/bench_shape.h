@@ -15,7 +15,8 @@ enum bench_op {
     BENCH_COMBINE,
     BENCH_COMBINE_SEND,
     BENCH_COMBINE_HOOK,
-    BENCH_LAYER, /* update, dispatch and combine in one graph */
+    BENCH_LAYER,   /* update, dispatch and combine in one graph */
+    BENCH_SIGNALS, /* a kernel that only signals, twice, as operations do */
     BENCH_NUM_OPS,
 };
 

@@ -184,6 +184,7 @@ void
 bench_time_card(struct bench_rank *self)
 {
     const struct sequence layer = { { BENCH_LAYER }, 1 };
+    const struct sequence signals = { { BENCH_SIGNALS }, 1 };
     struct sequence moves = moving_ops(self->run->options);
     epx_plan_counts_t counts = EPX_PLAN_COUNTS_INIT;
     for (int32_t block = 0; block < self->run->blocks; block++) {
@@ -192,6 +193,9 @@ bench_time_card(struct bench_rank *self)
         time_sequence(self, &moves, block);
         if (self->run->options->graph) {
             time_sequence(self, &layer, block);
+        }
+        if (self->run->options->signals) {
+            time_sequence(self, &signals, block);
         }
         bench_op_drop_plan(self);
         time_copies(self, block);

@@ -4,6 +4,7 @@
 #include "bench_launch.h"
 #include "bench_measure.h"
 #include "bench_report.h"
+#include "bench_soak.h"
 
 enum {
     STATUS_OK = 0,
@@ -30,7 +31,9 @@ run_all(const struct bench_options *options,
     if (!bench_run_open(&run, options, routing, &error)) {
         return complain(STATUS_FAILED, &error);
     }
-    if (!bench_launch(&run, bench_measure_rank, &error)) {
+    if (!bench_launch(&run,
+                      options->soak_s ? bench_soak_rank : bench_measure_rank,
+                      &error)) {
         bench_run_close(&run);
         return complain(STATUS_FAILED, &error);
     }
@@ -39,10 +42,13 @@ run_all(const struct bench_options *options,
                 error.text);
     }
     int status = STATUS_OK;
-    if (!bench_report_write(stdout, &run, &mpi)) {
+    if (options->soak_s) {
+        bench_soak_report(stdout, &run);
+    } else if (!bench_report_write(stdout, &run, &mpi)) {
         bench_fail(&error, "no memory for the report");
         status = complain(STATUS_FAILED, &error);
-    } else if (fflush(stdout) || ferror(stdout)) {
+    }
+    if (!status && (fflush(stdout) || ferror(stdout))) {
         bench_fail(&error, "the report cannot be written");
         status = complain(STATUS_FAILED, &error);
     }
@@ -51,7 +57,7 @@ run_all(const struct bench_options *options,
 }
 
 static int
-run_with(const struct bench_options *options)
+run_once(const struct bench_options *options)
 {
     struct bench_error error;
     struct bench_routing routing;
@@ -64,6 +70,21 @@ run_with(const struct bench_options *options)
     }
     int status = run_all(options, &routing);
     bench_routing_close(&routing);
+    return status;
+}
+
+/* For each number of tokens that was asked for. */
+static int
+run_with(struct bench_options *options)
+{
+    int status = run_once(options);
+    for (int32_t i = 1; !status && i < options->num_token_counts; i++) {
+        options->tokens = options->token_counts[i];
+        if (!options->json) {
+            putchar('\n');
+        }
+        status = run_once(options);
+    }
     return status;
 }
 

@@ -159,8 +159,10 @@ static epx_status_t
 run_dispatch(void *payload)
 {
     const task_t *task = payload;
-    epx_status_t status = cpu_dispatch_start(task->plan, &task->args.dispatch);
+    epx_status_t status;
 
+    task->plan->base.group->wait_ns = task->args.dispatch.wait_ns;
+    status = cpu_dispatch_start(task->plan, &task->args.dispatch);
     if (status != EPX_OK || (task->args.dispatch.flags & EPX_SEND_ONLY) != 0) {
         return status;
     }
@@ -171,8 +173,10 @@ static epx_status_t
 run_combine(void *payload)
 {
     const task_t *task = payload;
-    epx_status_t status = cpu_combine_start(task->plan, &task->args.combine);
+    epx_status_t status;
 
+    task->plan->base.group->wait_ns = task->args.combine.wait_ns;
+    status = cpu_combine_start(task->plan, &task->args.combine);
     if (status != EPX_OK || (task->args.combine.flags & EPX_SEND_ONLY) != 0) {
         return status;
     }
@@ -190,8 +194,10 @@ run_complete(void *payload)
     }
     switch (plan->pending) {
     case EPX__PENDING_DISPATCH:
+        plan->base.group->wait_ns = plan->dispatch.args.wait_ns;
         return cpu_dispatch_finish(plan);
     case EPX__PENDING_COMBINE:
+        plan->base.group->wait_ns = plan->combine.args.wait_ns;
         return cpu_combine_finish(plan);
     case EPX__PENDING_NONE:
         break;
@@ -210,6 +216,7 @@ run_locked(const task_t *task, epx__task_fn_t fn)
 
     (void)pthread_mutex_lock(&group->op_lock);
     status = fn(&copy);
+    group->wait_ns = NULL;
     (void)pthread_mutex_unlock(&group->op_lock);
     return status;
 }

@@ -111,8 +111,10 @@ fill_kernel(draft_t *draft)
     kernel->bias[1] = args->bias[1];
     kernel->out = args->out;
     kernel->own_is_aligned = own % EPX_ROW_ALIGN == 0;
-    cuda_combine_shape(kernel, most);
+    cuda_combine_shape(kernel, most,
+                       cuda_blocks(plan->base.group, args->num_workers));
     kernel->out_topk_weights = args->out_topk_weights;
+    kernel->wait_ns = args->wait_ns;
     kernel->post.num_rows = (uint64_t)args->num_rows;
     kernel->post.signature = epx__combine_signature(&plan->base, args);
     kernel->post.signature.arrays =

@@ -20,12 +20,9 @@
 //     outs     [warps][2][chunk]     sums on their way out
 
 // Of a warp's ROWS chunks, tokens with few rows make more stages.
-#include "engine/common/numeric.h"
+#include "engine/cuda/cuda_element.cuh"
 #include "engine/cuda/cuda_logfmt.cuh"
 #include "engine/cuda/cuda_step.cuh"
-
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 
 namespace
 {
@@ -174,8 +171,8 @@ unit_next(const cuda_combine_args_t &args, const stride &by, unit *u)
 __device__ uint32_t
 unit_bytes(const cuda_combine_args_t &args, const unit &u)
 {
-    return (uint32_t)min((uint64_t)CHUNK,
-                         args.row_bytes - (uint64_t)u.chunk * CHUNK);
+    return (uint32_t)min((uint64_t)args.chunk_bytes,
+                         args.row_bytes - (uint64_t)u.chunk * args.chunk_bytes);
 }
 
 // A row of a unit, each of its lanes one, on its way from memory.
@@ -209,95 +206,8 @@ row_of(const cuda_combine_args_t &args, const worker &w, const unit &u,
         return nullptr;
     }
     return w.sources[route.rank].x + route.row * args.row_bytes +
-           (uint64_t)u.chunk * CHUNK;
+           (uint64_t)u.chunk * args.chunk_bytes;
 }
-
-// Elements by 16 bytes, to and from float32.
-template <epx_dtype_t DTYPE> struct element;
-
-template <> struct element<EPX_F32> {
-    static constexpr int PER_VECTOR = 4;
-
-    static __device__ void load(const uint4 &v, float *to)
-    {
-        to[0] = epx__f32_from_bits(v.x);
-        to[1] = epx__f32_from_bits(v.y);
-        to[2] = epx__f32_from_bits(v.z);
-        to[3] = epx__f32_from_bits(v.w);
-    }
-
-    static __device__ uint4 round(const float *from)
-    {
-        return make_uint4(
-            epx__bits_from_f32(from[0]), epx__bits_from_f32(from[1]),
-            epx__bits_from_f32(from[2]), epx__bits_from_f32(from[3]));
-    }
-};
-
-template <> struct element<EPX_BF16> {
-    static constexpr int PER_VECTOR = 8;
-
-    static __device__ void load(const uint4 &v, float *to)
-    {
-        const uint32_t words[4] = { v.x, v.y, v.z, v.w };
-
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            to[2 * i] = epx__f32_from_bits(words[i] << 16);
-            to[2 * i + 1] = epx__f32_from_bits(words[i] & 0xffff0000u);
-        }
-    }
-
-    static __device__ uint4 round(const float *from)
-    {
-        uint32_t words[4];
-
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            __nv_bfloat162 pair =
-                __floats2bfloat162_rn(from[2 * i], from[2 * i + 1]);
-
-            words[i] = *reinterpret_cast<uint32_t *>(&pair);
-        }
-        return make_uint4(words[0], words[1], words[2], words[3]);
-    }
-};
-
-template <> struct element<EPX_F16> {
-    static constexpr int PER_VECTOR = 8;
-
-    static __device__ void load(const uint4 &v, float *to)
-    {
-        const uint32_t words[4] = { v.x, v.y, v.z, v.w };
-
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            __half2 pair = *reinterpret_cast<const __half2 *>(&words[i]);
-
-            to[2 * i] = __low2float(pair);
-            to[2 * i + 1] = __high2float(pair);
-        }
-    }
-
-    static __device__ uint4 round(const float *from)
-    {
-        uint32_t words[4];
-
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            __half2 pair = __floats2half2_rn(from[2 * i], from[2 * i + 1]);
-
-            words[i] = *reinterpret_cast<uint32_t *>(&pair);
-        }
-        return make_uint4(words[0], words[1], words[2], words[3]);
-    }
-};
-
-// BF16 whose rows, unlike biases, count as what LogFMT-10 makes of them.
-constexpr epx_dtype_t LOGFMT = (epx_dtype_t)(EPX_I64 + 1);
-
-template <> struct element<LOGFMT>: element<EPX_BF16> {
-};
 
 // A lane's part of a chunk's sums.
 template <epx_dtype_t DTYPE> struct sums {
@@ -366,8 +276,8 @@ begin_sums(const cuda_combine_args_t &args, const worker &w, const unit &u,
         if (args.bias[b] == nullptr) {
             continue;
         }
-        const char *bias =
-            args.bias[b] + u.token * args.row_bytes + (uint64_t)u.chunk * CHUNK;
+        const char *bias = args.bias[b] + u.token * args.row_bytes +
+                           (uint64_t)u.chunk * args.chunk_bytes;
 #pragma unroll
         for (int v = 0; v < VECTORS; v++) {
             uint32_t at = 16 * (v * 32 + w.lane);
@@ -385,7 +295,8 @@ __device__ void
 end_sums(const cuda_combine_args_t &args, const worker &w, const unit &u,
          const sums<DTYPE> &sum)
 {
-    char *out = args.out + u.token * args.row_bytes + (uint64_t)u.chunk * CHUNK;
+    char *out = args.out + u.token * args.row_bytes +
+                (uint64_t)u.chunk * args.chunk_bytes;
 
 #pragma unroll
     for (int v = 0; v < VECTORS; v++) {
@@ -513,7 +424,7 @@ end_sums_bulk(const cuda_combine_args_t &args, const worker &w, const unit &u,
     __syncwarp();
     if (w.lane == 0) {
         bulk_store(args.out + u.token * args.row_bytes +
-                       (uint64_t)u.chunk * CHUNK,
+                       (uint64_t)u.chunk * args.chunk_bytes,
                    from, unit_bytes(args, u));
     }
     bulk_commit();
@@ -645,6 +556,7 @@ pull(const cuda_combine_args_t &args, uint64_t step,
 
     if (!posts_wait<epx__post_t, true>(
             args.view, step, CUDA_IN_COMBINE, mine, args.plan.rank_rows,
+            blockIdx.x == 0 ? args.wait_ns : nullptr,
             [&](int r, const epx__post_t &theirs, const peer &p) {
                 return source_open(args, r, theirs, p, &sources[r]);
             })) {
@@ -660,6 +572,25 @@ pull(const cuda_combine_args_t &args, uint64_t step,
     return true;
 }
 
+// One warp: what this rank posts.
+__device__ void
+post_make(const cuda_combine_args_t &args, const start &now, epx__post_t *post)
+{
+    // Announcing takes a step; what only pulls belongs to an earlier one.
+    uint64_t step = args.posts ? now.state.step + 1 : now.routing.open_step;
+    const uint32_t *from = reinterpret_cast<const uint32_t *>(&args.post);
+
+    for (int i = threadIdx.x % 32; i < POST_WORDS; i += 32) {
+        reinterpret_cast<uint32_t *>(post)[i] = from[i];
+    }
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) {
+        post->step = step;
+        post->signature.plan_id = now.routing.plan_id;
+        post->arrivals = now.state.arrivals[epx__slot(step)] + args.num_pullers;
+    }
+}
+
 template <epx_dtype_t DTYPE, bool BULK>
 __global__ void
 __launch_bounds__(WARPS * 32, 1)
@@ -667,27 +598,28 @@ __launch_bounds__(WARPS * 32, 1)
 {
     extern __shared__ __align__(128) char shared[];
     __shared__ epx__post_t post;
+    __shared__ start now;
     const cuda_view_t &view = args.view;
-    // Announcing takes a step; what only pulls belongs to an earlier one.
-    uint64_t step = args.posts ? step_now(view) : args.plan.routing->open_step;
-    bool works = !is_broken(view) && args.plan.routing->failed == 0;
-    char *segment = first_segment(view);
     bool tells = args.posts && blockIdx.x == 0;
+    bool is_last_warp = threadIdx.x / 32 == WARPS - 1;
+    uint64_t word = is_last_warp ? start_load(view, args.plan.routing) : 0;
+    char *segment = first_segment(view);
 
     // x, which the stream has written, is released while the rest is read.
     if (tells && threadIdx.x < num_tellers<epx__post_t>(view)) {
         fence_acq_rel_sys();
     }
-    if (threadIdx.x == blockDim.x - 1) {
-        post = args.post;
-        post.step = step;
-        post.signature.plan_id = args.plan.routing->plan_id;
-        post.arrivals = *arrivals_sum(view, step) + args.num_pullers;
+    if (is_last_warp) {
+        start_keep(word, &now);
+        __syncwarp();
+        post_make(args, now, &post);
     }
+    __syncthreads();
     // A plan that was refused was so on every rank: nobody takes this step.
-    if (!__syncthreads_and(works)) {
+    if (now.state.broken != 0 || now.routing.failed != 0) {
         return;
     }
+    uint64_t step = post.step;
     if (tells) {
         tell_all(view, step, 0, post);
     }
@@ -757,13 +689,40 @@ cuda_combine_shared_bytes(int num_ranks, cuda_mover_t mover)
     return shared_make(num_ranks, mover == CUDA_MOVER_BULK).end;
 }
 
-void
-cuda_combine_shape(cuda_combine_args_t *args, uint32_t rows_per_token)
+// Chunks are as long as can be, but where that leaves warps without work while
+// others do their last one.
+static void
+choose_chunk(cuda_combine_args_t *args, int num_blocks)
 {
-    uint64_t chunks = (args->row_bytes + CHUNK - 1) / CHUNK;
+    constexpr uint64_t FEW = 12; // rounds of all warps
+    uint64_t warps = (uint64_t)num_blocks * WARPS;
+    uint64_t least = (args->row_bytes + CHUNK - 1) / CHUNK, best = UINT64_MAX;
+    uint64_t rounds = ((uint64_t)args->num_tokens * least + warps - 1) / warps;
+
+    args->chunk_bytes = CHUNK;
+    for (uint64_t n = least; rounds <= FEW && n <= 2 * least; n++) {
+        // Whole sectors of the caches.
+        uint64_t bytes = ((args->row_bytes + n - 1) / n + 31) / 32 * 32;
+        uint64_t chunks = (args->row_bytes + bytes - 1) / bytes;
+        uint64_t cost =
+            ((uint64_t)args->num_tokens * chunks + warps - 1) / warps * bytes;
+
+        if (cost < best) {
+            best = cost;
+            args->chunk_bytes = (uint32_t)bytes;
+        }
+    }
+    args->num_chunks = (uint32_t)((args->row_bytes + args->chunk_bytes - 1) /
+                                  args->chunk_bytes);
+}
+
+void
+cuda_combine_shape(cuda_combine_args_t *args, uint32_t rows_per_token,
+                   int num_blocks)
+{
     uint32_t most = ROWS / 2; // two stages at least
 
-    args->num_chunks = (uint32_t)chunks;
+    choose_chunk(args, num_blocks);
     args->batch_rows = rows_per_token < most ? rows_per_token : most;
     args->num_batches =
         (rows_per_token + args->batch_rows - 1) / args->batch_rows;

@@ -165,6 +165,7 @@ fill_kernel(draft_t *draft)
     kernel->topk_weights = args->topk_weights;
     kernel->recv_expert_counts = args->recv_expert_counts;
     kernel->recv_expert_totals = args->recv_expert_totals;
+    kernel->wait_ns = args->wait_ns;
     kernel->is_send_only = (args->flags & EPX_SEND_ONLY) != 0;
     kernel->post.num_rows = (uint64_t)args->recv_rows;
     kernel->post.signature = draft->shape.signature;
@@ -222,7 +223,7 @@ launch(draft_t *draft, const cuda_op_t *op)
         plan->pending_stages = draft->stages;
         plan->pending_blocks = num_blocks;
         plan->pending_rows = draft->args.recv_rows;
-
+        plan->pending_wait_ns = draft->args.wait_ns;
     } else if (status == EPX_OK && draft->stages) {
         status = stage_out(&draft->stage, num_blocks, op->stream);
     }
@@ -349,7 +350,7 @@ check_pending_rows(cuda_plan_t *plan)
 {
     epx_status_t status =
         cuda_plan_is_fixed(plan) ? EPX_OK : cuda_counts_wait(plan);
-    int64_t rows = plan->seat->record->num_rows;
+    int64_t rows = plan->num_rows;
 
     return status == EPX_OK && !cuda_plan_is_fixed(plan) &&
                    rows > plan->pending_rows

@@ -220,7 +220,7 @@ open_entered(epx_group_t *group)
 
     engine->record_bytes = epx__round_up(
         sizeof(cuda_record_t) +
-            sizeof(int64_t) * ((size_t)num_ranks + 2 * most_local + 1),
+            sizeof(uint64_t) * (1 + (size_t)num_ranks + most_local),
         EPX__LINE);
     status = load_kernels(group);
     if (status == EPX_OK) {

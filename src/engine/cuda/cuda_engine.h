@@ -73,6 +73,13 @@ typedef struct cuda_plan {
     int num_outgrown;
 
     int64_t num_tokens;
+    /* The counts of the last routing, once it has been waited for; in one
+     * allocation. */
+    int64_t *rank_tokens;    /* [R] */
+    int64_t *expert_rows;    /* [L] */
+    int64_t *expert_offsets; /* [L + 1] */
+    int64_t num_rows, num_recv_rows, num_recv_tokens;
+
     uint64_t num_routings;   /* generation of the last one, graphs apart */
     bool is_routed_in_graph; /* the last routing lives in a graph */
     bool needs_record;       /* retired while its stream was capturing */
@@ -143,12 +150,20 @@ epx_status_t cuda_plan_open(epx_group_t *group, const epx_plan_args_t *args,
 epx_status_t cuda_plan_close(epx_plan_t *base);
 epx_status_t cuda_plan_route(epx_plan_t *base, int64_t num_tokens,
                              const void *topk_idx, epx_stream_t stream);
-epx_status_t cuda_plan_counts(epx_plan_t *base, epx_plan_counts_t *counts);
-/* Until the counts of the last routing are there, or a reason why not. */
-epx_status_t cuda_counts_wait(cuda_plan_t *plan);
 /* Give back what retired plans held, once they have run; with `wait`, until
  * they have. */
 void cuda_plans_reclaim(epx_group_t *group, bool wait);
+
+/* cuda_counts.c */
+epx_status_t cuda_counts_open(cuda_plan_t *plan);
+void cuda_counts_close(cuda_plan_t *plan);
+/* Forget what was told of the seat's last plan, whose kernels have all run. */
+void cuda_counts_clear(cuda_plan_t *plan);
+/* Whether the last routing is known to have no counts, and why. */
+bool cuda_counts_refused(const cuda_plan_t *plan, epx_status_t *status_p);
+/* Until the counts of the last routing are there, or a reason why not. */
+epx_status_t cuda_counts_wait(cuda_plan_t *plan);
+epx_status_t cuda_plan_counts(epx_plan_t *base, epx_plan_counts_t *counts);
 
 /* Take note of new routing on its way to a stream; returns its generation, 0 in
  * a graph. */

@@ -7,7 +7,9 @@
 //     3. loads its own tokens' rows, quantised if asked, into shared memory
 //     4. waits for what the peers tell, and with it places its tokens' rows
 //     5. stores the rows, and announces that to every rank
-// and block 0 waits for the blocks of all ranks.
+// and block 0 tells the host what has come, and waits for the blocks of all
+// ranks.  Loads are asked for as early as can be: each takes longer than most
+// of what is done with it.
 //
 // With receive slots it waits for nobody: instead of 4, rows go into this
 // rank's slots on each rank that wants the token, to be placed by cuda_unpack.
@@ -18,51 +20,19 @@ namespace
 
 // ---- 4. placing ----
 
-// The round's entries, each with its number among the rank's rows for its
-// expert and, where it leads, for its rank.
-__device__ void
-number_entries(const cuda_fused_args_t &args, const block &b, uint32_t token,
-               uint32_t count)
-{
-    uint32_t topk = args.move.plan.key.topk;
-    int num_ranks = args.move.view.num_ranks;
-    int lane = threadIdx.x % 32;
-
-    for (uint32_t i = threadIdx.x; i < count * topk; i += THREADS) {
-        routed e = entry_at(args, token * topk + i, i % topk);
-        const float *weights = args.move.topk_weights;
-
-        b.own[i] = { e.expert, e.rank, NONE, e.leads ? 0 : NONE,
-                     weights == nullptr ? 0.0f : weights[token * topk + i] };
-    }
-    __syncthreads();
-    for (uint32_t at = 0; threadIdx.x < 32 && at < count * topk; at += 32) {
-        own_entry *e = &b.own[at + lane];
-        bool is_there = at + lane < count * topk && e->expert >= 0;
-        bool leads = is_there && e->slot != NONE;
-        uint32_t row = number(b.before, is_there ? num_ranks + e->expert : -1);
-        uint32_t slot = number(b.before, leads ? e->rank : -1);
-
-        if (is_there) {
-            e->row = row;
-            e->slot = slot;
-        }
-    }
-    __syncthreads();
-}
-
-// Where the rows of this rank begin, by what the ranks before it have told.
+// Add to the rows of own entries what the ranks before this one have told; the
+// threads that wait for the fewest posts begin.
 __device__ bool
-place_entries(const cuda_fused_args_t &args, const block &b, uint64_t step,
-              uint32_t count)
+wait_places(const cuda_fused_args_t &args, const block &b, uint64_t step,
+            uint32_t count)
 {
     const cuda_view_t &view = args.move.view;
     uint32_t sources = (uint32_t)view.rank;
     uint32_t most = (uint32_t)args.move.plan.key.max_tokens_per_rank;
-    int num_experts = (int)args.move.plan.key.num_experts;
     bool ok = true;
 
-    for (uint32_t i = threadIdx.x; i < count * sources && ok; i += THREADS) {
+    for (uint32_t i = THREADS - 1 - threadIdx.x; i < count * sources && ok;
+         i += THREADS) {
         own_entry *e = &b.own[i / sources];
         uint32_t rows = 0;
 
@@ -78,18 +48,6 @@ place_entries(const cuda_fused_args_t &args, const block &b, uint64_t step,
         }
         atomicAdd(&e->row, rows);
     }
-    ok = __syncthreads_and(ok) != 0;
-    for (uint32_t i = threadIdx.x; i < count && ok; i += THREADS) {
-        own_entry *e = &b.own[i];
-
-        if (e->expert >= 0) {
-            int local = e->expert -
-                        epx__first_expert(num_experts, view.num_ranks, e->rank);
-
-            e->row += (uint32_t)local * most * view.num_ranks;
-        }
-    }
-    __syncthreads();
     return ok;
 }
 
@@ -304,7 +262,7 @@ load_round(const cuda_fused_args_t &args, const block &b, uint32_t token)
 #endif
 }
 
-// Waits for a round's rows, and makes them what is sent; numbers its entries.
+// Waits for a round's rows, and makes them what is sent.
 template <bool QUANTIZE>
 __device__ void
 open_round(const cuda_fused_args_t &args, const block &b, uint32_t token,
@@ -323,41 +281,62 @@ open_round(const cuda_fused_args_t &args, const block &b, uint32_t token,
 #if EPX__HAS_BULK
     fence_proxy_async_shared();
 #endif
-    number_entries(args, b, token, count);
 }
 
-// Before shared memory that bulk copies read is written again.
+// Nothing may be on its way to shared memory when a block ends.
 __device__ void
-close_round()
+drop_round(const block &b)
+{
+#if EPX__HAS_BULK
+    if (b.loads_bulk && b.first < b.end) {
+        mbarrier_wait(b.barrier, 0);
+    }
+#endif
+}
+
+// The next round, for which shared memory that bulk copies read is written
+// again; a barrier must follow.
+template <bool QUANTIZE>
+__device__ void
+next_round(const cuda_fused_args_t &args, const block &b, uint32_t token,
+           uint32_t count)
 {
 #if EPX__HAS_BULK
     bulk_commit();
     bulk_wait_read<0>();
 #endif
     __syncthreads();
+    load_round(args, b, token);
+    own_read(args, b, token, count);
+    __syncthreads();
+    own_place(args, b, count);
+    __syncthreads();
+    if (threadIdx.x / 32 == WARPS - 1) {
+        own_number(args, b, count * args.move.plan.key.topk);
+    }
+    open_round<QUANTIZE>(args, b, token, count);
 }
 
-// 3 to 5, for tokens that go to their places, the first round but for its rows.
+// 5, for tokens that go to their places, the first round of which is open.
 template <bool BULK, bool QUANTIZE>
 __device__ bool
 send_rounds(const cuda_fused_args_t &args, const block &b, uint64_t step)
 {
     uint32_t topk = args.move.plan.key.topk;
+    uint32_t token = b.first;
     bool ok = true;
 
-    for (uint32_t token = b.first; token < b.end && ok;
-         token += args.round_tokens) {
+    while (token < b.end && ok) {
         uint32_t count = min(args.round_tokens, b.end - token);
 
-        if (token != b.first) {
-            close_round();
-            load_round(args, b, token);
-            open_round<QUANTIZE>(args, b, token, count);
-        }
-        ok = place_entries(args, b, step, count * topk);
-        if (ok) {
-            store_rows<BULK>(args, b, token, count * topk);
-            keep_routes(args, b, token, count * topk);
+        store_rows<BULK>(args, b, token, count * topk);
+        keep_routes(args, b, token, count * topk);
+        token += count;
+        count = min(args.round_tokens, b.end - token);
+        if (count > 0) {
+            next_round<QUANTIZE>(args, b, token, count);
+            ok = __syncthreads_and(wait_places(args, b, step, count * topk)) !=
+                 0;
         }
     }
     return ok;
@@ -372,11 +351,12 @@ send_slots(const cuda_fused_args_t &args, const block &b, uint64_t parity)
     for (uint32_t token = b.first; token < b.end; token += args.round_tokens) {
         uint32_t count = min(args.round_tokens, b.end - token);
 
-        if (token != b.first) {
-            close_round();
-            load_round(args, b, token);
+        if (token == b.first) {
+            open_round<QUANTIZE>(args, b, token, count);
+        } else {
+            next_round<QUANTIZE>(args, b, token, count);
         }
-        open_round<QUANTIZE>(args, b, token, count);
+        __syncthreads();
         if (!args.is_new) {
             take_places(args, b, token, count * topk);
         }
@@ -387,15 +367,26 @@ send_slots(const cuda_fused_args_t &args, const block &b, uint64_t parity)
     }
 }
 
-// Wait for what the peers tell; a rank whose routing is bad is noted.
-__device__ bool
-wait_heads(const cuda_fused_args_t &args, const block &b, uint64_t step,
-           const epx__signature_t &mine, int *refused_by)
+// All bulk stores of this thread are in place.
+__device__ void
+end_stores()
+{
+#if EPX__HAS_BULK
+    bulk_commit();
+    bulk_wait_written();
+#endif
+}
+
+// What the peers tell; a rank whose routing is bad is noted.
+__device__ posts_seen
+look_at_heads(const cuda_fused_args_t &args, const block &b, uint64_t step,
+              const epx__signature_t &mine, int *refused_by)
 {
     const cuda_dispatch_args_t &move = args.move;
 
-    return posts_wait<head, false>(
+    return posts_look<head, false>(
         move.view, step, CUDA_IN_DISPATCH, mine, move.plan.rank_rows,
+        blockIdx.x == 0 ? move.wait_ns : nullptr,
         [&](int r, const head &h, const peer &p) {
             if (h.row.bad_entry != 0) {
                 atomicMin(refused_by, r);
@@ -411,79 +402,72 @@ wait_heads(const cuda_fused_args_t &args, const block &b, uint64_t step,
 
 template <bool BULK, bool QUANTIZE>
 __device__ void
-fused_places(const cuda_fused_args_t &args, const block &b, uint64_t step,
-             const head &told, char *segment)
+fused_places(const cuda_fused_args_t &args, const block &b, const start &now,
+             uint64_t step, int *refused_by, char *segment)
 {
-    __shared__ int refused_by;
     const cuda_view_t &view = args.move.view;
     uint32_t count = min(args.round_tokens, b.end - b.first);
-    cuda_refusal_t refusal = {};
-    bool ok = true;
+    uint64_t generation = generation_of(args.told, now.routing);
+    epx__signature_t mine = args.move.post.signature;
+    posts_seen seen = { true, true, true, 0, 0 };
 
-    if (threadIdx.x == 0) {
-        refused_by = INT32_MAX;
-    }
+    mine.plan_id = now.routing.plan_id;
     if (count > 0) {
         open_round<QUANTIZE>(args, b, b.first, count);
     }
-    __syncthreads();
     if (count > 0 || blockIdx.x == 0) {
-        ok = wait_heads(args, b, step, told.post.signature, &refused_by);
+        seen = look_at_heads(args, b, step, mine, refused_by);
     }
-    if (ok && refused_by == INT32_MAX) {
+    bool ok = posts_agree(
+        view, step, CUDA_IN_DISPATCH, mine, seen,
+        wait_places(args, b, step, count * args.move.plan.key.topk));
+    bool is_refused = *refused_by != INT32_MAX;
+    if (ok && !is_refused) {
         ok = send_rounds<BULK, QUANTIZE>(args, b, step);
     }
-#if EPX__HAS_BULK
-    bulk_commit();
-    bulk_wait_written();
-#endif
+    // While the rows are on their way.
+    if (ok && blockIdx.x == 0) {
+        cuda_refusal_t refusal = {};
+
+        if (is_refused) {
+            refusal = refusal_of(view, step, *refused_by);
+        }
+        ok = receive_counts(args.move, args.told, generation, b.local, step,
+                            refusal);
+    }
+    end_stores();
     if (!ok) {
         return;
     }
     arrive_all<true>(view, step, segment);
-    if (blockIdx.x != 0) {
-        return;
-    }
-    if (refused_by != INT32_MAX) {
-        refusal = refusal_of(view, step, refused_by);
-    }
-    if (!receive_counts(args.move, b.local, step, refusal.status != 0)) {
-        return;
-    }
-    if (threadIdx.x / 32 == WARPS - 1) {
-        tell_slots(args.move, args.told, b.local, step, refusal);
-    }
-    if (arrivals_wait_all(view, step, CUDA_IN_DISPATCH, b.targets, false,
+    if (blockIdx.x == 0 &&
+        arrivals_wait_all(view, step, CUDA_IN_DISPATCH, b.targets, false,
                           args.move.wait_ns)) {
-        step_end(view, step, told.post.arrivals);
+        step_end(view, step, now.state.arrivals[epx__slot(step)] + gridDim.x);
     }
 }
 
 template <bool BULK, bool QUANTIZE>
 __device__ void
-fused_slots(const cuda_fused_args_t &args, const block &b, uint64_t step,
-            const head &told, char *segment)
+fused_slots(const cuda_fused_args_t &args, const block &b, const start &now,
+            uint64_t step, bool is_bad, char *segment)
 {
     const cuda_view_t &view = args.move.view;
     cuda_routing_t *routing = args.move.plan.routing;
+    uint64_t arrivals = now.state.arrivals[epx__slot(step)] + gridDim.x;
 
-    if (told.row.bad_entry == 0) {
-        send_slots<BULK, QUANTIZE>(args, b, told.post.slot_parity);
+    if (is_bad) {
+        drop_round(b);
+    } else {
+        send_slots<BULK, QUANTIZE>(args, b, now.routing.num_sends & 1);
     }
-#if EPX__HAS_BULK
-    if (told.row.bad_entry != 0 && b.loads_bulk && b.first < b.end) {
-        mbarrier_wait(b.barrier, 0); // what was loaded in vain
-    }
-    bulk_commit();
-    bulk_wait_written();
-#endif
+    end_stores();
     arrive_all<true>(view, step, segment);
     if (blockIdx.x == 0 && threadIdx.x == 0 &&
-        arrivals_wait(view, step, CUDA_IN_DISPATCH, view.rank,
-                      told.post.arrivals)) {
+        arrivals_wait(view, step, CUDA_IN_DISPATCH, view.rank, arrivals)) {
         routing->open_step = step;
-        routing->num_sends++;
-        step_end(view, step, told.post.arrivals);
+        routing->num_sends = now.routing.num_sends + 1;
+        step_end(view, step, arrivals);
     }
 }
 
@@ -493,50 +477,71 @@ __launch_bounds__(THREADS, 1)
     fused_kernel(const __grid_constant__ cuda_fused_args_t args)
 {
     extern __shared__ __align__(128) char shared[];
+    __shared__ start now;
     __shared__ head told;
     __shared__ unsigned long long bad_entry;
-    const cuda_dispatch_args_t &move = args.move;
-    const cuda_view_t &view = move.view;
-    cuda_routing_t *routing = move.plan.routing;
+    __shared__ int refused_by;
+    const cuda_view_t &view = args.move.view;
+    uint32_t topk = args.move.plan.key.topk;
+    uint32_t per_tile = TILE / topk * topk;
+    int warp = threadIdx.x / 32;
     block b = block_make(args, shared, BULK);
-    int keys = view.num_ranks + (int)move.plan.key.num_experts;
-    char *segment = first_segment(view);
-    uint64_t step = step_now(view);
-    bool works = !is_broken(view) && (args.is_new || routing->failed == 0);
+    uint32_t count = min(args.round_tokens, b.end - b.first);
+    int keys = view.num_ranks + (int)args.move.plan.key.num_experts;
+    tile_load tile;
+    uint64_t word = 0;
 
-    for (int i = threadIdx.x; i < 2 * keys + move.plan.num_local;
+    // Ask memory for all that can be asked for before anything is known.
+    if (warp == 0) {
+        word = start_load(view, args.move.plan.routing);
+    }
+    tile.start(args, 0, min(per_tile, (uint32_t)args.move.num_tokens * topk));
+    char *segment = first_segment(view);
+    char *listener = view.segments[neighbour(view, blockIdx.x)];
+    load_round(args, b, b.first);
+    own_read(args, b, b.first, count);
+    for (int i = threadIdx.x; i < 2 * keys + args.move.plan.num_local;
          i += THREADS) {
         b.before[i] = 0; // and total, and local
     }
-    if (threadIdx.x == 0) {
+    if (threadIdx.x == THREADS - 1) {
         bad_entry = ~0ull;
-        told = {};
-        told.post = move.post;
-        told.post.step = step;
-        told.post.signature.plan_id = routing->plan_id;
-        told.post.slot_parity = routing->num_sends & 1;
-        told.post.arrivals = *arrivals_sum(view, step) + gridDim.x;
-        told.row.step = step;
-        told.row.num_tokens = move.num_tokens;
+        refused_by = INT32_MAX;
     }
+    tile.keep(b);
+    if (warp == 0) {
+        start_keep(word, &now);
+    }
+    __syncthreads();
+    uint64_t step = now.state.step + 1;
     // Without new routing, one that was refused was so on every rank: nobody
     // takes this step.
-    if (!__syncthreads_and(works)) {
+    if (now.state.broken != 0 || (!args.is_new && now.routing.failed != 0)) {
+        drop_round(b);
         return;
     }
-    load_round(args, b, b.first);
-    count_all(args, b, &bad_entry);
-    __syncthreads();
-    if (threadIdx.x == 0 && bad_entry != ~0ull) {
-        told.row.bad_entry = bad_entry;
-        told.row.bad_expert = index_at(args, (uint32_t)bad_entry - 1);
+    if (warp == WARPS - 1 && blockIdx.x < view.num_ranks) {
+        head_make(args, now, step, &told);
     }
+    own_place(args, b, count);
+    count_all(args, b, per_tile, &bad_entry);
     __syncthreads();
-    tell_some(args, b, step, told);
+    bool is_bad = bad_entry != ~0ull;
+    if (is_bad) {
+        if (threadIdx.x == 0) {
+            told.row.bad_entry = bad_entry;
+            told.row.bad_expert = index_at(args, (uint32_t)bad_entry - 1);
+        }
+        __syncthreads();
+    }
+    tell_some(args, b, step, told, listener);
+    if (warp == WARPS - 1) {
+        own_number(args, b, count * topk);
+    }
     if (SLOTS) {
-        fused_slots<BULK, QUANTIZE>(args, b, step, told, segment);
+        fused_slots<BULK, QUANTIZE>(args, b, now, step, is_bad, segment);
     } else {
-        fused_places<BULK, QUANTIZE>(args, b, step, told, segment);
+        fused_places<BULK, QUANTIZE>(args, b, now, step, &refused_by, segment);
     }
 }
 

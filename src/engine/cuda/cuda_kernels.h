@@ -87,20 +87,20 @@ typedef struct cuda_refusal {
                              row is of another step */
 } cuda_refusal_t;
 
-/* A plan's counts for the host; rank_tokens[R], expert_rows[L] and
- * expert_offsets[L + 1] follow. */
+/* A plan's counts for the host, in words that tell by themselves whether they
+ * are there, as those between ranks: content below the low half of the
+ * routing's generation.  So the device needs no fence, which takes as long as
+ * the way to the host.
+ *
+ *     words[0]        0, or why there are no counts: refusal's status, which is
+ *                     there before this word is
+ *     words[1 .. R]   tokens that arrive from each rank
+ *     then [L]        (token, expert) pairs for each local expert
+ */
 typedef struct cuda_record {
-    uint64_t generation; /* of the last routing; written last */
     cuda_refusal_t refusal;
-    int64_t num_rows;
-    int64_t num_recv_rows;
+    uint64_t words[];
 } cuda_record_t;
-
-EPX__INLINE int64_t *
-cuda_record_rank_tokens(cuda_record_t *record)
-{
-    return (int64_t *)(record + 1);
-}
 
 /* A plan on its device; what it points to follows it. */
 typedef struct cuda_routing {
@@ -225,6 +225,7 @@ typedef struct cuda_combine_args {
     const char *bias[EPX_MAX_BIAS];
     char *out;
     uint32_t own_is_aligned; /* bias and out, to 16 bytes */
+    uint32_t chunk_bytes;    /* of a row that a warp sums at a time */
     uint32_t num_chunks;     /* of a row */
     uint32_t batch_rows;     /* of a token that are added up at a time */
     uint32_t num_batches;    /* of a token's rows */
@@ -279,11 +280,10 @@ cudaError_t cuda_dispatch_load(size_t max_shared);
 cudaError_t cuda_combine_load(size_t max_shared);
 cudaError_t cuda_stage_load(void);
 
-#define CUDA_PLAN_WARPS 16 /* of a block, at most */
-#define CUDA_COMBINE_CHUNK                                                 \
-    1024                      /* bytes of a row that a warp sums at a time \
-                               */
-#define CUDA_COMBINE_ROWS  16 /* such chunks in its shared memory */
+#define CUDA_PLAN_WARPS    16   /* of a block, at most */
+#define CUDA_COMBINE_CHUNK 1024 /* bytes that a warp sums at a time, at most \
+                                 */
+#define CUDA_COMBINE_ROWS  16   /* such chunks in its shared memory */
 #define CUDA_COMBINE_WARPS 12
 
 size_t cuda_plan_shared_bytes(const cuda_plan_args_t *args);
@@ -298,8 +298,10 @@ cudaError_t cuda_dispatch_launch(const cuda_dispatch_args_t *args,
                                  cuda_mover_t mover, int num_blocks,
                                  cudaStream_t stream);
 size_t cuda_combine_shared_bytes(int num_ranks, cuda_mover_t mover);
-/* Completes args: num_chunks, batch_rows, num_batches, num_stages. */
-void cuda_combine_shape(cuda_combine_args_t *args, uint32_t rows_per_token);
+/* Completes args: chunk_bytes, num_chunks, batch_rows, num_batches,
+ * num_stages. */
+void cuda_combine_shape(cuda_combine_args_t *args, uint32_t rows_per_token,
+                        int num_blocks);
 cudaError_t cuda_combine_launch(const cuda_combine_args_t *args,
                                 epx_dtype_t dtype, cuda_mover_t mover,
                                 int num_blocks, cudaStream_t stream);

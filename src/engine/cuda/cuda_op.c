@@ -125,7 +125,7 @@ cuda_op_check(const cuda_op_t *op, int64_t *rows_p)
         return status;
     }
     status = is_fixed ? cuda_refused(plan) : cuda_counts_wait(plan);
-    *rows_p = is_fixed ? (int64_t)fixed : plan->seat->record->num_rows;
+    *rows_p = is_fixed ? (int64_t)fixed : plan->num_rows;
     return status;
 }
 

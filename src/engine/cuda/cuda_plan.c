@@ -1,12 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /* Plans on the host: their memory, and what their kernels tell. */
-#include "core/atomic.h"
-#include "core/clock.h"
 #include "engine/cuda/cuda_engine.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
-#include <time.h>
 
 /* Carves arrays out of a plan's block: run once to measure, once to place. */
 typedef struct carve {
@@ -133,6 +130,9 @@ open_locked(epx_group_t *group, const epx_plan_args_t *args,
         status = cuda_seats_reserve(group);
     }
     if (status == EPX_OK) {
+        status = cuda_counts_open(plan);
+    }
+    if (status == EPX_OK) {
         status = open_block(plan);
     }
     if (status == EPX_OK) {
@@ -142,12 +142,13 @@ open_locked(epx_group_t *group, const epx_plan_args_t *args,
         }
     }
     if (status != EPX_OK) {
+        cuda_counts_close(plan);
         free(plan);
         return status;
     }
     plan->seat = engine->seats;
     engine->seats = plan->seat->next;
-    plan->seat->record->generation = 0;
+    cuda_counts_clear(plan);
     *plan_p = plan;
     return EPX_OK;
 }
@@ -180,6 +181,7 @@ plan_free(cuda_plan_t *plan)
     cuda_engine_t *engine = cuda_engine(group);
 
     cuda_stand_ins_close(plan);
+    cuda_counts_close(plan);
     epx__group_heap_free(group, plan->block);
     epx__group_heap_free(group, plan->slot_block);
     plan->seat->next = engine->seats;
@@ -317,98 +319,4 @@ cuda_plan_route(epx_plan_t *base, int64_t num_tokens, const void *topk_idx,
             "cannot launch a plan's kernel");
     }
     return cuda_op_end(&op, status, launched);
-}
-
-/* The stream has run dry without the counts: why? */
-static epx_status_t
-counts_missing(cuda_plan_t *plan, cudaError_t error)
-{
-    epx_group_t *group = plan->base.group;
-    epx_status_t status = cuda_check(group);
-
-    if (status == EPX_OK) {
-        status = epx__group_check(group);
-    }
-    if (status == EPX_OK && error != cudaSuccess) {
-        status = epx__group_break(
-            group, epx__cuda_fail(error, "the device has failed"));
-    }
-    if (status == EPX_OK &&
-        epx__load_acquire_u64(&plan->seat->record->generation) <
-            plan->num_routings) {
-        status = epx__group_break(
-            group, epx__fail(EPX_ERR_SYSTEM, "a plan's kernel ended without "
-                                             "telling its counts"));
-    }
-    return status;
-}
-
-epx_status_t
-cuda_counts_wait(cuda_plan_t *plan)
-{
-    const uint64_t *generation = &plan->seat->record->generation;
-    int64_t start = epx__now_ns();
-
-    /* Kernels end by their deadlines, and what the caller has queued before
-     * them is the caller's to wait for.  Released by tell() in cuda_plan.cu. */
-    while (epx__load_acquire_u64(generation) < plan->num_routings) {
-        cudaError_t error;
-        struct timespec pause = { 0, 20000 };
-
-        if (epx__now_ns() - start < EPX__NS_PER_MS) {
-            continue;
-        }
-        error = cudaStreamQuery(plan->stream);
-        if (error != cudaErrorNotReady) {
-            epx_status_t status = counts_missing(plan, error);
-
-            if (status != EPX_OK) {
-                return status;
-            }
-        }
-        (void)cudaGetLastError();
-        (void)nanosleep(&pause, NULL);
-    }
-    return cuda_refused(plan);
-}
-
-epx_status_t
-cuda_plan_counts(epx_plan_t *base, epx_plan_counts_t *counts)
-{
-    cuda_plan_t *plan = cuda_plan(base);
-    epx_group_t *group = base->group;
-    cuda_record_t *record = plan->seat->record;
-    int64_t *rank_tokens = cuda_record_rank_tokens(record);
-    epx_status_t status = epx__group_check(group);
-
-    if (status == EPX_OK) {
-        status = epx__cuda_device_enter(group->device_ordinal);
-    }
-    if (status != EPX_OK) {
-        return status;
-    }
-    if (plan->is_routed_in_graph &&
-        epx__load_acquire_u64(&record->generation) < plan->num_routings) {
-        status = epx__fail(EPX_ERR_STATE,
-                           "the plan's routing is in a graph that has not run "
-                           "yet");
-    } else {
-        status = cuda_counts_wait(plan);
-    }
-    epx__cuda_device_leave();
-    if (status != EPX_OK) {
-        return status;
-    }
-    counts->num_rows = record->num_rows;
-    counts->num_recv_rows = record->num_recv_rows;
-    counts->num_recv_tokens = 0;
-    for (int32_t r = 0; r < group->num_ranks; r++) {
-        counts->num_recv_tokens += rank_tokens[r];
-    }
-    counts->first_expert = base->first_expert;
-    counts->num_local_experts = base->num_local_experts;
-    counts->rank_tokens = rank_tokens;
-    counts->expert_rows = rank_tokens + group->num_ranks;
-    counts->expert_offsets = counts->expert_rows + base->num_local_experts;
-    return EPX_OK;
 }

@@ -533,6 +533,39 @@ write_routes(const cuda_plan_args_t &args, const histograms &h)
     }
 }
 
+// Block 0: what later kernels and the host are told.
+__device__ void
+tell_routing(const cuda_plan_args_t &args, const histograms &h, uint64_t step,
+             uint64_t plan_id, cuda_refusal_t &refusal)
+{
+    const cuda_view_t &view = args.view;
+    uint64_t generation = args.told.generation;
+    int first = epx__first_expert((int)args.plan.key.num_experts,
+                                  view.num_ranks, view.rank);
+
+    if (generation == 0) {
+        generation = args.is_new ? 1 : args.plan.routing->generation;
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        if (refusal.status == (uint32_t)-EPX_ERR_CAPACITY) {
+            refusal.rows = args.plan.rank_rows[refusal.rank];
+        }
+        args.plan.routing->plan_id = plan_id;
+        tell_verdict(args.told, args.plan.routing, generation, refusal);
+    }
+    if (refusal.status != 0) {
+        return;
+    }
+    tell_counts(args.told, view.num_ranks + args.plan.num_local, generation,
+                [&](int i) {
+                    return i >= view.num_ranks
+                               ? h.total[first + i]
+                               : count_read(words_at(view, view.rank, step, i),
+                                            view.rank);
+                });
+}
+
 __global__ void
 __launch_bounds__(CUDA_PLAN_WARPS * 32, 1)
     plan_kernel(const __grid_constant__ cuda_plan_args_t args)
@@ -596,8 +629,7 @@ __launch_bounds__(CUDA_PLAN_WARPS * 32, 1)
             ok = refusal.status == 0;
         }
         if (blockIdx.x == 0) {
-            tell_counts(args.view, args.plan, args.told, args.is_new != 0, step,
-                        plan_id, refusal);
+            tell_routing(args, h, step, plan_id, refusal);
         }
     }
     if (ok) {

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* The errors that kernels have found, as sentences. */
 #include "core/agree.h"
-#include "core/atomic.h"
 #include "core/rank_list.h"
 #include "engine/cuda/cuda_engine.h"
 
@@ -117,16 +116,14 @@ epx_status_t
 cuda_refused(cuda_plan_t *plan)
 {
     epx_group_t *group = plan->base.group;
-    const cuda_record_t *record = plan->seat->record;
-    const cuda_refusal_t *refusal = &record->refusal;
+    const cuda_refusal_t *refusal = &plan->seat->record->refusal;
     uint64_t capacity = plan->base.key.recv_capacity;
+    epx_status_t status;
 
-    if (epx__load_acquire_u64(&record->generation) < plan->num_routings) {
-        return EPX_OK; /* not known yet */
-    }
-    switch ((epx_status_t) - (int32_t)refusal->status) {
-    case EPX_OK:
+    if (!cuda_counts_refused(plan, &status)) {
         return EPX_OK;
+    }
+    switch (status) {
     case EPX_ERR_EXPERT:
         return bad_expert(plan, refusal);
     case EPX_ERR_CAPACITY:

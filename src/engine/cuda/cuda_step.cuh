@@ -21,6 +21,37 @@ step_now(const cuda_view_t &view)
     return *(const volatile uint64_t *)&view.state->step + 1;
 }
 
+// What the memory of the group and of a plan holds as a kernel begins: one
+// after the other these loads would take longer than a step's exchange.
+struct start {
+    cuda_state_t state;
+    cuda_routing_t routing;
+};
+constexpr int START_WORDS = sizeof(start) / 8;
+static_assert(sizeof(start) % 8 == 0 && START_WORDS <= 32, "a word to a lane");
+
+// One warp: a word to each lane, on its way, and later in shared memory.
+EPX__DEVICE uint64_t
+start_load(const cuda_view_t &view, const cuda_routing_t *routing)
+{
+    constexpr int STATE = sizeof(cuda_state_t) / 8;
+    int lane = threadIdx.x % 32;
+    const uint64_t *from =
+        lane < STATE
+            ? reinterpret_cast<const uint64_t *>(view.state) + lane
+            : reinterpret_cast<const uint64_t *>(routing) + lane - STATE;
+
+    return lane < START_WORDS ? ld_relaxed_sys(from) : 0;
+}
+
+EPX__DEVICE void
+start_keep(uint64_t word, start *now)
+{
+    if (threadIdx.x % 32 < START_WORDS) {
+        reinterpret_cast<uint64_t *>(now)[threadIdx.x % 32] = word;
+    }
+}
+
 EPX__DEVICE bool
 is_broken(const cuda_view_t &view)
 {
@@ -205,12 +236,14 @@ words_wait(const cuda_view_t &view, uint64_t step, cuda_what_t what, int source,
     uint64_t words[TURNS];
     bool ok = true;
 
-    // All loads are on their way before the first is looked at.
+    // All loads are on their way before the first is looked at; any word
+    // releases all that the source has, so that the last one acquires it.
 #pragma unroll
     for (int i = 0; i < TURNS; i++) {
         const uint64_t *word = from + min(i * 32 + lane, COUNT - 1);
 
-        words[i] = ACQUIRES ? ld_acquire_sys(word) : ld_relaxed_sys(word);
+        words[i] = ACQUIRES && i == TURNS - 1 ? ld_acquire_sys(word)
+                                              : ld_relaxed_sys(word);
     }
 #pragma unroll
     for (int i = 0; i < TURNS; i++) {
@@ -220,7 +253,7 @@ words_wait(const cuda_view_t &view, uint64_t step, cuda_what_t what, int source,
         if (!word_is_of(words[i], step)) {
             ok =
                 ok && word_wait(view, step, what, source, first + at, &content);
-            if (ACQUIRES) {
+            if (ACQUIRES && i == TURNS - 1) {
                 (void)ld_acquire_sys(from + at);
             }
         }
@@ -435,52 +468,89 @@ report_disagreement(const cuda_view_t &view, uint64_t step, cuda_what_t what)
     report_publish(view, what, step, EPX_ERR_MISMATCH);
 }
 
+// What a thread has seen of the posts.
+struct posts_seen {
+    bool waited, agrees, opened;
+    uint32_t with, without; // those that send weights, and those that do not
+};
+
 // Wait for every rank's post, and with Part = head its count row, compare the
 // posts (`mine` is this rank's) and open what each is about: open(rank, part,
-// peer) says whether it can be.
+// peer) says whether it can be.  Adds to wait_ns[r], if that is not null, how
+// long that took.  posts_agree must follow.
 template <typename Part, bool ACQUIRES, typename Open>
-EPX__DEVICE bool
-posts_wait(const cuda_view_t &view, uint64_t step, cuda_what_t what,
-           const epx__signature_t &mine, const uint64_t *rank_rows, Open open)
+EPX__DEVICE posts_seen
+posts_look(const cuda_view_t &view, uint64_t step, cuda_what_t what,
+           const epx__signature_t &mine, const uint64_t *rank_rows,
+           int64_t *wait_ns, Open open)
 {
     constexpr int WARPS = 16;
     __shared__ Part parts[WARPS];
-    bool waited = true, agrees = true, opened = true;
-    uint32_t with = 0, without = 0;
+    posts_seen seen = { true, true, true, 0, 0 };
     int warp = threadIdx.x / 32, num_warps = blockDim.x / 32;
     Part *part = &parts[warp];
+    uint64_t start = wait_ns == nullptr ? 0 : global_timer_ns();
 
-    for (int r = warp; r < view.num_ranks && waited; r += num_warps) {
+    for (int r = warp; r < view.num_ranks && seen.waited; r += num_warps) {
         // Read while the words are on their way.
         peer p = { view.segments[r], view.segment_bytes[r], rank_rows[r] };
 
         __syncwarp();
-        waited = words_wait<ACQUIRES>(view, step, what, r, 0, part);
+        seen.waited = words_wait<ACQUIRES>(view, step, what, r, 0, part);
         __syncwarp();
-        if (waited && threadIdx.x % 32 == 0) {
+        if (wait_ns != nullptr && threadIdx.x % 32 == 0 && r != view.rank) {
+            wait_ns[r] += (int64_t)(global_timer_ns() - start);
+        }
+        if (seen.waited && threadIdx.x % 32 == 0) {
             // A post is where its part begins.
             const epx__post_t &post =
                 *reinterpret_cast<const epx__post_t *>(part);
             uint32_t arrays = post.signature.arrays;
 
-            agrees = agrees && post.step == step &&
-                     same_signature(mine, post.signature);
-            with |= (arrays & EPX__ARRAYS_ANY) == 0 && arrays != 0;
-            without |= arrays == 0;
-            opened = agrees && open(r, *part, p) && opened;
+            seen.agrees = seen.agrees && post.step == step &&
+                          same_signature(mine, post.signature);
+            seen.with |= (arrays & EPX__ARRAYS_ANY) == 0 && arrays != 0;
+            seen.without |= arrays == 0;
+            seen.opened = seen.agrees && open(r, *part, p) && seen.opened;
         }
     }
+    return seen;
+}
+
+// The block's verdict on them, which is true only where all threads are `ok`.
+EPX__DEVICE bool
+posts_agree(const cuda_view_t &view, uint64_t step, cuda_what_t what,
+            const epx__signature_t &mine, const posts_seen &seen, bool ok)
+{
+    ok = __syncthreads_and(ok && seen.waited && seen.agrees && seen.opened);
+    // A rank that sends weights, or does not, has compared all with its own.
+    if (ok && (mine.arrays & EPX__ARRAYS_ANY) == 0) {
+        return true;
+    }
     // The report needs everybody's posts.
-    if (!__syncthreads_and(waited)) {
+    if (!__syncthreads_and(seen.waited)) {
         return false;
     }
-    with = __syncthreads_or(with);
-    without = __syncthreads_or(without);
-    agrees = __syncthreads_and(agrees) != 0 && (with == 0 || without == 0);
+    bool with = __syncthreads_or(seen.with) != 0;
+    bool without = __syncthreads_or(seen.without) != 0;
+    bool agrees = __syncthreads_and(seen.agrees) != 0 && !(with && without);
     if (!agrees && threadIdx.x == 0) {
         report_disagreement(view, step, what);
     }
-    return __syncthreads_and(agrees && opened) != 0;
+    return ok && agrees;
+}
+
+// Both.
+template <typename Part, bool ACQUIRES, typename Open>
+EPX__DEVICE bool
+posts_wait(const cuda_view_t &view, uint64_t step, cuda_what_t what,
+           const epx__signature_t &mine, const uint64_t *rank_rows,
+           int64_t *wait_ns, Open open)
+{
+    posts_seen seen = posts_look<Part, ACQUIRES>(view, step, what, mine,
+                                                 rank_rows, wait_ns, open);
+
+    return posts_agree(view, step, what, mine, seen, true);
 }
 
 // The same, adding to wait_ns[source], if that is not null, how long it took.

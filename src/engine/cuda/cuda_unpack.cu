@@ -262,7 +262,7 @@ wait_slots(const cuda_unpack_args_t &args, uint64_t step,
     const cuda_view_t &view = move.view;
     int64_t *wait_ns = blockIdx.x == 0 ? move.wait_ns : nullptr;
     bool ok = posts_wait<head, false>(
-        view, step, CUDA_IN_DISPATCH, mine, move.plan.rank_rows,
+        view, step, CUDA_IN_DISPATCH, mine, move.plan.rank_rows, wait_ns,
         [&](int r, const head &h, const peer &p) {
             if (h.row.bad_entry != 0) {
                 atomicMin(refused_by, r);
@@ -344,9 +344,9 @@ __global__ void __launch_bounds__(256, 1)
         if (is_refused) {
             refusal = refusal_of(view, step, refused_by);
         }
-        if (receive_counts(move, local, step, is_refused) && threadIdx.x < 32) {
-            tell_slots(move, args.told, local, step, refusal);
-        }
+        (void)receive_counts(move, args.told,
+                             generation_of(args.told, *routing), local, step,
+                             refusal);
     } else {
         give_counts(move);
     }
