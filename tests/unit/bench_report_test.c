@@ -20,6 +20,7 @@ static const struct bench_options options = {
     .experts = 256,
     .dtype = EPX_BF16,
     .quantize = EPX_QUANTIZE_F8E4M3_POW2,
+    .logfmt = true,
     .routing_text = "a\"b\\c\n.csv",
     .workers = 1,
     .iters = 50,
@@ -73,7 +74,8 @@ test_json(void **state)
            "\"ratio_peer\": 4.0000, \"layout\": \"expert\", "
            "\"quantize\": \"pow2\", \"routing\": \"a\\\"b\\\\c\\u000a.csv\", "
            "\"launch\": \"call\", \"in_a_row\": 1, \"hosts\": 1, "
-           "\"sms\": 66, \"sm_us\": 132.0}\n");
+           "\"sms\": 66, \"sm_us\": 132.0, "
+           "\"combine_quantize\": \"logfmt10\"}\n");
     line = (struct bench_line){ .op = "plan",
                                 .gbps = NAN,
                                 .ceiling_gbps = NAN,
@@ -92,7 +94,8 @@ test_json(void **state)
            "\"ratio_peer\": null, \"layout\": \"expert\", "
            "\"quantize\": \"pow2\", \"routing\": \"a\\\"b\\\\c\\u000a.csv\", "
            "\"launch\": \"call\", \"in_a_row\": 1, \"hosts\": 1, "
-           "\"sms\": null, \"sm_us\": null}\n");
+           "\"sms\": null, \"sm_us\": null, "
+           "\"combine_quantize\": \"logfmt10\"}\n");
 }
 
 int
