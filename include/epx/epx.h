@@ -571,8 +571,8 @@ EPX_API epx_status_t epx_plan_destroy(epx_plan_t *plan);
 /* ------------------------------------------------------------------------- */
 
 /*
- * Quantise on send: x is BF16, rows arrive as F8E4M3 with one scale for each
- * block of 128 channels (the last block may be short).  With
+ * How rows are quantised.  On dispatch: x is BF16, rows arrive as F8E4M3 with
+ * one scale for each block of 128 channels (the last block may be short).  With
  *
  *     amax = max(1e-4, max |x| over the block; NaNs count as 0), in float32
  *
@@ -590,15 +590,26 @@ EPX_API epx_status_t epx_plan_destroy(epx_plan_t *plan);
  * POW2 send float32 scales, S = ceil(H / 128).  UE8M0 packs four exponents in
  * an int32, the lowest byte first, S = ceil(ceil(H / 128) / 4); unused bytes
  * are 0.  A block with an infinity has an infinite scale (exponent 255): its
- * numbers are sent as 0, its infinities as NaN.  The format's source and an
- * example are in docs/formats.md.
+ * numbers are sent as 0, its infinities as NaN.
+ *
+ * LOGFMT10 is for combine: BF16 as a sign and a level of 9 bits, on a
+ * logarithmic scale between the smallest and the largest magnitude of each
+ * block of 64 channels (the last block may be short).  With b = log2(largest /
+ * smallest), at most 32, a value comes back with a relative error of at most
+ * b / 1465 + 2^-14; less than 2^-32 of the largest may become zero.  Zeros,
+ * infinities and NaNs stay what they are.
+ *
+ * The formats, their sources and examples are in docs/formats.md.
  */
 typedef enum epx_quantize {
     EPX_QUANTIZE_NONE = 0,
     EPX_QUANTIZE_F8E4M3_F32,
     EPX_QUANTIZE_F8E4M3_POW2,
     EPX_QUANTIZE_F8E4M3_UE8M0,
+    EPX_QUANTIZE_LOGFMT10,
 } epx_quantize_t;
+
+#define EPX_LOGFMT_BLOCK 64 /* channels that share a range */
 
 /* Only start the transfer; epx_complete finishes it. */
 #define EPX_SEND_ONLY 1u
@@ -747,6 +758,12 @@ EPX_API epx_status_t epx_dispatch(epx_plan_t *plan,
  * as one term.  Nodes come in the order of their lowest ranks, the owner's own
  * with its rows one by one.  So the bits depend on which node an expert is on.
  *
+ * With EPX_QUANTIZE_LOGFMT10, for BF16, each row of x counts as what it decodes
+ * to once encoded, in float32, wherever it is read from; so does what another
+ * node sums, once it is rounded.  Biases count as they are.  Between nodes rows
+ * then take 0.66 of the bytes; within a node they are read where they lie, and
+ * this only costs time.
+ *
  * x may lie in EPX memory (peers read it in place) or anywhere else (one more
  * copy).  Which optional arrays are given must be the same on every rank, but
  * for bias and topk_weights, which concern the owner of the tokens alone.
@@ -774,6 +791,7 @@ typedef struct epx_combine_args {
     uint32_t flags;          /* 0 or EPX_SEND_ONLY; same on every rank */
     int32_t num_workers;     /* 0: the group's; at most the group's */
     int64_t *wait_ns;        /* [R], as in epx_dispatch_args_t */
+    epx_quantize_t quantize; /* NONE or LOGFMT10; same on every rank */
 } epx_combine_args_t;
 
 #define EPX_COMBINE_ARGS_INIT     \
@@ -789,7 +807,8 @@ typedef struct epx_combine_args {
       0,                          \
       0,                          \
       0,                          \
-      0 }
+      0,                          \
+      EPX_QUANTIZE_NONE }
 
 /*
  * Collective, stream order.  x may be changed again once the call is complete.

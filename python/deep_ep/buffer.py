@@ -475,7 +475,7 @@ class Buffer:
             topk_idx: as given to the dispatch.
             topk_weights: [T, K] of float32.
             handle: of the dispatch.
-            use_logfmt: rows travel in 10 bits a value; not yet supported.
+            use_logfmt: rows come back in LogFMT-10; see docs/formats.md.
             zero_copy: the outputs are in the tensor of
                 ``get_next_low_latency_combine_buffer``; x is not looked at.
             async_finish, return_recv_hook: as in DeepEP; not both.

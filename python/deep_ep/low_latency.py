@@ -23,6 +23,7 @@ Rows = Union[torch.Tensor, Tuple[torch.Tensor, torch.Tensor]]
 Hook = Optional[Callable[[], None]]
 _Tensors = Tuple[Optional[torch.Tensor], ...]
 _NEW_ROUTING_SENT = _c.NEW_ROUTING | _c.SEND_ONLY
+_LOGFMT = int(epx.Quantize.LOGFMT10)
 _NUM_SLOTS = 2
 _ALIGNMENT = 2 << 20
 _SLACK = 32 << 20
@@ -235,8 +236,6 @@ class LowLatency:
     ) -> Tuple[torch.Tensor, EventOverlap, Hook]:
         """See ``Buffer.low_latency_combine``."""
         assert not (is_async and with_hook), "a hook or an event, not both"
-        if use_logfmt:
-            raise unsupported("use_logfmt")
         slot = handle.slot()
         shape = (handle.num_tokens, slot.hidden)
         if out is None:
@@ -255,6 +254,7 @@ class LowLatency:
             torch.int64,
         )
         args.flags = _c.SEND_ONLY if with_hook else 0
+        args.quantize = _LOGFMT if use_logfmt else 0
         used = (x, topk_weights, out, waits)
         on, event = _run(slot, _c.lib.epx_combine, args, is_async, used)
         hook = _make_hook(slot, on, used) if with_hook else None

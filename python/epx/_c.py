@@ -201,6 +201,7 @@ class CombineArgs(Struct):
         ("flags", c_uint32),
         ("num_workers", c_int32),
         ("wait_ns", c_void_p),
+        ("quantize", c_int),
     ]
 
 

@@ -44,12 +44,16 @@ class Layout(enum.IntEnum):
 
 
 class Quantize(enum.IntEnum):
-    """What becomes of bf16 rows on their way: see ``epx.h``."""
+    """What becomes of bf16 rows on their way: see ``epx.h``.
+
+    FP8 is for dispatch, LOGFMT10 for combine.
+    """
 
     NONE = 0
     F8E4M3_F32 = 1
     F8E4M3_POW2 = 2
     F8E4M3_UE8M0 = 3
+    LOGFMT10 = 4
 
 
 class Counts(NamedTuple):
@@ -237,7 +241,7 @@ class Plan:
         Where rows are fixed, those that do not arrive have topk_idx -1 and
         weight 0, and are else undefined.
         """
-        kind = Quantize[quantize] if isinstance(quantize, str) else quantize
+        kind = _kind_of(quantize)
         hidden = x.shape[-1]
         routing = 0
         if topk_idx is not None:
@@ -376,6 +380,7 @@ class Plan:
         recv_topk_weights: Any = None,
         out: Any = None,
         wait_ns: Any = None,
+        quantize: Union[Quantize, str] = Quantize.NONE,
         send_only: bool = False,
         num_workers: int = 0,
         stream: Any = None,
@@ -390,6 +395,7 @@ class Plan:
             recv_topk_weights: shaped as dispatch gave them, to be summed into
                 the result's ``topk_weights`` [T, K].
             out: [T, H], where to write; default: a new, ordinary array.
+            quantize: NONE, or LOGFMT10 for bf16 rows.
             wait_ns, send_only, num_workers, stream: as in ``dispatch``.
         """
         hidden = x.shape[-1]
@@ -407,6 +413,7 @@ class Plan:
             flags=_flags(send_only),
             num_workers=num_workers,
             wait_ns=self._waits(wait_ns),
+            quantize=_kind_of(quantize),
         )
         if topk_weights is not None:
             of_type("topk_weights", topk_weights, _c.F32)
@@ -486,6 +493,10 @@ class Plan:
 # which must be the same on every rank.
 _nothing = ctypes.create_string_buffer(16)
 _NOTHING = ctypes.addressof(_nothing)
+
+
+def _kind_of(quantize: Union[Quantize, str]) -> Quantize:
+    return Quantize[quantize] if isinstance(quantize, str) else quantize
 
 
 def num_scales_of(hidden: int, packed: bool) -> int:

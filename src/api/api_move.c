@@ -75,7 +75,7 @@ check_payload(const epx_dispatch_args_t *args)
     if (args->quantize < EPX_QUANTIZE_NONE ||
         args->quantize > EPX_QUANTIZE_F8E4M3_UE8M0) {
         return epx__fail(
-            EPX_ERR_INVALID, "args->quantize is %d; allowed are %d to %d",
+            EPX_ERR_INVALID, "args->quantize is %d; a dispatch allows %d to %d",
             args->quantize, EPX_QUANTIZE_NONE, EPX_QUANTIZE_F8E4M3_UE8M0);
     }
     if (args->quantize != EPX_QUANTIZE_NONE && args->dtype != EPX_BF16) {
@@ -270,6 +270,24 @@ check_combine_arrays(const epx_combine_args_t *args)
 }
 
 static epx_status_t
+check_combine_quantize(const epx_combine_args_t *args)
+{
+    if (args->quantize != EPX_QUANTIZE_NONE &&
+        args->quantize != EPX_QUANTIZE_LOGFMT10) {
+        return epx__fail(
+            EPX_ERR_INVALID, "args->quantize is %d; a combine allows %d and %d",
+            args->quantize, EPX_QUANTIZE_NONE, EPX_QUANTIZE_LOGFMT10);
+    }
+    if (args->quantize != EPX_QUANTIZE_NONE && args->dtype != EPX_BF16) {
+        return epx__fail(EPX_ERR_DTYPE,
+                         "args->quantize is %d with dtype %d; only EPX_BF16 "
+                         "(%d) can be quantised",
+                         args->quantize, args->dtype, EPX_BF16);
+    }
+    return EPX_OK;
+}
+
+static epx_status_t
 check_combine(const epx_plan_t *plan, const epx_combine_args_t *args)
 {
     epx_status_t status;
@@ -288,8 +306,11 @@ check_combine(const epx_plan_t *plan, const epx_combine_args_t *args)
                          "EPX_LAYOUT_RANK_MAJOR (%d), whose sum is unweighted",
                          EPX_LAYOUT_RANK_MAJOR);
     }
-    status =
-        check_row("a row", args->hidden, (int64_t)epx_dtype_size(args->dtype));
+    status = check_combine_quantize(args);
+    if (status == EPX_OK) {
+        status = check_row("a row", args->hidden,
+                           (int64_t)epx_dtype_size(args->dtype));
+    }
     if (status == EPX_OK) {
         status = check_combine_arrays(args);
     }

@@ -25,6 +25,7 @@ gather_outputs(op_t *op, int32_t rank)
 
     args.hidden = shape->hidden;
     args.dtype = shape->dtype;
+    args.quantize = shape->quantize;
     args.num_rows = rows;
     args.flags = shape->send_only ? EPX_SEND_ONLY : 0;
     args.x = op_gather(op, shape->dtype, rows * shape->hidden, key + 1,

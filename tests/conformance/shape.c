@@ -119,6 +119,9 @@ draw_op_kind(op_shape_t *op, const plan_shape_t *plan, rng_t *rng)
     if (op->is_combine) {
         op->dtype = moved[rng_int(rng, 0, 2)];
         op->reduce_weights = rng_one_in(rng, 3);
+        if (op->dtype == EPX_BF16 && rng_one_in(rng, 2)) {
+            op->quantize = EPX_QUANTIZE_LOGFMT10;
+        }
         return;
     }
     op->weights = rng_one_in(rng, 2);
@@ -134,12 +137,13 @@ draw_op_kind(op_shape_t *op, const plan_shape_t *plan, rng_t *rng)
     }
 }
 
-/* A row is a multiple of 16 bytes, before and after quantisation. */
+/* A row is a multiple of 16 bytes, before and after quantisation to FP8. */
 static void
 draw_hidden(op_shape_t *op, int64_t rows, const wish_t *wish, rng_t *rng)
 {
     int64_t size = (int64_t)epx_dtype_size(op->dtype);
-    int64_t unit = op->quantize ? EPX_ROW_ALIGN : EPX_ROW_ALIGN / size;
+    bool to_f8 = op->quantize && !op->is_combine;
+    int64_t unit = to_f8 ? EPX_ROW_ALIGN : EPX_ROW_ALIGN / size;
     int64_t most =
         rows > 0 ? least(MAX_ELEMENTS / rows, MAX_HIDDEN) : MAX_HIDDEN;
 
@@ -148,7 +152,7 @@ draw_hidden(op_shape_t *op, int64_t rows, const wish_t *wish, rng_t *rng)
         op->hidden -= op->hidden % EPX_SCALE_BLOCK;
     }
     if (wish->row_bytes) {
-        op->hidden = op->quantize ? wish->row_bytes : wish->row_bytes / size;
+        op->hidden = to_f8 ? wish->row_bytes : wish->row_bytes / size;
     }
 }
 
@@ -464,7 +468,7 @@ print_op(const op_shape_t *op, FILE *stream)
     static const char *const dtypes[] = { "?",    "f32",  "f16",   "bf16",
                                           "e4m3", "e5m2", "bytes", "i32" };
     static const char *const kinds[] = { "", " quantize=f32", " quantize=pow2",
-                                         " quantize=ue8m0" };
+                                         " quantize=ue8m0", " logfmt10" };
 
     fprintf(stream, "      %s H=%lld %s%s%s%s",
             op->is_combine ? "combine" : "dispatch", (long long)op->hidden,

@@ -99,7 +99,8 @@ times="\"min_us\": $number, \"p50_us\": $number, \"p99_us\": $number"
 tail=', "layout": "[a-z]+", "quantize": null, "routing": "uniform"'
 tail+=', "launch": "(call|graph)", "in_a_row": [0-9]+, "hosts": [0-9]+'
 tail+=', "sms": null, "sm_us": null, "net_bytes": (null|[0-9]+)'
-tail+=', "wire_bytes": (null|[0-9]+), "peer_way": (null|"[a-z]+")}$'
+tail+=', "wire_bytes": (null|[0-9]+), "peer_way": (null|"[a-z]+")'
+tail+=', "combine_quantize": null}$'
 
 expect_json() { # OP FABRIC PEER, where the operation moves rows
     expect_match out "^\{\"op\": \"$1\", \"engine\": \"cpu\", \"fabric\": \
@@ -153,6 +154,9 @@ case_dtypes() {
         quietly --check --quantize=$quantize --layout expert "${small[@]}"
         quietly --check --quantize=$quantize --mode ll "${small[@]}"
     done
+    quietly --check --logfmt --ranks 3 --layout expert "${small[@]}"
+    quietly --check --json --logfmt --dtype fp8 --mode ll "${small[@]}"
+    expect_match out '"combine_quantize": "logfmt10"}$'
 }
 
 case_routings() {

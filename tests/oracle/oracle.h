@@ -109,6 +109,11 @@ bool oracle_check_dispatch(const oracle_t *oracle, int32_t rank,
 void oracle_quantize(epx_quantize_t kind, const uint16_t *bf16, int64_t hidden,
                      uint8_t *q, uint32_t *scales);
 
+/* One row in LogFMT-10: the codes of docs/formats.md, and what they decode to;
+ * both [hidden]. */
+void oracle_logfmt(const uint16_t *bf16, int64_t hidden, uint16_t *codes,
+                   float *decoded);
+
 /* ---- combine ---- */
 
 /*

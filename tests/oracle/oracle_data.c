@@ -359,6 +359,7 @@ typedef struct sum {
     void *context;
     float *acc;     /* [H] */
     void *x;        /* [H] of dtype: one term */
+    float *terms;   /* [H]: the same in float32 */
     float *weights; /* one term's, NULL when they are not reduced */
 } sum_t;
 
@@ -375,13 +376,32 @@ add_bias(const sum_t *sum, int64_t token)
     }
 }
 
+/* x as it is added. */
+static void
+to_terms(const sum_t *sum, const void *x)
+{
+    int64_t hidden = sum->args->hidden;
+
+    if (sum->args->quantize) {
+        uint16_t *codes = oracle_alloc(hidden, sizeof(*codes));
+
+        oracle_logfmt(x, hidden, codes, sum->terms);
+        free(codes);
+        return;
+    }
+    for (int64_t h = 0; h < hidden; h++) {
+        sum->terms[h] = oracle_to_float(sum->args->dtype, x, h);
+    }
+}
+
 /* weight is NULL in an unweighted sum. */
 static void
 add_term(const sum_t *sum, int32_t rank, int64_t row, const float *weight)
 {
     sum->output(sum->context, rank, row, sum->x, sum->weights);
+    to_terms(sum, sum->x);
     for (int64_t h = 0; h < sum->args->hidden; h++) {
-        float term = oracle_to_float(sum->args->dtype, sum->x, h);
+        float term = sum->terms[h];
 
         sum->acc[h] =
             weight ? fmaf(*weight, term, sum->acc[h]) : sum->acc[h] + term;
@@ -469,7 +489,10 @@ add_other_node(const oracle_t *o, int32_t rank, int64_t token, int32_t node,
                       by_rank ? partial_weights : out_weights)) {
         for (int64_t h = 0; h < hidden; h++) {
             oracle_put_float(dtype, rounded, h, partial.acc[h]);
-            sum->acc[h] += oracle_to_float(dtype, rounded, h);
+        }
+        to_terms(sum, rounded);
+        for (int64_t h = 0; h < hidden; h++) {
+            sum->acc[h] += sum->terms[h];
         }
         for (int32_t k = 0; by_rank && k < o->common.topk; k++) {
             out_weights[k] += partial_weights[k];
@@ -491,6 +514,7 @@ expect_sum(const oracle_t *o, int32_t rank, int64_t token,
                   context,
                   acc,
                   oracle_alloc(args->hidden, oracle_elem_size(args->dtype)),
+                  oracle_alloc(args->hidden, sizeof(float)),
                   args->out_topk_weights ? term_weights : NULL };
 
     for (int64_t h = 0; h < args->hidden; h++) {
@@ -515,6 +539,7 @@ expect_sum(const oracle_t *o, int32_t rank, int64_t token,
         }
     }
     free(sum.x);
+    free(sum.terms);
 }
 
 void

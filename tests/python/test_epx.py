@@ -12,7 +12,12 @@ import ranks
 import torch
 from epx import autograd
 from ranks import Rank
-from reference import experts_of, make_batches, received_by_rank
+from reference import (
+    difference,
+    experts_of,
+    make_batches,
+    received_by_rank,
+)
 
 E, K, H = 8, 3, 32
 
@@ -76,6 +81,27 @@ def test_numpy_arrays(layout, dtype):
         again = plan.dispatch(x[:4])
         out = plan.combine(again.x, topk_weights=None)
         assert out.x.shape == (4, H)
+
+    in_threads(2, run)
+
+
+def test_quantize_by_name_or_number():
+    def run(group):
+        plan = group.plan(routing(group.rank), E, "EXPERT_MAJOR")
+        x = torch.randn(10, H, dtype=torch.bfloat16)
+        rows = plan.dispatch(x).x
+        out = plan.combine(rows, quantize="LOGFMT10").x
+        again = plan.combine(rows, quantize=epx.Quantize.LOGFMT10).x
+        assert torch.equal(out, again)
+        assert not torch.equal(out, plan.combine(rows).x)
+        assert difference(out, x.float() * K) < 1e-5
+        for quantize in ("F8E4M3_F32", 9):
+            with pytest.raises(epx.CallError, match="quantize is"):
+                plan.combine(rows, quantize=quantize)
+        with pytest.raises(epx.CallError, match="EPX_BF16"):
+            plan.combine(rows.float(), quantize="LOGFMT10")
+        with pytest.raises(epx.CallError, match="quantize is"):
+            plan.dispatch(x, quantize="LOGFMT10")
 
     in_threads(2, run)
 

@@ -736,8 +736,6 @@ def what_is_not_there(me: Rank) -> None:
         buffer.low_latency_update_mask_buffer(0, True)
     rows, _, handle, _, _ = buffer.low_latency_dispatch(*args, use_fp8=False)
     back = (rows, batch.topk_idx, batch.topk_weights, handle)
-    with pytest.raises(NotImplementedError, match="use_logfmt"):
-        buffer.low_latency_combine(*back, use_logfmt=True)
     out = buffer.low_latency_combine(*back)[0]
     weight = batch.topk_weights.sum(dim=1, keepdim=True)
     assert difference(out, batch.x.float() * weight) < 1e-5

@@ -91,7 +91,9 @@ def check_waits(me, waits):
     assert (waits >= 1).all()
 
 
-def check_mode(me, buffer, batches, use_fp8, rounded, ue8m0, how):
+def check_mode(
+    me, buffer, batches, use_fp8, rounded, ue8m0, how, use_logfmt=False
+):
     asked = {
         "async_finish": how == "event",
         "return_recv_hook": how == "hook",
@@ -130,6 +132,7 @@ def check_mode(me, buffer, batches, use_fp8, rounded, ue8m0, how):
             zero_copy=zero_copy,
             out=out,
             combine_wait_recv_cost_stats=waits,
+            use_logfmt=use_logfmt,
             **asked,
         )
         finish(how, event, hook)
@@ -138,7 +141,7 @@ def check_mode(me, buffer, batches, use_fp8, rounded, ue8m0, how):
         assert combined.dtype == torch.bfloat16
         assert not combined.isnan().any()
         weight = mine.topk_weights.sum(dim=1, keepdim=True)
-        worst = 7e-4 if use_fp8 else 1e-5
+        worst = 7e-4 if use_fp8 else 1e-5  # LogFMT-10, too, as in DeepEP
         assert difference(combined, mine.x.float() * weight) < worst
 
 
@@ -155,6 +158,41 @@ def every_mode(me: Rank, tokens, hidden: int = H) -> None:
     batches = make_batches(me, tokens, hidden, E, K)
     for how, mode in itertools.product(("call", "event", "hook"), MODES):
         check_mode(me, buffer, batches, *mode, how)
+        if not mode[0]:
+            check_mode(me, buffer, batches, *mode, how, use_logfmt=True)
+
+
+def logfmt_is_close(me: Rank) -> None:
+    """Each element by the bound of docs/formats.md; exact where it must be."""
+    buffer = buffer_for(me)
+    mine = make_batches(me, [MOST], H, E, 1, masked=0.0)[me.index]
+    mine.x[:, 64:128] = 3.0  # one magnitude
+    mine.x[:, 128] = 0.0
+    mine = mine.to(me.device)
+    weights = torch.ones_like(mine.topk_weights)
+    rows, _, handle, _, _ = buffer.low_latency_dispatch(
+        mine.x, mine.topk_idx, MOST, E, use_fp8=False
+    )
+
+    def combine(use_logfmt):
+        return buffer.low_latency_combine(
+            rows, mine.topk_idx, weights, handle, use_logfmt=use_logfmt
+        )[0].float()
+
+    x, out = mine.x.float(), combine(True)
+    assert torch.equal(combine(False), x)
+    assert not torch.equal(out, x)
+    assert torch.equal(out[:, 64:129], x[:, 64:129])
+    sizes = x.abs().unflatten(1, (-1, 64))
+    least = sizes.masked_fill(sizes == 0, float("inf")).amin(2, keepdim=True)
+    span = torch.log2(sizes.amax(2, keepdim=True) / least).clamp(max=32)
+    bound = (span / 1465 + 2**-14 + 2**-8) * sizes  # and that of bf16
+    assert ((out - x).abs() <= bound.flatten(1)).all()
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_logfmt_is_close(size: int, device: str) -> None:
+    ranks.run(size, logfmt_is_close, device=device)
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])

@@ -394,6 +394,40 @@ dispatches_that_differ(void **state)
     }
 }
 
+/* One rank's rows would count as they are, the other's by their codes. */
+static void
+combine_mismatch_rank(world_rank_t *self, void *context)
+{
+    epx_plan_args_t args = api_plan_args(EPX_LAYOUT_EXPERT_MAJOR);
+    epx_combine_args_t combine = EPX_COMBINE_ARGS_INIT;
+    static _Thread_local member_t member;
+    member_t *m = &member;
+    uint16_t out[ROWS * HIDDEN];
+
+    (void)context;
+    if (!join(m, self, plenty_ns)) {
+        return;
+    }
+    EXPECT(epx_plan_create(m->group, &args, NULL, &m->plan), EPX_OK, "");
+    combine.x = m->recv;
+    combine.num_rows = ROWS;
+    combine.hidden = HIDDEN;
+    combine.dtype = EPX_BF16;
+    combine.out = out;
+    if (self->rank == 1) {
+        combine.quantize = EPX_QUANTIZE_LOGFMT10;
+    }
+    EXPECT(epx_combine(m->plan, &combine, NULL), EPX_ERR_MISMATCH, "quantize");
+    leave(m);
+}
+
+static void
+combines_that_differ(void **state)
+{
+    (void)state;
+    run_everywhere(combine_mismatch_rank, NULL);
+}
+
 static void
 config_mismatch_rank(world_rank_t *self, void *context)
 {
@@ -719,6 +753,7 @@ main(void)
         cmocka_unit_test(a_rank_without_heap_for_staging_tries_again),
         cmocka_unit_test(plans_that_differ),
         cmocka_unit_test(dispatches_that_differ),
+        cmocka_unit_test(combines_that_differ),
         cmocka_unit_test(configs_that_differ),
         cmocka_unit_test(one_config_is_unusable),
         cmocka_unit_test(calls_in_different_orders),

@@ -406,6 +406,7 @@ dispatch_arguments(void **state)
     DISPATCH_WITH(dtype, EPX_I32, EPX_ERR_DTYPE, "dtype");
     DISPATCH_WITH(dtype, EPX_I64, EPX_ERR_DTYPE, "dtype");
     DISPATCH_WITH(quantize, (epx_quantize_t)8, EPX_ERR_INVALID, "8");
+    DISPATCH_WITH(quantize, EPX_QUANTIZE_LOGFMT10, EPX_ERR_INVALID, "is 4");
     DISPATCH_WITH(recv_rows, -2, EPX_ERR_SHAPE, "-2");
     DISPATCH_WITH(recv_rows, 3, EPX_ERR_TOO_SMALL, "3");
     DISPATCH_WITH(flags, 6u, EPX_ERR_INVALID, "6");
@@ -536,6 +537,16 @@ combine_arguments(void **state)
     COMBINE_WITH(dtype, EPX_F8E4M3, EPX_ERR_DTYPE, "dtype");
     COMBINE_WITH(dtype, EPX_BYTES, EPX_ERR_DTYPE, "dtype");
     COMBINE_WITH(dtype, (epx_dtype_t)88, EPX_ERR_DTYPE, "88");
+    COMBINE_WITH(quantize, EPX_QUANTIZE_F8E4M3_F32, EPX_ERR_INVALID, "is 1");
+    COMBINE_WITH(quantize, (epx_quantize_t)5, EPX_ERR_INVALID, "is 5");
+    COMBINE_WITH(quantize, (epx_quantize_t)-1, EPX_ERR_INVALID, "is -1");
+    for (int dtype = EPX_F32; dtype <= EPX_F16; dtype++) {
+        epx_combine_args_t bad = f.combine;
+
+        bad.quantize = EPX_QUANTIZE_LOGFMT10;
+        bad.dtype = (epx_dtype_t)dtype;
+        REFUSED(epx_combine(f.plan, &bad, NULL), EPX_ERR_DTYPE, "EPX_BF16");
+    }
     COMBINE_WITH(topk_weights, f.weights, EPX_ERR_INVALID, "topk_weights");
     COMBINE_WITH(recv_topk_weights, f.weights, EPX_ERR_NULL,
                  "out_topk_weights");

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* The sizes of argument structs: callers older, newer, and mistaken. */
 #include "api_common.h"
+#include <stddef.h>
 #include <stdio.h>
 
 enum { HIDDEN = 8, ROWS = 8, MORE = 24, ABSURD = 1 << 20 };
@@ -36,18 +37,19 @@ fixture_close(fixture_t *f)
     WORKS(epx_group_destroy(f->group));
 }
 
-/* One call with a struct of each wrong size, then of a newer version: refused
- * only if it sets what this version does not have.  `call` uses args. */
-#define CHECK_INPUT(type, init, call)                           \
+/* One call with a struct of each wrong size (the oldest version had `oldest`
+ * bytes), then of a newer version: refused only if it sets what this version
+ * does not have.  `call` uses args. */
+#define CHECK_INPUT(type, init, oldest, call)                   \
     do {                                                        \
         NEWER(type) newer = { init, { 0 } };                    \
         type *args = &newer.known;                              \
         char size[24];                                          \
                                                                 \
-        snprintf(size, sizeof(size), "%zu", sizeof(type) - 8);  \
+        snprintf(size, sizeof(size), "%zu", (oldest) - 8);      \
         args->size = 0;                                         \
         REFUSED(call, EPX_ERR_INVALID, "size is 0");            \
-        args->size = sizeof(type) - 8;                          \
+        args->size = (oldest) - 8;                              \
         REFUSED(call, EPX_ERR_INVALID, size);                   \
         args->size = ABSURD;                                    \
         REFUSED(call, EPX_ERR_INVALID, "1048576");              \
@@ -71,7 +73,8 @@ group_config(void **state)
     WORKS(epx_bootstrap_threads_create(1, &bootstrap));
     good.bootstrap = bootstrap;
     good.heap_bytes = 1 << 20;
-    CHECK_INPUT(epx_group_config_t, good, epx_group_create(args, &group));
+    CHECK_INPUT(epx_group_config_t, good, sizeof(good),
+                epx_group_create(args, &group));
     WORKS(epx_group_destroy(group));
     epx_bootstrap_destroy(bootstrap);
 }
@@ -85,7 +88,7 @@ plan_args(void **state)
 
     (void)state;
     fixture_open(&f);
-    CHECK_INPUT(epx_plan_args_t, good,
+    CHECK_INPUT(epx_plan_args_t, good, sizeof(good),
                 epx_plan_create(f.group, args, NULL, &plan));
     WORKS(epx_plan_destroy(plan));
     fixture_close(&f);
@@ -104,7 +107,8 @@ dispatch_args(void **state)
     good.dtype = EPX_BF16;
     good.recv_x = f.recv;
     good.recv_rows = ROWS;
-    CHECK_INPUT(epx_dispatch_args_t, good, epx_dispatch(f.plan, args, NULL));
+    CHECK_INPUT(epx_dispatch_args_t, good, sizeof(good),
+                epx_dispatch(f.plan, args, NULL));
     fixture_close(&f);
 }
 
@@ -121,7 +125,12 @@ combine_args(void **state)
     good.hidden = HIDDEN;
     good.dtype = EPX_BF16;
     good.out = f.x;
-    CHECK_INPUT(epx_combine_args_t, good, epx_combine(f.plan, args, NULL));
+    CHECK_INPUT(epx_combine_args_t, good,
+                offsetof(epx_combine_args_t, quantize),
+                epx_combine(f.plan, args, NULL));
+    good.size = offsetof(epx_combine_args_t, quantize);
+    good.quantize = (epx_quantize_t)77; /* beyond the struct */
+    WORKS(epx_combine(f.plan, &good, NULL));
     fixture_close(&f);
 }
 

@@ -128,11 +128,14 @@ test_every_option(void **state)
     assert_int_equal(o.groups, 4);
     assert_int_equal(o.groups_per_token, 2);
     assert_int_equal(o.seed, 0);
-    o = good("--quantize --procs --threads --vs mpi,memcpy --json --no-bind "
+    assert_false(o.logfmt);
+    o = good("--quantize --logfmt --procs --threads --vs mpi,memcpy --json "
+             "--no-bind "
              "--buffers outside --routing zipf:1.25 "
              "--seed 18446744073709551615");
     assert_false(o.procs || o.bind);
     assert_int_equal(o.quantize, EPX_QUANTIZE_F8E4M3_F32);
+    assert_true(o.logfmt);
     assert_true(o.vs_mpi && o.vs_memcpy && o.json && o.buffers_outside);
     assert_false(o.vs_ucx);
     assert_float_equal(o.zipf_exponent, 1.25, 0);
@@ -198,6 +201,7 @@ test_refused(void **state)
     refused("--dtype fp16", "bf16, fp8, f32, f16");
     refused("--quantize=fp4", "f32, pow2, ue8m0");
     refused("--quantize --dtype f32", "needs --dtype bf16");
+    refused("--logfmt --dtype f16", "bf16 or fp8");
     refused("--send-only", "--mode ll");
     refused("--vs mpi,", "memcpy, mpi");
     refused("--vs nccl", "memcpy, mpi");

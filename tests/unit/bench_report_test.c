@@ -20,6 +20,7 @@ static const struct bench_options options = {
     .experts = 256,
     .dtype = EPX_BF16,
     .quantize = EPX_QUANTIZE_F8E4M3_POW2,
+    .logfmt = true,
     .routing_text = "a\"b\\c\n.csv",
     .workers = 1,
     .iters = 50,
@@ -78,7 +79,8 @@ test_json(void **state)
            "\"launch\": \"call\", \"in_a_row\": 1, \"hosts\": 1, "
            "\"sms\": 66, \"sm_us\": 132.0, "
            "\"net_bytes\": 1000, \"wire_bytes\": 1050, "
-           "\"peer_way\": \"put\"}\n");
+           "\"peer_way\": \"put\", "
+           "\"combine_quantize\": \"logfmt10\"}\n");
     line = (struct bench_line){ .op = "plan",
                                 .gbps = NAN,
                                 .ceiling_gbps = NAN,
@@ -99,7 +101,8 @@ test_json(void **state)
            "\"launch\": \"call\", \"in_a_row\": 1, \"hosts\": 1, "
            "\"sms\": null, \"sm_us\": null, "
            "\"net_bytes\": null, \"wire_bytes\": null, "
-           "\"peer_way\": null}\n");
+           "\"peer_way\": null, "
+           "\"combine_quantize\": \"logfmt10\"}\n");
 }
 
 int

@@ -335,6 +335,150 @@ reduces_rows_of_any_length(void **state)
     }
 }
 
+/* ---- reduce in LogFMT-10 ---- */
+
+enum { HEAD = 4 };
+
+static size_t
+packed_bytes(size_t count)
+{
+    size_t blocks = (count + EPX_LOGFMT_BLOCK - 1) / EPX_LOGFMT_BLOCK;
+
+    return blocks * HEAD + count / 8 * 10;
+}
+
+/* One block by the drawing of docs/formats.md; returns its end. */
+static uint8_t *
+pack_block(const uint16_t *x, const uint16_t *codes, size_t length, uint8_t *to)
+{
+    uint16_t head[2] = { 0, 0 };
+
+    memset(to, 0, packed_bytes(length));
+    for (size_t i = 0; i < length; i++) {
+        uint16_t magnitude = x[i] & 0x7fff;
+
+        if (isnormal(oracle_from_bf16(magnitude))) {
+            head[0] = magnitude > head[0] ? magnitude : head[0];
+            head[1] = head[1] == 0 || magnitude < head[1] ? magnitude : head[1];
+        }
+        to[HEAD + i] = (uint8_t)(codes[i] % 256);
+        to[HEAD + length + i / 8] |= (uint8_t)(codes[i] / 256 << i % 8);
+        to[HEAD + length / 8 * 9 + i / 8] |= (uint8_t)(x[i] / 32768 << i % 8);
+    }
+    memcpy(to, head, HEAD);
+    return to + packed_bytes(length);
+}
+
+static void
+pack_row(const uint16_t *x, size_t count, uint8_t *to)
+{
+    static uint16_t codes[MOST_COUNT];
+    static float decoded[MOST_COUNT];
+
+    oracle_logfmt(x, (int64_t)count, codes, decoded);
+    for (size_t i = 0; i < count; i += EPX_LOGFMT_BLOCK) {
+        size_t left = count - i;
+
+        to = pack_block(x + i, codes + i,
+                        left < EPX_LOGFMT_BLOCK ? left : EPX_LOGFMT_BLOCK, to);
+    }
+}
+
+/* Adds a row, as bf16, to the sums. */
+static void
+add_logfmt_row(const uint16_t *x, uint8_t kind, float weight, float *sums)
+{
+    static uint16_t codes[MOST_COUNT];
+    static float terms[MOST_COUNT];
+
+    oracle_logfmt(x, (int64_t)sum.count, codes, terms);
+    for (size_t i = 0; i < sum.count; i++) {
+        float plain = oracle_from_bf16(x[i]);
+
+        sums[i] =
+            fmaf(weight, kind == EPX__ROW_PLAIN ? plain : terms[i], sums[i]);
+    }
+}
+
+/* Rows of random kinds at the end of their rooms, and their sum. */
+static void
+make_logfmt_rows(rng_t *rng, bool special, const void **rows, uint8_t *kinds,
+                 const float *weights, uint16_t *want)
+{
+    static uint16_t x[MOST_COUNT];
+    static float sums[MOST_COUNT];
+
+    memset(sums, 0, sizeof(sums));
+    for (int r = 0; r < sum.num_rows; r++) {
+        size_t bytes = sum.count * sizeof(*x);
+
+        rng_fill(rng, EPX_BF16, x, (int64_t)sum.count, special);
+        kinds[r] = (uint8_t)rng_int(rng, EPX__ROW_PLAIN,
+                                    sum.count % 8 == 0 ? EPX__ROW_PACKED
+                                                       : EPX__ROW_LOGFMT);
+        add_logfmt_row(x, kinds[r], sum.has_weights ? weights[r] : 1.0f, sums);
+        if (kinds[r] == EPX__ROW_PACKED) {
+            uint8_t *row = output(sum.rows[r], packed_bytes(sum.count));
+
+            pack_row(x, sum.count, row);
+            rows[r] = row;
+        } else {
+            rows[r] = memcpy(output(sum.rows[r], bytes), x, bytes);
+        }
+    }
+    for (size_t i = 0; i < sum.count; i++) {
+        want[i] = isnan(sums[i]) ? 0x7fff : oracle_to_bf16(sums[i]);
+    }
+}
+
+static void
+check_logfmt_sum(rng_t *rng)
+{
+    static uint16_t want[MOST_COUNT];
+    static uint8_t packed[2 * MOST_COUNT];
+    const void *rows[MOST_ROWS];
+    uint8_t kinds[MOST_ROWS];
+    size_t bytes = sum.count * sizeof(*want);
+    bool special = rng_one_in(rng, 3);
+    float *weights =
+        output(sum.weights, (size_t)sum.num_rows * sizeof(*weights));
+    epx__reduce_t reduce = { .rows = rows,
+                             .kinds = kinds,
+                             .weights = sum.has_weights ? weights : NULL,
+                             .num_rows = sum.num_rows,
+                             .count = sum.count };
+
+    rng_fill(rng, EPX_F32, weights, sum.num_rows, special);
+    make_logfmt_rows(rng, special, rows, kinds, weights, want);
+    reduce.packs = sum.count % 8 == 0 && rng_one_in(rng, 2);
+    reduce.streams = !reduce.packs && sum.count % 8 == 0 && rng_one_in(rng, 2);
+    if (reduce.packs) {
+        bytes = packed_bytes(sum.count);
+        pack_row(want, sum.count, packed);
+    }
+    for (int i = 0; tables[i] != NULL; i++) {
+        reduce.out = output(sum.out, bytes);
+        tables[i]->reduce_logfmt(&reduce);
+        check_same(tables[i]->isa, EPX_BYTES,
+                   reduce.packs ? (const void *)packed : want, reduce.out,
+                   (int64_t)bytes);
+        check_guard(sum.out, bytes);
+    }
+}
+
+static void
+reduces_logfmt_of_any_length(void **state)
+{
+    rng_t rng = rng_of(10, 11, 12);
+
+    (void)state;
+    for (sum.count = 1; sum.count <= MOST_COUNT; sum.count++) {
+        sum.num_rows = (int)rng_int(&rng, 0, MOST_ROWS);
+        sum.has_weights = rng_one_in(&rng, 2);
+        check_logfmt_sum(&rng);
+    }
+}
+
 /* ---- copy ---- */
 
 static void
@@ -383,6 +527,8 @@ main(void)
         cmocka_unit_test_setup_teardown(reduces_every_combination, open_sum,
                                         close_sum),
         cmocka_unit_test_setup_teardown(reduces_rows_of_any_length, open_sum,
+                                        close_sum),
+        cmocka_unit_test_setup_teardown(reduces_logfmt_of_any_length, open_sum,
                                         close_sum),
         cmocka_unit_test(copies_to_every_alignment),
     };

@@ -11,7 +11,7 @@ foreach(name shm strangers)
   target_link_libraries(fabric_${name} PRIVATE epx_world)
 endforeach()
 
-foreach(name pool numeric kernels)
+foreach(name pool numeric logfmt kernels)
   epx_test(cpu_${name} cpu_${name}.c)
   target_link_libraries(cpu_${name} PRIVATE epx_world epx_oracle)
 endforeach()

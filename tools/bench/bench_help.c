@@ -50,6 +50,7 @@ const char bench_options_help[] =
     "fp8\n"
     "  --quantize[=S]       bf16 is sent as fp8; S says what the scales are:\n"
     "                       f32 (default), pow2 or ue8m0\n"
+    "  --logfmt             combine's rows are quantised to LogFMT-10\n"
     "  --routing uniform    experts drawn with equal chances (default)\n"
     "  --routing zipf:S     popularity of experts falls with exponent S\n"
     "  --routing group:G,M  experts lie in G groups; the experts of a token\n"

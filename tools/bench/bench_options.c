@@ -285,6 +285,7 @@ enum option_id {
     OPT_EXPERTS,
     OPT_DTYPE,
     OPT_QUANTIZE,
+    OPT_LOGFMT,
     OPT_ROUTING,
     OPT_WORKERS,
     OPT_ITERS,
@@ -319,6 +320,7 @@ static const struct option option_table[] = {
     { "experts", required_argument, NULL, OPT_EXPERTS },
     { "dtype", required_argument, NULL, OPT_DTYPE },
     { "quantize", optional_argument, NULL, OPT_QUANTIZE },
+    { "logfmt", no_argument, NULL, OPT_LOGFMT },
     { "routing", required_argument, NULL, OPT_ROUTING },
     { "workers", required_argument, NULL, OPT_WORKERS },
     { "iters", required_argument, NULL, OPT_ITERS },
@@ -446,6 +448,9 @@ set_option(enum option_id id, const char *name, const char *text,
         return true;
     case OPT_NETNS:
         o->netns = text;
+        return true;
+    case OPT_LOGFMT:
+        o->logfmt = true;
         return true;
     case OPT_CHECK:
         o->check = true;
@@ -604,6 +609,12 @@ check_together(const struct bench_options *o, struct bench_error *error)
     }
     if (o->quantize && o->dtype != EPX_BF16) {
         return bench_fail(error, "--quantize needs --dtype bf16, not %s",
+                          bench_dtype_name(o->dtype));
+    }
+    if (o->logfmt && o->dtype != EPX_BF16 && o->dtype != EPX_F8E4M3) {
+        return bench_fail(error,
+                          "--logfmt needs --dtype bf16 or fp8, where combine "
+                          "runs in bf16, not %s",
                           bench_dtype_name(o->dtype));
     }
     if (o->topk > o->experts) {

@@ -48,6 +48,7 @@ struct bench_options {
     int32_t experts;
     epx_dtype_t dtype;
     epx_quantize_t quantize;
+    bool logfmt; /* combine's rows count as LogFMT-10 */
     enum bench_routing_kind routing;
     const char *routing_text; /* as it was given; the path with BENCH_CSV */
     double zipf_exponent;

@@ -280,8 +280,9 @@ bench_peer_run(const struct bench_run *run, struct bench_peer *peer,
     if (o->device != EPX_DEVICE_CPU) {
         return bench_fail(error, "it has no --device cuda");
     }
-    if (o->dtype == EPX_F16 || o->quantize || o->send_only) {
-        return bench_fail(error, "it has no f16, --quantize or --send-only");
+    if (o->dtype == EPX_F16 || o->quantize || o->logfmt || o->send_only) {
+        return bench_fail(error,
+                          "it has no f16, --quantize, --logfmt or --send-only");
     }
     if (!find_peer(path, sizeof path)) {
         return bench_fail(error, PEER_NAME " was not built; that needs MPI's "

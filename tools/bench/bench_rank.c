@@ -414,6 +414,7 @@ combine_args(const struct bench_rank *self, bool on_host)
     args.num_rows = self->run->shape.recv_rows;
     args.hidden = o->hidden;
     args.dtype = self->run->shape.combine_dtype;
+    args.quantize = o->logfmt ? EPX_QUANTIZE_LOGFMT10 : EPX_QUANTIZE_NONE;
     if (o->layout != EPX_LAYOUT_RANK_MAJOR) {
         args.topk_weights = pointer(self, BENCH_WEIGHTS, on_host);
     }

@@ -95,6 +95,7 @@ bench_report_json(FILE *file, const struct bench_run *run,
         { "net_bytes", DOUBLE, NULL, 0, bytes_or_nan(line->net_bytes), 0 },
         { "wire_bytes", DOUBLE, NULL, 0, bytes_or_nan(line->wire_bytes), 0 },
         { "peer_way", TEXT, line->peer_way, 0, 0, 0 },
+        { "combine_quantize", TEXT, o->logfmt ? "logfmt10" : NULL, 0, 0, 0 },
     };
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
         fputs(i ? ", " : "{", file);
@@ -147,15 +148,16 @@ put_heading(FILE *file, const struct bench_run *run)
     }
     fprintf(file,
             "%s engine, %s fabric: %d ranks x %d workers%s, %s, layout %s\n"
-            "each %lld tokens x %lld %s%s%s, top-%d of %d experts, %s; "
+            "each %lld tokens x %lld %s%s%s%s, top-%d of %d experts, %s; "
             "%d iterations%s%s\n\n"
             "%-13s %10s %10s %10s %9s %8s %8s  %-6s %10s %7s\n",
             run->shared->engine, run->shared->fabric, o->ranks, o->workers,
             hosts, bench_mode_name(o->mode), bench_layout_name(o->layout),
             (long long)run->routing->max_tokens, (long long)o->hidden,
             bench_dtype_name(o->dtype), quantize ? " sent as fp8, scales " : "",
-            quantize ? quantize : "", run->routing->topk, o->experts,
-            o->routing_text, o->iters,
+            quantize ? quantize : "",
+            o->logfmt ? ", combined in LogFMT-10" : "", run->routing->topk,
+            o->experts, o->routing_text, o->iters,
             o->check ? ", after as many that were checked" : "",
             o->graph ? ", in CUDA graphs" : "", "", "min us", "p50 us",
             "p99 us", "MB", "GB/s", "of copy", "peer", "its p50", "faster");

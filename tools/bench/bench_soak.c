@@ -74,6 +74,8 @@ draw_options(struct bench_options *o, int64_t turn)
     o->quantize = o->dtype == EPX_BF16
                       ? (epx_quantize_t)bench_rng_below(&rng, 4)
                       : EPX_QUANTIZE_NONE;
+    o->logfmt = (o->dtype == EPX_BF16 || o->dtype == EPX_F8E4M3) &&
+                bench_rng_below(&rng, 2);
     o->iters = ROUNDS_PER_TURN;
 }
 

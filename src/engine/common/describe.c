@@ -130,6 +130,7 @@ epx__combine_signature(const epx_plan_t *plan, const epx_combine_args_t *args)
         .plan_id = plan->key.plan_id,
         .kind = EPX__STEP_COMBINE,
         .dtype = args->dtype,
+        .quantize = args->quantize,
         .flags = args->flags,
         .hidden = (uint64_t)args->hidden,
     };

@@ -33,6 +33,7 @@ epx__quantize_num_scales(epx_quantize_t quantize, int64_t hidden)
     case EPX_QUANTIZE_F8E4M3_UE8M0:
         return (blocks + 3) / 4;
     case EPX_QUANTIZE_NONE:
+    case EPX_QUANTIZE_LOGFMT10: /* has none of its own */
         break;
     }
     return 0;

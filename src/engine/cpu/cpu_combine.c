@@ -43,6 +43,9 @@ cpu_reduce_fn(const cpu_plan_t *plan)
 {
     const epx__kernels_t *kernels = cpu_engine(plan->base.group)->kernels;
 
+    if (cpu_is_logfmt(plan)) {
+        return kernels->reduce_logfmt;
+    }
     switch (plan->combine.args.dtype) {
     case EPX_F32:
         return kernels->reduce_f32;
@@ -54,11 +57,21 @@ cpu_reduce_fn(const cpu_plan_t *plan)
 }
 
 static void
-add_row(cpu_summands_t *summands, const void *row, float weight)
+add_row(cpu_summands_t *summands, const void *row, float weight,
+        epx__row_kind_t kind)
 {
     summands->rows[summands->count] = row;
+    summands->kinds[summands->count] = (uint8_t)kind;
     summands->weights[summands->count] = weight;
     summands->count++;
+}
+
+/* Rows are read where the experts left them; quantised, they count as what
+ * would have come had they been sent. */
+static epx__row_kind_t
+near_kind(const cpu_plan_t *plan)
+{
+    return cpu_is_logfmt(plan) ? EPX__ROW_LOGFMT : EPX__ROW_PLAIN;
 }
 
 /* Over ranks, ascending. */
@@ -66,6 +79,7 @@ static void
 add_rank_rows(const cpu_plan_t *plan, const cpu_token_t *token,
               cpu_summands_t *summands)
 {
+    epx__row_kind_t kind = near_kind(plan);
     int32_t topk = (int32_t)plan->base.key.topk;
 
     for (int32_t i = 0; i < topk && token->routes[i].rank >= 0; i++) {
@@ -76,7 +90,7 @@ add_rank_rows(const cpu_plan_t *plan, const cpu_token_t *token,
                     row_at(plan, rank, EPX__ARRAY_X,
                            token->rank_base[rank] + token->routes[i].ordinal,
                            row_bytes_of(plan)),
-                    1.0f);
+                    1.0f, kind);
         }
     }
 }
@@ -86,6 +100,7 @@ static void
 add_expert_rows(const cpu_plan_t *plan, const cpu_token_t *token,
                 cpu_summands_t *summands)
 {
+    epx__row_kind_t kind = near_kind(plan);
     int32_t topk = (int32_t)plan->base.key.topk;
 
     for (int32_t k = 0; k < topk; k++) {
@@ -97,7 +112,7 @@ add_expert_rows(const cpu_plan_t *plan, const cpu_token_t *token,
                     row_at(plan, rank, EPX__ARRAY_X,
                            token->expert_base[expert] + token->ordinals[k],
                            row_bytes_of(plan)),
-                    token->weights == NULL ? 1.0f : token->weights[k]);
+                    token->weights == NULL ? 1.0f : token->weights[k], kind);
         }
     }
 }
@@ -128,7 +143,7 @@ add_all_rows(const job_t *job, int64_t t, cpu_summands_t *summands)
         if (args->bias[b] != NULL) {
             add_row(summands,
                     (const char *)args->bias[b] + (uint64_t)t * job->row_bytes,
-                    1.0f);
+                    1.0f, EPX__ROW_PLAIN);
         }
     }
     for (int32_t n = 0; n < nodes->num_nodes; n++) {
@@ -140,7 +155,8 @@ add_all_rows(const job_t *job, int64_t t, cpu_summands_t *summands)
         }
         partial = cpu_rail_partial(plan, n, t, &weights);
         if (partial != NULL) {
-            add_row(summands, partial, 1.0f);
+            add_row(summands, partial, 1.0f,
+                    cpu_is_logfmt(plan) ? EPX__ROW_PACKED : EPX__ROW_PLAIN);
         }
     }
 }
@@ -155,6 +171,7 @@ combine_token(const job_t *job, int64_t t)
     add_all_rows(job, t, &summands);
     job->reduce(&(epx__reduce_t){
         .rows = summands.rows,
+        .kinds = summands.kinds,
         .weights = args->topk_weights == NULL ? NULL : summands.weights,
         .num_rows = summands.count,
         .out = (char *)args->out + (uint64_t)t * job->row_bytes,

@@ -12,6 +12,7 @@
 typedef struct cpu_summands {
     const void *rows[CPU_MAX_SUMMANDS];
     float weights[CPU_MAX_SUMMANDS];
+    uint8_t kinds[CPU_MAX_SUMMANDS]; /* epx__row_kind_t */
     int count;
 } cpu_summands_t;
 
@@ -28,6 +29,12 @@ void cpu_add_near_rows(const cpu_plan_t *plan, const cpu_token_t *token,
 /* Sum weights that these ranks have for the token into out[K]. */
 void cpu_add_near_weights(const cpu_plan_t *plan, const cpu_token_t *token,
                           float *out);
+
+static inline bool
+cpu_is_logfmt(const cpu_plan_t *plan)
+{
+    return plan->combine.args.quantize == EPX_QUANTIZE_LOGFMT10;
+}
 
 /* The kernel for the combine's element type. */
 typedef void cpu_reduce_fn_t(const epx__reduce_t *reduce);

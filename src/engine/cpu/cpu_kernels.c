@@ -236,6 +236,7 @@ quantize(epx_quantize_t kind, const uint16_t *x, size_t count, uint8_t *out,
 #define REDUCE_ROUND(x)   epx__bf16_from_f32(x)
 #include "engine/cpu/cpu_reduce.h"
 #include "engine/cpu/cpu_reduce_bf16.h"
+#include "engine/cpu/cpu_reduce_logfmt.h"
 
 const epx__kernels_t KERNELS_NAME(EPX__ISA) = {
     .isa = STRING(EPX__ISA),
@@ -244,4 +245,5 @@ const epx__kernels_t KERNELS_NAME(EPX__ISA) = {
     .reduce_f32 = reduce_f32,
     .reduce_f16 = reduce_f16,
     .reduce_bf16 = reduce_bf16_fast,
+    .reduce_logfmt = reduce_logfmt,
 };

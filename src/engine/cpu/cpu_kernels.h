@@ -11,14 +11,23 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* What a row is to a sum in LogFMT-10. */
+typedef enum epx__row_kind {
+    EPX__ROW_PLAIN = 0, /* bf16 */
+    EPX__ROW_LOGFMT,    /* bf16 that counts as what its codes decode to */
+    EPX__ROW_PACKED,    /* by common/logfmt.h; any alignment */
+} epx__row_kind_t;
+
 /* The rows that one token is the sum of, in order, and where the sum goes. */
 typedef struct epx__reduce {
     const void *const *rows;
+    const uint8_t *kinds; /* reduce_logfmt: epx__row_kind_t of each row */
     const float *weights; /* one for each row, or NULL */
     int num_rows;
     void *out;
     size_t count; /* elements */
     bool streams; /* write out past the caches; as for copy_stream */
+    bool packs;   /* reduce_logfmt: out is packed; count is a multiple of 8 */
 } epx__reduce_t;
 
 typedef struct epx__kernels {
@@ -34,6 +43,7 @@ typedef struct epx__kernels {
     void (*reduce_f32)(const epx__reduce_t *reduce);
     void (*reduce_f16)(const epx__reduce_t *reduce);
     void (*reduce_bf16)(const epx__reduce_t *reduce);
+    void (*reduce_logfmt)(const epx__reduce_t *reduce);
 } epx__kernels_t;
 
 /* The best that this machine runs. */

@@ -3,9 +3,11 @@
  * A combine between nodes:
  *     1. each rank tells its rails the routing that they do not know yet, and
  *        the weights if there are any           (parcels of the lane OUT)
- *     2. the rail sums, for each token, the rows on its node, and rounds
+ *     2. the rail sums, for each token, the rows on its node, and rounds; or
+ *        packs, in LogFMT-10
  *     3. and sends them back                    (parcels of the lane BACK)
  */
+#include "engine/common/logfmt.h"
 #include "engine/cpu/cpu_combine.h"
 #include "engine/cpu/cpu_rail.h"
 
@@ -20,7 +22,9 @@ back_kind(const cpu_plan_t *plan)
     return (cpu_parcel_kind_t){
         .topk = (int32_t)plan->base.key.topk,
         .has_weights = plan->combine.has_weights,
-        .row_bytes = args->hidden * (int64_t)epx_dtype_size(args->dtype),
+        .row_bytes = cpu_is_logfmt(plan)
+                         ? epx__logfmt_row_bytes(args->hidden)
+                         : args->hidden * (int64_t)epx_dtype_size(args->dtype),
     };
 }
 
@@ -94,10 +98,12 @@ sum_token(const job_t *job, int64_t i)
     cpu_add_near_rows(plan, &token, &summands);
     job->reduce(&(epx__reduce_t){
         .rows = summands.rows,
+        .kinds = summands.kinds,
         .weights = token.weights == NULL ? NULL : summands.weights,
         .num_rows = summands.count,
         .out = job->to + job->parcel.rows + i * job->kind.row_bytes,
         .count = (size_t)plan->combine.args.hidden,
+        .packs = cpu_is_logfmt(plan),
     });
     if (job->kind.has_weights) {
         float *out =

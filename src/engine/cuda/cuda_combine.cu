@@ -20,11 +20,9 @@
 //     outs     [warps][2][chunk]     sums on their way out
 
 // Of a warp's ROWS chunks, tokens with few rows make more stages.
-#include "engine/common/numeric.h"
+#include "engine/cuda/cuda_element.cuh"
+#include "engine/cuda/cuda_logfmt.cuh"
 #include "engine/cuda/cuda_step.cuh"
-
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 
 namespace
 {
@@ -211,87 +209,6 @@ row_of(const cuda_combine_args_t &args, const worker &w, const unit &u,
            (uint64_t)u.chunk * args.chunk_bytes;
 }
 
-// Elements by 16 bytes, to and from float32.
-template <epx_dtype_t DTYPE> struct element;
-
-template <> struct element<EPX_F32> {
-    static constexpr int PER_VECTOR = 4;
-
-    static __device__ void load(const uint4 &v, float *to)
-    {
-        to[0] = epx__f32_from_bits(v.x);
-        to[1] = epx__f32_from_bits(v.y);
-        to[2] = epx__f32_from_bits(v.z);
-        to[3] = epx__f32_from_bits(v.w);
-    }
-
-    static __device__ uint4 round(const float *from)
-    {
-        return make_uint4(
-            epx__bits_from_f32(from[0]), epx__bits_from_f32(from[1]),
-            epx__bits_from_f32(from[2]), epx__bits_from_f32(from[3]));
-    }
-};
-
-template <> struct element<EPX_BF16> {
-    static constexpr int PER_VECTOR = 8;
-
-    static __device__ void load(const uint4 &v, float *to)
-    {
-        const uint32_t words[4] = { v.x, v.y, v.z, v.w };
-
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            to[2 * i] = epx__f32_from_bits(words[i] << 16);
-            to[2 * i + 1] = epx__f32_from_bits(words[i] & 0xffff0000u);
-        }
-    }
-
-    static __device__ uint4 round(const float *from)
-    {
-        uint32_t words[4];
-
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            __nv_bfloat162 pair =
-                __floats2bfloat162_rn(from[2 * i], from[2 * i + 1]);
-
-            words[i] = *reinterpret_cast<uint32_t *>(&pair);
-        }
-        return make_uint4(words[0], words[1], words[2], words[3]);
-    }
-};
-
-template <> struct element<EPX_F16> {
-    static constexpr int PER_VECTOR = 8;
-
-    static __device__ void load(const uint4 &v, float *to)
-    {
-        const uint32_t words[4] = { v.x, v.y, v.z, v.w };
-
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            __half2 pair = *reinterpret_cast<const __half2 *>(&words[i]);
-
-            to[2 * i] = __low2float(pair);
-            to[2 * i + 1] = __high2float(pair);
-        }
-    }
-
-    static __device__ uint4 round(const float *from)
-    {
-        uint32_t words[4];
-
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            __half2 pair = __floats2half2_rn(from[2 * i], from[2 * i + 1]);
-
-            words[i] = *reinterpret_cast<uint32_t *>(&pair);
-        }
-        return make_uint4(words[0], words[1], words[2], words[3]);
-    }
-};
-
 // A lane's part of a chunk's sums.
 template <epx_dtype_t DTYPE> struct sums {
     float of[VECTORS][element<DTYPE>::PER_VECTOR];
@@ -323,6 +240,11 @@ template <epx_dtype_t DTYPE> struct sums {
         float terms[element<DTYPE>::PER_VECTOR];
 
         element<DTYPE>::load(vector, terms);
+        add_terms(v, terms, weight);
+    }
+
+    __device__ void add_terms(int v, const float *terms, float weight)
+    {
 #pragma unroll
         for (int i = 0; i < element<DTYPE>::PER_VECTOR; i++) {
             of[v][i] = __fmaf_rn(weight, terms[i], of[v][i]);
@@ -387,18 +309,26 @@ end_sums(const cuda_combine_args_t &args, const worker &w, const unit &u,
     }
 }
 
-// Rows that get(r, at) gives, 16 bytes at a time; lanes past the end add what
-// nobody reads.
+// Rows that get(r, at) gives, 16 bytes at a time; lanes past the end, where
+// `bytes` is, add what nobody reads.
 template <epx_dtype_t DTYPE, bool WEIGHTED, typename Get>
 __device__ void
-add_rows(sums<DTYPE> *sum, int count, const float *weights, int lane, Get get)
+add_rows(sums<DTYPE> *sum, int count, const float *weights, int lane,
+         uint32_t bytes, Get get)
 {
     for (int r = 0; r < count; r++) {
 #pragma unroll
         for (int v = 0; v < VECTORS; v++) {
-            uint4 vector = get(r, 16 * (v * 32 + lane));
+            uint32_t at = 16 * (v * 32 + lane);
+            uint4 vector = get(r, at);
 
-            if (WEIGHTED) {
+            if constexpr (DTYPE == LOGFMT) {
+                float terms[element<DTYPE>::PER_VECTOR];
+
+                logfmt_octet(at < bytes ? vector : make_uint4(0, 0, 0, 0),
+                             terms);
+                sum->add_terms(v, terms, WEIGHTED ? weights[r] : 1.0f);
+            } else if (WEIGHTED) {
                 sum->add_weighted(v, vector, weights[r]);
             } else {
                 sum->add(v, vector);
@@ -435,7 +365,7 @@ pull_plain(const cuda_combine_args_t &args, const worker &w,
 
             present &= present - 1;
             add_rows<DTYPE, WEIGHTED>(
-                &sum, 1, &weight, w.lane, [&](int, uint32_t offset) {
+                &sum, 1, &weight, w.lane, bytes, [&](int, uint32_t offset) {
                     return offset < bytes ? ld_stream(at + offset)
                                           : make_uint4(0, 0, 0, 0);
                 });
@@ -544,7 +474,8 @@ pull_bulk(const cuda_combine_args_t &args, const worker &w,
         mbarrier_wait(&w.barriers[u.stage], parity);
         __syncwarp(); // for counts and weights
         add_rows<DTYPE, WEIGHTED>(&sum, w.counts[u.stage], w.weights + first,
-                                  w.lane, [&](int r, uint32_t offset) {
+                                  w.lane, unit_bytes(args, u),
+                                  [&](int r, uint32_t offset) {
                                       return *reinterpret_cast<const uint4 *>(
                                           rows + r * CHUNK + offset);
                                   });
@@ -719,6 +650,10 @@ kernel_of(epx_dtype_t dtype, cuda_mover_t mover)
 {
     bool is_bulk = mover == CUDA_MOVER_BULK;
 
+    if (dtype == LOGFMT) {
+        return is_bulk ? combine_kernel<LOGFMT, true>
+                       : combine_kernel<LOGFMT, false>;
+    }
     switch (dtype) {
     case EPX_F32:
         return is_bulk ? combine_kernel<EPX_F32, true>
@@ -737,10 +672,10 @@ kernel_of(epx_dtype_t dtype, cuda_mover_t mover)
 cudaError_t
 cuda_combine_load(size_t max_shared)
 {
-    const epx_dtype_t dtypes[] = { EPX_F32, EPX_F16, EPX_BF16 };
+    const epx_dtype_t dtypes[] = { EPX_F32, EPX_F16, EPX_BF16, LOGFMT };
     cudaError_t error = cudaSuccess;
 
-    for (int i = 0; i < 6 && error == cudaSuccess; i++) {
+    for (int i = 0; i < 8 && error == cudaSuccess; i++) {
         error = cudaFuncSetAttribute(
             kernel_of(dtypes[i / 2], (cuda_mover_t)(i % 2)),
             cudaFuncAttributeMaxDynamicSharedMemorySize, (int)max_shared);
@@ -800,7 +735,9 @@ cuda_combine_launch(const cuda_combine_args_t *args, epx_dtype_t dtype,
 {
     size_t shared =
         shared_make(args->view.num_ranks, mover == CUDA_MOVER_BULK).end;
+    epx_dtype_t adds =
+        args->post.signature.quantize == EPX_QUANTIZE_LOGFMT10 ? LOGFMT : dtype;
 
-    kernel_of(dtype, mover)<<<num_blocks, WARPS * 32, shared, stream>>>(*args);
+    kernel_of(adds, mover)<<<num_blocks, WARPS * 32, shared, stream>>>(*args);
     return cudaGetLastError();
 }
