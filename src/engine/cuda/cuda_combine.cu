@@ -556,7 +556,7 @@ pull(const cuda_combine_args_t &args, const epx__post_t &post, char *shared)
     if (!posts_wait<epx__post_t, true>(
             args.view, post.step, CUDA_IN_COMBINE, post.signature,
             args.plan.rank_rows, blockIdx.x == 0 ? args.wait_ns : nullptr,
-            &post, [&](int r, const epx__post_t &theirs, const peer &p) {
+            [&](int r, const epx__post_t &theirs, const peer &p) {
                 return threadIdx.x % 32 != 0 ||
                        source_open(args, r, theirs, p, &sources[r]);
             })) {

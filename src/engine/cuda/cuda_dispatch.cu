@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(256, 1)
     target *targets = reinterpret_cast<target *>(shared);
     bool ok = posts_wait<epx__post_t, false>(
         view, step, CUDA_IN_DISPATCH, post.signature, args.plan.rank_rows,
-        blockIdx.x == 0 ? args.wait_ns : nullptr, &post,
+        blockIdx.x == 0 ? args.wait_ns : nullptr,
         [&](int r, const epx__post_t &theirs, const peer &p) {
             return target_open(args, r, theirs, p, &targets[r]);
         });

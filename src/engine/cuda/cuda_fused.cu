@@ -417,7 +417,7 @@ look_at_heads(const cuda_fused_args_t &args, const block &b, uint64_t step,
 
     return posts_look<head, false>(
         move.view, step, CUDA_IN_DISPATCH, mine, move.plan.rank_rows,
-        is_clerk() ? move.wait_ns : nullptr, nullptr,
+        is_clerk() ? move.wait_ns : nullptr,
         [&](int r, const head &h, const peer &p) {
             if (h.row.bad_entry != 0) {
                 atomicMin(refused_by, r);

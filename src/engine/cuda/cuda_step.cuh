@@ -488,34 +488,27 @@ struct posts_seen {
 // Wait for every rank's post, and with Part = head its count row, compare the
 // posts (`mine` is this rank's) and open what each is about: open(rank, part,
 // peer), called by a warp, says whether it can be.  Adds to wait_ns[r], if that
-// is not null, how long that took.  The own part, unless null, need not come
-// through memory. posts_agree must follow.
+// is not null, how long that took.  posts_agree must follow.
 template <typename Part, bool ACQUIRES, typename Open>
 EPX__DEVICE posts_seen
 posts_look(const cuda_view_t &view, uint64_t step, cuda_what_t what,
            const epx__signature_t &mine, const uint64_t *rank_rows,
-           int64_t *wait_ns, const Part *own, Open open)
+           int64_t *wait_ns, Open open)
 {
     constexpr int WARPS = 16;
     __shared__ Part parts[WARPS];
     posts_seen seen = { true, true, true, 0, 0 };
     int warp = threadIdx.x / 32, num_warps = blockDim.x / 32;
+    Part *part = &parts[warp];
     uint64_t start = wait_ns == nullptr ? 0 : global_timer_ns();
 
     for (int r = warp; r < view.num_ranks && seen.waited; r += num_warps) {
         // Read while the words are on their way.
         peer p = { view.segments[r], view.segment_bytes[r], rank_rows[r] };
 
-        const Part *part = &parts[warp];
-
-        if (r == view.rank && own != nullptr) {
-            part = own;
-        } else {
-            __syncwarp();
-            seen.waited =
-                words_wait<ACQUIRES>(view, step, what, r, 0, &parts[warp]);
-            __syncwarp();
-        }
+        __syncwarp();
+        seen.waited = words_wait<ACQUIRES>(view, step, what, r, 0, part);
+        __syncwarp();
         if (wait_ns != nullptr && threadIdx.x % 32 == 0 && r != view.rank) {
             wait_ns[r] += (int64_t)(global_timer_ns() - start);
         }
@@ -563,10 +556,10 @@ template <typename Part, bool ACQUIRES, typename Open>
 EPX__DEVICE bool
 posts_wait(const cuda_view_t &view, uint64_t step, cuda_what_t what,
            const epx__signature_t &mine, const uint64_t *rank_rows,
-           int64_t *wait_ns, const Part *own, Open open)
+           int64_t *wait_ns, Open open)
 {
     posts_seen seen = posts_look<Part, ACQUIRES>(view, step, what, mine,
-                                                 rank_rows, wait_ns, own, open);
+                                                 rank_rows, wait_ns, open);
 
     return posts_agree(view, step, what, mine, seen, true);
 }

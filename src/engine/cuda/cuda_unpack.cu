@@ -263,7 +263,7 @@ wait_slots(const cuda_unpack_args_t &args, uint64_t step,
     int64_t *wait_ns = blockIdx.x == 0 ? move.wait_ns : nullptr;
     bool ok = posts_wait<head, false>(
         view, step, CUDA_IN_DISPATCH, mine, move.plan.rank_rows, wait_ns,
-        nullptr, [&](int r, const head &h, const peer &p) {
+        [&](int r, const head &h, const peer &p) {
             if (h.row.bad_entry != 0) {
                 atomicMin(refused_by, r);
             }
