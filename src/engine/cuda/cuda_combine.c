@@ -4,6 +4,8 @@
 
 #include <inttypes.h>
 
+#define CACHE_SECTOR 32 /* bytes */
+
 /* A combine between its checks and its launch. */
 typedef struct draft {
     cuda_plan_t *plan;
@@ -112,7 +114,10 @@ fill_kernel(draft_t *draft)
     kernel->out = args->out;
     kernel->own_is_aligned = own % EPX_ROW_ALIGN == 0;
     cuda_combine_shape(kernel, most,
-                       cuda_blocks(plan->base.group, args->num_workers));
+                       cuda_blocks(plan->base.group, args->num_workers),
+                       args->quantize == EPX_QUANTIZE_LOGFMT10
+                           ? EPX_LOGFMT_BLOCK * sizeof(uint16_t)
+                           : CACHE_SECTOR);
     kernel->out_topk_weights = args->out_topk_weights;
     kernel->wait_ns = args->wait_ns;
     kernel->post.num_rows = (uint64_t)args->num_rows;

@@ -692,7 +692,7 @@ cuda_combine_shared_bytes(int num_ranks, cuda_mover_t mover)
 // Chunks are as long as can be, but where that leaves warps without work while
 // others do their last one.
 static void
-choose_chunk(cuda_combine_args_t *args, int num_blocks)
+choose_chunk(cuda_combine_args_t *args, int num_blocks, uint64_t unit)
 {
     constexpr uint64_t FEW = 12; // rounds of all warps
     uint64_t warps = (uint64_t)num_blocks * WARPS;
@@ -701,8 +701,8 @@ choose_chunk(cuda_combine_args_t *args, int num_blocks)
 
     args->chunk_bytes = CHUNK;
     for (uint64_t n = least; rounds <= FEW && n <= 2 * least; n++) {
-        // Whole sectors of the caches.
-        uint64_t bytes = ((args->row_bytes + n - 1) / n + 31) / 32 * 32;
+        uint64_t bytes =
+            ((args->row_bytes + n - 1) / n + unit - 1) / unit * unit;
         uint64_t chunks = (args->row_bytes + bytes - 1) / bytes;
         uint64_t cost =
             ((uint64_t)args->num_tokens * chunks + warps - 1) / warps * bytes;
@@ -718,11 +718,11 @@ choose_chunk(cuda_combine_args_t *args, int num_blocks)
 
 void
 cuda_combine_shape(cuda_combine_args_t *args, uint32_t rows_per_token,
-                   int num_blocks)
+                   int num_blocks, uint32_t unit_bytes)
 {
     uint32_t most = ROWS / 2; // two stages at least
 
-    choose_chunk(args, num_blocks);
+    choose_chunk(args, num_blocks, unit_bytes);
     args->batch_rows = rows_per_token < most ? rows_per_token : most;
     args->num_batches =
         (rows_per_token + args->batch_rows - 1) / args->batch_rows;

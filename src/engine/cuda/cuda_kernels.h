@@ -305,9 +305,9 @@ cudaError_t cuda_dispatch_launch(const cuda_dispatch_args_t *args,
                                  cudaStream_t stream);
 size_t cuda_combine_shared_bytes(int num_ranks, cuda_mover_t mover);
 /* Completes args: chunk_bytes, num_chunks, batch_rows, num_batches,
- * num_stages. */
+ * num_stages.  Chunks are whole units, each a divisor of CUDA_COMBINE_CHUNK. */
 void cuda_combine_shape(cuda_combine_args_t *args, uint32_t rows_per_token,
-                        int num_blocks);
+                        int num_blocks, uint32_t unit_bytes);
 cudaError_t cuda_combine_launch(const cuda_combine_args_t *args,
                                 epx_dtype_t dtype, cuda_mover_t mover,
                                 int num_blocks, cudaStream_t stream);
