@@ -249,7 +249,13 @@ strike(const world_t *world, const pid_t *pids)
     (void)usleep(200000); /* in the midst of it */
     set_word(FAILED_AT, (uint64_t)epx__now_ns());
     if (scenario->what == CUT) {
-        CHECK(hosts_cut(scenario->victim), "nft");
+        bool is_cut = hosts_cut(scenario->victim);
+
+        /* Uncut, they would stream to each other for ever. */
+        for (int32_t r = 0; r < scenario->num_ranks && !is_cut; r++) {
+            (void)kill(pids[r], SIGKILL);
+        }
+        CHECK(is_cut, "nft, of the package nftables, has failed");
         return;
     }
     CHECK(kill(victim, scenario->what == STOP || scenario->what == STOP_SHORTLY
