@@ -29,8 +29,8 @@ logfmt_range(const uint16_t *x, size_t length)
         int16_t high = (int16_t)(magnitude + to_infinity);
         uint16_t low = (uint16_t)(magnitude - EPX__LOGFMT_NORMAL);
 
-        max = high > max ? high : max;
-        min = low < min ? low : min;
+        max = (int16_t)(high > max ? high : max);
+        min = (uint16_t)(low < min ? low : min);
     }
     max = (int16_t)(max - to_infinity);
     return max < (int16_t)EPX__LOGFMT_NORMAL
