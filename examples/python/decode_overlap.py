@@ -18,7 +18,7 @@ import deep_ep
 import torch
 import torch.distributed as dist
 
-HIDDEN, EXPERTS, TOPK, TOKENS, LAYERS, STEPS = 512, 16, 4, 32, 4, 10
+HIDDEN, EXPERTS, TOPK, TOKENS, LAYERS, STEPS = 256, 16, 4, 16, 4, 5
 
 
 class Model:
