@@ -270,5 +270,8 @@ main(int argc, char **argv)
     }
     status = epx__job_run(&options);
     epx__hosts_free(&hosts);
+    if (options.is_member) {
+        free((void *)options.argv);
+    }
     return status;
 }

@@ -18,7 +18,8 @@ enum {
 struct epx__hosts;
 
 typedef struct epx__run_options {
-    char **argv;    /* the program and its arguments */
+    char **argv;    /* the program and its arguments; a member's is
+                     * allocated */
     int num_ranks;  /* on this host */
     int first_rank; /* of those */
     bool is_member; /* of a job on several hosts, for its launcher; */

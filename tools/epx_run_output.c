@@ -18,6 +18,9 @@ buffer_append(epx__buffer_t *buffer, const char *bytes, size_t count)
 {
     size_t needed = buffer->length + count;
 
+    if (count == 0) {
+        return true; /* data may still be NULL */
+    }
     if (needed > buffer->capacity) {
         size_t capacity = buffer->capacity == 0 ? 4096 : buffer->capacity;
         char *data;
