@@ -61,6 +61,17 @@ check_rows(const char *name, int64_t rows)
 }
 
 static epx_status_t
+check_quantized(epx_quantize_t quantize, epx_dtype_t dtype)
+{
+    return quantize == EPX_QUANTIZE_NONE || dtype == EPX_BF16
+               ? EPX_OK
+               : epx__fail(EPX_ERR_DTYPE,
+                           "args->quantize is %d with dtype %d; only EPX_BF16 "
+                           "(%d) can be quantised",
+                           quantize, dtype, EPX_BF16);
+}
+
+static epx_status_t
 check_payload(const epx_dispatch_args_t *args)
 {
     size_t bytes = epx_dtype_size(args->dtype);
@@ -78,11 +89,9 @@ check_payload(const epx_dispatch_args_t *args)
             EPX_ERR_INVALID, "args->quantize is %d; a dispatch allows %d to %d",
             args->quantize, EPX_QUANTIZE_NONE, EPX_QUANTIZE_F8E4M3_UE8M0);
     }
-    if (args->quantize != EPX_QUANTIZE_NONE && args->dtype != EPX_BF16) {
-        return epx__fail(EPX_ERR_DTYPE,
-                         "args->quantize is %d with dtype %d; only EPX_BF16 "
-                         "(%d) can be quantised",
-                         args->quantize, args->dtype, EPX_BF16);
+    status = check_quantized(args->quantize, args->dtype);
+    if (status != EPX_OK) {
+        return status;
     }
     status = check_row("a row of x", args->hidden, (int64_t)bytes);
     return status == EPX_OK && args->quantize != EPX_QUANTIZE_NONE
@@ -278,13 +287,7 @@ check_combine_quantize(const epx_combine_args_t *args)
             EPX_ERR_INVALID, "args->quantize is %d; a combine allows %d and %d",
             args->quantize, EPX_QUANTIZE_NONE, EPX_QUANTIZE_LOGFMT10);
     }
-    if (args->quantize != EPX_QUANTIZE_NONE && args->dtype != EPX_BF16) {
-        return epx__fail(EPX_ERR_DTYPE,
-                         "args->quantize is %d with dtype %d; only EPX_BF16 "
-                         "(%d) can be quantised",
-                         args->quantize, args->dtype, EPX_BF16);
-    }
-    return EPX_OK;
+    return check_quantized(args->quantize, args->dtype);
 }
 
 static epx_status_t

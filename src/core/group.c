@@ -387,10 +387,11 @@ stopwatch_look(stopwatch_t *watch, const wait_t *wait, bool is_end)
 static void
 stopwatch_start(stopwatch_t *watch, const wait_t *wait)
 {
-    *watch = (stopwatch_t){ .wait_ns = wait->group->wait_ns };
+    watch->wait_ns = wait->group->wait_ns;
     if (watch->wait_ns == NULL) {
         return;
     }
+    memset(watch->is_noted, 0, sizeof(watch->is_noted));
     for (int32_t rank = 0; rank < wait->group->num_ranks; rank++) {
         if (rank == wait->group->rank || !is_missing(wait, rank)) {
             watch->is_noted[rank / 64] |= UINT64_C(1) << rank % 64;

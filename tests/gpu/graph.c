@@ -175,16 +175,10 @@ graph_rank(world_rank_t *self, void *layer)
 int
 main(void)
 {
-    int failures = 0;
+    int failures;
 
     layer_need_card();
-    for (int layout = EPX_LAYOUT_RANK_MAJOR; layout <= EPX_LAYOUT_EXPERT_SLOTS;
-         layout++) {
-        layer_t *layer = layer_make((epx_layout_t)layout, RANKS, BATCHES);
-
-        failures += layer_run(layer, "graph", graph_rank);
-        layer_free(layer);
-    }
+    failures = layer_run_each(RANKS, BATCHES, "graph", graph_rank);
     printf("%d replays in each of 3 layouts: %d failed\n", REPLAYS, failures);
     return failures ? EXIT_FAILURE : EXIT_SUCCESS;
 }

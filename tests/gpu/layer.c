@@ -218,6 +218,23 @@ layer_run(const layer_t *layer, const char *what, world_fn *fn)
     return 1;
 }
 
+int
+layer_run_each(int32_t num_ranks, int32_t num_batches, const char *what,
+               world_fn *fn)
+{
+    int failures = 0;
+
+    for (int layout = EPX_LAYOUT_RANK_MAJOR; layout <= EPX_LAYOUT_EXPERT_SLOTS;
+         layout++) {
+        layer_t *layer =
+            layer_make((epx_layout_t)layout, num_ranks, num_batches);
+
+        failures += layer_run(layer, what, fn);
+        layer_free(layer);
+    }
+    return failures;
+}
+
 bool
 layer_cuda_failed(layer_rank_t *rank, cudaError_t error, const char *call)
 {

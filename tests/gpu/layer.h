@@ -56,6 +56,9 @@ void layer_need_card(void);
 
 /* Runs fn(self, layer) on every rank; 0, or 1 after telling what failed. */
 int layer_run(const layer_t *layer, const char *what, world_fn *fn);
+/* The same with a layer of each layout; how many failed. */
+int layer_run_each(int32_t num_ranks, int32_t num_batches, const char *what,
+                   world_fn *fn);
 
 /* One rank, its arrays on the card. */
 typedef struct layer_rank {

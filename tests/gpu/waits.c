@@ -98,15 +98,7 @@ waits_rank(world_rank_t *self, void *layer)
 int
 main(void)
 {
-    int failures = 0;
-
     layer_need_card();
-    for (int layout = EPX_LAYOUT_RANK_MAJOR; layout <= EPX_LAYOUT_EXPERT_SLOTS;
-         layout++) {
-        layer_t *layer = layer_make((epx_layout_t)layout, RANKS, 1);
-
-        failures += layer_run(layer, "waits", waits_rank);
-        layer_free(layer);
-    }
-    return failures ? EXIT_FAILURE : EXIT_SUCCESS;
+    return layer_run_each(RANKS, 1, "waits", waits_rank) ? EXIT_FAILURE
+                                                         : EXIT_SUCCESS;
 }

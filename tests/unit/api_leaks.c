@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* Two hundred rounds of making and destroying everything leave no descriptor,
  * thread or mapping behind. */
-#include "api_common.h"
-#include "conformance/world.h"
+#include "api_world.h"
 #include <dirent.h>
 #include <stdio.h>
 
@@ -149,27 +148,14 @@ many_rounds_rank(world_rank_t *self, void *context)
     }
 }
 
-static void
-nothing_is_left_behind(void **state)
-{
-    char text[2048];
-
-    if (!world_run(*(world_kind_t *)*state, RANKS, true, 0, many_rounds_rank,
-                   NULL, NULL, text, sizeof(text))) {
-        print_error("%s", text);
-        fail();
-    }
-}
-
 int
 main(void)
 {
-    world_kind_t threads = WORLD_THREAD;
-    world_kind_t processes = WORLD_SHM;
-    const struct CMUnitTest tests[] = {
-        { "processes", nothing_is_left_behind, NULL, NULL, &processes },
-        { "threads", nothing_is_left_behind, NULL, NULL, &threads },
+    const api_world_t world = {
+        .num_ranks = RANKS,
+        .own_bootstrap = true,
+        .fn = many_rounds_rank,
     };
 
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return api_world_main(&world);
 }

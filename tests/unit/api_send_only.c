@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* What never waits for a peer: new routing for a plan, a send-only dispatch
  * with receive slots, a send-only combine. */
-#include "api_common.h"
-#include "conformance/world.h"
+#include "api_world.h"
 
 enum { RANKS = 3, HIDDEN = 8, ROWS = RANKS * API_TOKENS };
 
@@ -115,27 +114,13 @@ in_turns_rank(world_rank_t *self, void *context)
     world_failed(self, epx_group_destroy(s->group), "epx_group_destroy");
 }
 
-static void
-a_send_waits_for_nobody(void **state)
-{
-    char text[2048];
-
-    if (!world_run(*(world_kind_t *)*state, RANKS, false, 0, in_turns_rank,
-                   NULL, NULL, text, sizeof(text))) {
-        print_error("%s", text);
-        fail();
-    }
-}
-
 int
 main(void)
 {
-    world_kind_t threads = WORLD_THREAD;
-    world_kind_t processes = WORLD_SHM;
-    const struct CMUnitTest tests[] = {
-        { "processes", a_send_waits_for_nobody, NULL, NULL, &processes },
-        { "threads", a_send_waits_for_nobody, NULL, NULL, &threads },
+    const api_world_t world = {
+        .num_ranks = RANKS,
+        .fn = in_turns_rank,
     };
 
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return api_world_main(&world);
 }

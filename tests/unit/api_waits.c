@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* wait_ns: how long an operation has waited for each rank. */
-#include "api_common.h"
+#include "api_world.h"
 #include "conformance/late.h"
 
 enum { RANKS = 3, HIDDEN = 8, ROWS = RANKS * API_TOKENS };
@@ -97,27 +97,14 @@ waits_rank(world_rank_t *self, void *context)
     world_failed(self, epx_group_destroy(waiter.group), "epx_group_destroy");
 }
 
-static void
-a_late_rank_stands_out(void **state)
-{
-    char text[RANKS * WORLD_TEXT];
-
-    if (!world_run(*(world_kind_t *)*state, RANKS, false, LATE_SHARED_BYTES,
-                   waits_rank, NULL, NULL, text, sizeof(text))) {
-        print_error("%s", text);
-        fail();
-    }
-}
-
 int
 main(void)
 {
-    world_kind_t threads = WORLD_THREAD;
-    world_kind_t processes = WORLD_SHM;
-    const struct CMUnitTest tests[] = {
-        { "processes", a_late_rank_stands_out, NULL, NULL, &processes },
-        { "threads", a_late_rank_stands_out, NULL, NULL, &threads },
+    const api_world_t world = {
+        .num_ranks = RANKS,
+        .shared_bytes = LATE_SHARED_BYTES,
+        .fn = waits_rank,
     };
 
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return api_world_main(&world);
 }

@@ -202,6 +202,28 @@ lane_grow(epx_group_t *group, cpu_lane_t *lane, uint64_t chunk_bytes)
     return status;
 }
 
+/* An error of the net breaks the group, if it is not the echo of what did. */
+static epx_status_t
+settle(epx_group_t *group, epx_status_t status)
+{
+    if (status == EPX_OK) {
+        return EPX_OK;
+    }
+    return epx__group_is_broken(group) ? epx__group_restore(group)
+                                       : epx__group_break(group, status);
+}
+
+/* Until all that was sent from the lane has been acknowledged. */
+static epx_status_t
+wait_acknowledged(epx_group_t *group, cpu_lane_t *lane, const char *what)
+{
+    epx_status_t status =
+        epx__net_done_wait(epx__group_net(group), &lane->done,
+                           epx__deadline_ns(group->timeout_ns), what);
+
+    return settle(group, status);
+}
+
 /* The first that nothing is sent from any more, if there is one. */
 static int
 find_free(const cpu_lane_t *lanes)
@@ -229,8 +251,7 @@ cpu_lane_take(epx_group_t *group, epx__lane_t kind, uint64_t chunk_bytes,
     if (i == CPU_LANES) {
         return epx__window_full();
     }
-    lanes[i].lends = true;
-    status = cpu_lane_wait_sent(group, &lanes[i], "sending to other nodes");
+    status = wait_acknowledged(group, &lanes[i], "sending to other nodes");
     if (status == EPX_OK && lanes[i].chunk_bytes < least) {
         status = lane_grow(group, &lanes[i], least);
     }
@@ -306,17 +327,6 @@ cpu_lane_check(int32_t rank, epx__lane_t kind, const epx__post_t *post)
     return EPX_OK;
 }
 
-/* An error of the net breaks the group, if it is not the echo of what did. */
-static epx_status_t
-settle(epx_group_t *group, epx_status_t status)
-{
-    if (status == EPX_OK) {
-        return EPX_OK;
-    }
-    return epx__group_is_broken(group) ? epx__group_restore(group)
-                                       : epx__group_break(group, status);
-}
-
 epx_status_t
 cpu_lane_send(epx_group_t *group, cpu_lane_t *lane, int32_t peer,
               uint32_t channel, uint64_t turn, const struct iovec *ranges,
@@ -340,13 +350,8 @@ cpu_lane_send(epx_group_t *group, cpu_lane_t *lane, int32_t peer,
 epx_status_t
 cpu_lane_wait_sent(epx_group_t *group, cpu_lane_t *lane, const char *what)
 {
-    epx_status_t status = EPX_OK;
-
-    if (lane->lends) {
-        status = epx__net_done_wait(epx__group_net(group), &lane->done,
-                                    epx__deadline_ns(group->timeout_ns), what);
-    }
-    return settle(group, status);
+    return lane->lends ? wait_acknowledged(group, lane, what)
+                       : settle(group, EPX_OK);
 }
 
 epx_status_t

@@ -572,25 +572,6 @@ pull(const cuda_combine_args_t &args, const epx__post_t &post, char *shared)
     return true;
 }
 
-// One warp: what this rank posts.
-__device__ void
-post_make(const cuda_combine_args_t &args, const start &now, epx__post_t *post)
-{
-    // Announcing takes a step; what only pulls belongs to an earlier one.
-    uint64_t step = args.posts ? now.state.step + 1 : now.routing.open_step;
-    const uint32_t *from = reinterpret_cast<const uint32_t *>(&args.post);
-
-    for (int i = threadIdx.x % 32; i < POST_WORDS; i += 32) {
-        reinterpret_cast<uint32_t *>(post)[i] = from[i];
-    }
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) {
-        post->step = step;
-        post->signature.plan_id = now.routing.plan_id;
-        post->arrivals = now.state.arrivals[epx__slot(step)] + args.num_pullers;
-    }
-}
-
 template <epx_dtype_t DTYPE, bool BULK>
 __global__ void
 __launch_bounds__(WARPS * 32, 1)
@@ -611,8 +592,11 @@ __launch_bounds__(WARPS * 32, 1)
     }
     if (is_last_warp) {
         start_keep(word, &now);
+        post_begin(args.post, &post);
         __syncwarp();
-        post_make(args, now, &post);
+        // Announcing takes a step; what only pulls belongs to an earlier one.
+        post_end(now, args.posts ? now.state.step + 1 : now.routing.open_step,
+                 args.num_pullers, &post);
     }
     __syncthreads();
     // A plan that was refused was so on every rank: nobody takes this step.

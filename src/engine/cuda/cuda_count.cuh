@@ -105,19 +105,7 @@ tell_verdict(const cuda_told_t &told, cuda_routing_t *routing,
     word_put(told.record->words, generation, refusal.status);
 }
 
-// All threads of a block: the counts that count(i) gives, of the rank tokens
-// and then the local experts' rows.
-template <typename Count>
-__device__ void
-tell_counts(const cuda_told_t &told, int num_counts, uint64_t generation,
-            Count count)
-{
-    for (int i = threadIdx.x; i < num_counts; i += blockDim.x) {
-        word_put(told.record->words + 1 + i, generation, count(i));
-    }
-}
-
-// EXPERT_SLOTS, block 0: wait for the counts of this rank's experts, and tell
+// EXPERT_SLOTS, one block: wait for the counts of this rank's experts, and tell
 // them whoever wants to know, unless the routing is refused; local[L] is zero
 // before.  False: the group is broken.
 __device__ bool

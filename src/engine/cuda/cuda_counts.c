@@ -126,13 +126,9 @@ take_in(cuda_plan_t *plan)
 static bool
 is_told(cuda_plan_t *plan)
 {
-    epx_status_t status;
-    uint32_t content;
+    uint32_t refusal;
 
-    if (!word_is_there(plan, 0, &content)) {
-        return false;
-    }
-    return cuda_counts_refused(plan, &status) || take_in(plan);
+    return word_is_there(plan, 0, &refusal) && (refusal != 0 || take_in(plan));
 }
 
 /* The stream has run dry without the counts: why? */

@@ -154,6 +154,11 @@ epx_status_t cuda_plan_route(epx_plan_t *base, int64_t num_tokens,
  * they have. */
 void cuda_plans_reclaim(epx_group_t *group, bool wait);
 
+/* Take note of new routing on its way to a stream; returns its generation, 0 in
+ * a graph. */
+uint64_t cuda_plan_renew(cuda_plan_t *plan, const cuda_op_t *op,
+                         int64_t num_tokens);
+
 /* cuda_counts.c */
 epx_status_t cuda_counts_open(cuda_plan_t *plan);
 void cuda_counts_close(cuda_plan_t *plan);
@@ -164,11 +169,6 @@ bool cuda_counts_refused(const cuda_plan_t *plan, epx_status_t *status_p);
 /* Until the counts of the last routing are there, or a reason why not. */
 epx_status_t cuda_counts_wait(cuda_plan_t *plan);
 epx_status_t cuda_plan_counts(epx_plan_t *base, epx_plan_counts_t *counts);
-
-/* Take note of new routing on its way to a stream; returns its generation, 0 in
- * a graph. */
-uint64_t cuda_plan_renew(cuda_plan_t *plan, const cuda_op_t *op,
-                         int64_t num_tokens);
 
 /* cuda_fused.c: dispatches that count their own routing. */
 /* Room for receive slots, if the plan has any; its shape is checked. */

@@ -6,8 +6,7 @@
 // Shared memory of a block, u32 unless said otherwise:
 //     targets [R]          struct target; not with slots
 //     before  [R + E]      rows of the tokens before this block's, then of
-//     those
-//                          before the round's; by rank and by expert
+//                          those before the round's; by rank and by expert
 //     total   [R + E]      of the rank
 //     local   [L]          rows that arrive for this rank's experts
 //     ranks   [E]          of the experts
@@ -427,15 +426,14 @@ own_number(const cuda_fused_args_t &args, const block &b, uint32_t count)
 
 // ---- 2. telling ----
 
-// One warp: the head's constant part, and then the rest, but for an entry that
-// is found to be bad.
+// One warp: the head, but for an entry that is found to be bad; begun and ended
+// as a post is.
 __device__ void
 head_begin(const cuda_fused_args_t &args, head *told)
 {
-    const uint32_t *post = reinterpret_cast<const uint32_t *>(&args.move.post);
-
-    for (int i = threadIdx.x % 32; i < HEAD_WORDS; i += 32) {
-        reinterpret_cast<uint32_t *>(told)[i] = i < POST_WORDS ? post[i] : 0;
+    post_begin(args.move.post, &told->post);
+    for (int i = POST_WORDS + threadIdx.x % 32; i < HEAD_WORDS; i += 32) {
+        reinterpret_cast<uint32_t *>(told)[i] = 0;
     }
 }
 
@@ -443,11 +441,9 @@ __device__ void
 head_end(const cuda_fused_args_t &args, const start &now, uint64_t step,
          head *told)
 {
+    post_end(now, step, gridDim.x, &told->post);
     if (threadIdx.x % 32 == 0) {
-        told->post.step = step;
-        told->post.signature.plan_id = now.routing.plan_id;
         told->post.slot_parity = now.routing.num_sends & 1;
-        told->post.arrivals = now.state.arrivals[epx__slot(step)] + gridDim.x;
         told->row.step = step;
         told->row.num_tokens = args.move.num_tokens;
     }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* Plans on the host: their memory, and what their kernels tell. */
+/* Plans on the host: their memory, and their routing. */
 #include "engine/cuda/cuda_engine.h"
 
 #include <inttypes.h>

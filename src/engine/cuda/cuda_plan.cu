@@ -557,13 +557,16 @@ tell_routing(const cuda_plan_args_t &args, const histograms &h, uint64_t step,
     if (refusal.status != 0) {
         return;
     }
-    tell_counts(args.told, view.num_ranks + args.plan.num_local, generation,
-                [&](int i) {
-                    return i >= view.num_ranks
-                               ? h.total[first + i]
-                               : count_read(words_at(view, view.rank, step, i),
-                                            view.rank);
-                });
+    // Tokens of each rank, then rows of each local expert.
+    for (int i = threadIdx.x; i < view.num_ranks + args.plan.num_local;
+         i += blockDim.x) {
+        uint32_t count =
+            i >= view.num_ranks
+                ? h.total[first + i]
+                : count_read(words_at(view, view.rank, step, i), view.rank);
+
+        word_put(args.told.record->words + 1 + i, generation, count);
+    }
 }
 
 __global__ void

@@ -72,15 +72,6 @@ ld_acquire_gpu(const uint32_t *word)
 }
 
 EPX__DEVICE void
-st_release_sys(uint64_t *word, uint64_t value)
-{
-    asm volatile("st.release.sys.global.u64 [%0], %1;"
-                 :
-                 : "l"(word), "l"(value)
-                 : "memory");
-}
-
-EPX__DEVICE void
 st_release_sys(uint32_t *word, uint32_t value)
 {
     asm volatile("st.release.sys.global.u32 [%0], %1;"

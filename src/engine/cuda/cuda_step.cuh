@@ -64,6 +64,30 @@ fence_acq_rel(const cuda_view_t &view)
     }
 }
 
+// One warp: a post as the host has drafted it, and once memory has told what it
+// holds, the rest.
+EPX__DEVICE void
+post_begin(const epx__post_t &draft, epx__post_t *post)
+{
+    const uint32_t *from = reinterpret_cast<const uint32_t *>(&draft);
+
+    for (int i = threadIdx.x % 32; i < EPX__POST_WORDS; i += 32) {
+        reinterpret_cast<uint32_t *>(post)[i] = from[i];
+    }
+}
+
+EPX__DEVICE void
+post_end(const start &now, uint64_t step, uint32_t num_blocks,
+         epx__post_t *post)
+{
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) {
+        post->step = step;
+        post->signature.plan_id = now.routing.plan_id;
+        post->arrivals = now.state.arrivals[epx__slot(step)] + num_blocks;
+    }
+}
+
 EPX__DEVICE bool
 is_broken(const cuda_view_t &view)
 {
