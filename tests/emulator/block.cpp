@@ -137,6 +137,7 @@ look_at(const void *word)
         pause(RUNS);
     }
     self->seen = word;
+    self->block->copies->put_word(word);
 }
 
 // False for the last of `count`, who goes on at once.

@@ -15,6 +15,8 @@ struct barrier_t {
 };
 static_assert(sizeof(barrier_t) == sizeof(uint64_t), "as CUDA's");
 
+static constexpr int MOST_LOOKS = 1 << 16;
+
 static barrier_t *
 barrier_at(uint64_t *word)
 {
@@ -54,10 +56,16 @@ barrier_wait(uint64_t *word, uint32_t parity)
 {
     copies *all = self->block->copies.get();
 
-    while (barrier_at(word)->parity == parity) {
-        size_t count = all->loads.size(), first = 0, i;
+    for (int looks = 0; barrier_at(word)->parity == parity; looks++) {
+        size_t count = all->loads.size(), i;
+        size_t first =
+            count == 0 ? 0 : self->block->random.below((uint32_t)count);
 
-        first = count == 0 ? 0 : self->block->random.below((uint32_t)count);
+        if (looks == MOST_LOOKS) {
+            fail("a thread waits for a barrier that misses %u arrivals and %d "
+                 "bytes",
+                 barrier_at(word)->missing, (int)barrier_at(word)->bytes);
+        }
         for (i = 0; i < count; i++) {
             if (all->loads[(first + i) % count].barrier == word) {
                 break;
@@ -134,6 +142,25 @@ wait_stores(unsigned groups_left, bool written)
     }
 }
 
+void
+put_relaxed(uint64_t *word, uint64_t value, bool adds)
+{
+    copies *all = self->block->copies.get();
+
+    all->put_word(word);
+    all->words.push_back({ word, value, adds });
+    if (!self->block->random.one_in(4)) {
+        all->put(all->words.size() - 1);
+    }
+}
+
+void
+fence()
+{
+    self->block->copies->put_words();
+    __atomic_thread_fence(__ATOMIC_ACQ_REL);
+}
+
 // ---- copying ----
 
 template <typename Copy>
@@ -173,9 +200,44 @@ copies::write(size_t i)
     drop(&stores, i);
 }
 
+void
+copies::put(size_t i)
+{
+    late_word_t late = words[i];
+
+    if (late.adds) {
+        (void)__atomic_fetch_add(late.word, late.value, __ATOMIC_RELAXED);
+    } else {
+        __atomic_store_n(late.word, late.value, __ATOMIC_RELAXED);
+    }
+    drop(&words, i);
+}
+
+void
+copies::put_word(const void *word)
+{
+    for (size_t i = words.size(); i-- > 0;) {
+        if (words[i].word == word) {
+            put(i);
+        }
+    }
+}
+
+void
+copies::put_words()
+{
+    while (!words.empty()) {
+        put(words.size() - 1);
+    }
+}
+
 bool
 copies::advance(emulator::random *random)
 {
+    if (!words.empty() && random->one_in(4)) {
+        put(random->below((uint32_t)words.size()));
+        return true;
+    }
     if (!loads.empty() && random->one_in(4)) {
         load(random->below((uint32_t)loads.size()));
         return true;
@@ -203,6 +265,7 @@ copies::finish()
     while (!stores.empty()) {
         write(stores.size() - 1);
     }
+    put_words();
 }
 
 } // namespace emulator

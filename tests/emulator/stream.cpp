@@ -15,10 +15,10 @@
 
 using work_t = std::function<void()>;
 
-// Of all that follows.  Whoever waits waits for the same condition: there is
-// little of this.
+// Of all that follows, and whoever waits for the end of something waits for the
+// same condition: there is little of this.
 static std::mutex lock;
-static std::condition_variable *const changed = new std::condition_variable;
+static std::condition_variable *const ended = new std::condition_variable;
 
 struct CUgraph_st {
     std::vector<work_t> works;
@@ -33,6 +33,7 @@ struct CUstream_st {
     std::deque<work_t> works;    // the first one runs
     cudaGraph_t graph = nullptr; // that it is captured in
     bool ends = false;
+    std::condition_variable given;
     std::thread thread;
 
     CUstream_st() : thread([this]() { serve(); })
@@ -46,7 +47,7 @@ struct CUstream_st {
             emulator::random_of(0, (uint64_t)(uintptr_t)this);
 
         for (;;) {
-            changed->wait(held, [&]() { return ends || !works.empty(); });
+            given.wait(held, [&]() { return ends || !works.empty(); });
             if (works.empty()) {
                 return;
             }
@@ -59,7 +60,9 @@ struct CUstream_st {
             work();
             held.lock();
             works.pop_front();
-            changed->notify_all();
+            if (works.empty()) {
+                ended->notify_all();
+            }
         }
     }
 };
@@ -96,7 +99,7 @@ give(cudaStream_t stream, work_t work)
         captured->push_back(std::move(work));
     } else {
         stream->works.push_back(std::move(work));
-        changed->notify_all();
+        stream->given.notify_one();
     }
 }
 
@@ -141,7 +144,7 @@ cudaStreamDestroy(cudaStream_t stream)
         std::lock_guard<std::mutex> held(lock);
 
         stream->ends = true;
-        changed->notify_all();
+        stream->given.notify_one();
     }
     stream->thread.join();
     delete stream;
@@ -168,7 +171,7 @@ cudaStreamSynchronize(cudaStream_t stream)
     if (of->graph != nullptr) {
         return error(cudaErrorStreamCaptureUnsupported);
     }
-    changed->wait(held, [&]() { return of->works.empty(); });
+    ended->wait(held, [&]() { return of->works.empty(); });
     return cudaSuccess;
 }
 
@@ -223,7 +226,7 @@ cudaEventRecord(cudaEvent_t event, cudaStream_t stream)
         std::lock_guard<std::mutex> then(lock);
 
         of->reached = std::max(of->reached, record);
-        changed->notify_all();
+        ended->notify_all();
     });
     return cudaSuccess;
 }
@@ -246,7 +249,7 @@ cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned)
     give(in, [=]() {
         std::unique_lock<std::mutex> then(lock);
 
-        changed->wait(then, [&]() { return of->reached >= record; });
+        ended->wait(then, [&]() { return of->reached >= record; });
     });
     return cudaSuccess;
 }
@@ -267,7 +270,7 @@ cudaEventSynchronize(cudaEvent_t event)
     auto of = event->of;
     uint64_t record = of->asked;
 
-    changed->wait(held, [&]() { return of->reached >= record; });
+    ended->wait(held, [&]() { return of->reached >= record; });
     return cudaSuccess;
 }
 

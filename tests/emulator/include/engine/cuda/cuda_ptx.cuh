@@ -58,32 +58,36 @@ ld_acquire_gpu(const uint32_t *word)
 EPX__DEVICE void
 st_release_sys(uint32_t *word, uint32_t value)
 {
+    emulator::fence();
     __atomic_store_n(word, value, __ATOMIC_RELEASE);
 }
 
 EPX__DEVICE void
 st_relaxed_sys(uint64_t *word, uint64_t value)
 {
-    __atomic_store_n(word, value, __ATOMIC_RELAXED);
+    emulator::put_relaxed(word, value, false);
 }
 
 EPX__DEVICE void
 red_add_relaxed_sys(uint64_t *word, uint64_t value)
 {
-    (void)__atomic_fetch_add(word, value, __ATOMIC_RELAXED);
+    emulator::put_relaxed(word, value, true);
 }
 
 EPX__DEVICE void
 red_add_release_gpu(uint32_t *word, uint32_t value)
 {
+    emulator::fence();
     (void)__atomic_fetch_add(word, value, __ATOMIC_RELEASE);
 }
 
 EPX__DEVICE uint32_t
 atom_inc_acq_rel_gpu(uint32_t *word, uint32_t limit)
 {
-    uint32_t old = __atomic_load_n(word, __ATOMIC_RELAXED);
+    uint32_t old;
 
+    emulator::fence();
+    old = __atomic_load_n(word, __ATOMIC_RELAXED);
     while (!__atomic_compare_exchange_n(word, &old, old >= limit ? 0 : old + 1,
                                         false, __ATOMIC_ACQ_REL,
                                         __ATOMIC_RELAXED)) {
@@ -94,13 +98,13 @@ atom_inc_acq_rel_gpu(uint32_t *word, uint32_t limit)
 EPX__DEVICE void
 fence_acq_rel_gpu()
 {
-    __atomic_thread_fence(__ATOMIC_ACQ_REL);
+    emulator::fence();
 }
 
 EPX__DEVICE void
 fence_acq_rel_sys()
 {
-    __atomic_thread_fence(__ATOMIC_ACQ_REL);
+    emulator::fence();
 }
 
 EPX__DEVICE uint32_t
