@@ -12,6 +12,13 @@
 
 enum { FAULT_MAX_RANKS = 5 };
 
+/* What ranks are; a card is an emulated one, whose memory is the host's. */
+#ifdef EPX_TEST_CUDA
+#define FAULT_DEVICE EPX_DEVICE_CUDA
+#else
+#define FAULT_DEVICE EPX_DEVICE_CPU
+#endif
+
 typedef enum fault_kind {
     FAULT_KILL,
     FAULT_STOP,          /* for good */

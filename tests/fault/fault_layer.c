@@ -4,6 +4,9 @@
 #include "conformance/rng.h"
 #include "fault.h"
 
+#ifdef EPX_TEST_CUDA
+#include <cuda_runtime_api.h>
+#endif
 #include <stdlib.h>
 #include <string.h>
 
@@ -157,6 +160,17 @@ check_received(const fault_layers_t *l, const epx_plan_counts_t *counts,
     return NULL;
 }
 
+#ifdef EPX_TEST_CUDA
+
+static epx_status_t
+settle(const fault_layers_t *l, epx_status_t status)
+{
+    (void)cudaStreamSynchronize(NULL);
+    return status == EPX_OK ? epx_group_status(l->group) : status;
+}
+
+#else
+
 /* With a queue, wait for what the call has queued. */
 static epx_status_t
 settle(const fault_layers_t *l, epx_status_t status)
@@ -165,6 +179,8 @@ settle(const fault_layers_t *l, epx_status_t status)
                ? epx_queue_synchronize(l->queue)
                : status;
 }
+
+#endif
 
 static epx_status_t
 plan_and_count(fault_layers_t *l, int32_t layer, epx_plan_counts_t *counts)

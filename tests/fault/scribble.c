@@ -141,6 +141,7 @@ rank_main(int32_t rank)
     pthread_t thread;
 
     config.bootstrap = &bootstrap;
+    config.device = FAULT_DEVICE;
     config.heap_bytes = 4 << 20;
     config.num_workers = 1;
     config.max_experts = 8;
