@@ -72,7 +72,8 @@ typedef struct fault_round {
     bool is_queued;
     bool is_split; /* EPX_SEND_ONLY */
     bool has_slots;
-    bool in_heap; /* arrays */
+    bool routes_ride; /* EPX_NEW_ROUTING, from the second layer on */
+    bool in_heap;     /* arrays */
     int32_t hidden;
     int32_t port;
     uint64_t timeout_ns;
