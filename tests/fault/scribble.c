@@ -180,7 +180,8 @@ draw_round(uint64_t seed)
     round->has_slots = rng_one_in(&rng, 2);
     round->in_heap = rng_one_in(&rng, 2);
     round->hidden = 64;
-    round->routes_ride = rng_one_in(&rng, 2);
+    round->routes_ride =
+        round->layout == EPX_LAYOUT_EXPERT_SLOTS && rng_one_in(&rng, 2);
 }
 
 static bool
