@@ -311,6 +311,7 @@ run_block(const launch_t &launch, unsigned index)
     here.met = {};
     here.num_left = 0;
     here.copies = std::make_unique<copies>();
+    here.copies->are_late = here.random.one_in(2);
     own_worker.open_shared(launch.shared_bytes);
     open_threads(&here);
     if (here.random.one_in(8)) {
