@@ -91,9 +91,14 @@ set_device(const epx__ucx_library_t *ucx, const epx__net_config_t *config,
     if (status != EPX_OK) {
         return status;
     }
-    return config->transports != NULL
-               ? set(ucx, settings, "TLS", transports)
-               : set_default(ucx, settings, "TLS", transports);
+    status = config->transports != NULL
+                 ? set(ucx, settings, "TLS", transports)
+                 : set_default(ucx, settings, "TLS", transports);
+    /* When a peer dies in the midst of a send that is not copied, UCX 1.13 ends
+     * it twice, which its assertions take for a reason to abort. */
+    return status == EPX_OK && strcmp(transports, "tcp") == 0
+               ? set_default(ucx, settings, "ZCOPY_THRESH", "inf")
+               : status;
 }
 
 epx_status_t
