@@ -14,6 +14,15 @@
 #define EPX__HAS_BULK 0
 #endif
 
+// The shared memory that the launch has asked for.
+EPX__DEVICE char *
+dynamic_shared()
+{
+    extern __shared__ __align__(128) char shared[];
+
+    return shared;
+}
+
 EPX__DEVICE uint64_t
 global_timer_ns()
 {
@@ -130,6 +139,20 @@ EPX__DEVICE void
 fence_acq_rel_sys()
 {
     asm volatile("fence.acq_rel.sys;" ::: "memory");
+}
+
+// The larger ones of two pairs of halves.
+EPX__DEVICE uint32_t
+max_u16x2(uint32_t a, uint32_t b)
+{
+#if __CUDA_ARCH__ >= 900
+    uint32_t max;
+
+    asm("max.u16x2 %0, %1, %2;" : "=r"(max) : "r"(a), "r"(b));
+    return max;
+#else
+    return __vmaxu2(a, b);
+#endif
 }
 
 // Rows are read once and written once: they need not stay in the caches.
