@@ -67,9 +67,9 @@ typedef struct epx__net_backend {
                          int *fd_p);
     epx_status_t (*connect)(void *state, int32_t peer, const void *address,
                             size_t address_bytes);
-    /* Whether every peer that was connected is, at both ends; NULL: connect
-     * has done all. */
-    bool (*is_settled)(void *state);
+    /* Once all ranks have connected, time and again: whether all peers are, at
+     * both ends; NULL: connect has done all. */
+    bool (*settle)(void *state);
     /* Errors come by epx__net_sent. */
     void (*post)(void *state, int32_t peer, epx__net_message_t *message);
     /* Do what is to be done, by the functions below.  Returns whether there was

@@ -141,7 +141,7 @@ is_settled(epx__net_t *net)
     bool is_over;
 
     epx__net_crank_take(net);
-    is_over = net->backend->is_settled(net->state);
+    is_over = net->backend->settle(net->state);
     epx__net_crank_leave(net);
     return is_over;
 }

@@ -316,8 +316,8 @@ epx__net_open(epx__net_t **net_p, const epx__net_config_t *config)
         net->has_thread = true;
         pin(net);
     }
-    status = net->backend->is_settled != NULL ? epx__net_settle(net, config)
-                                              : EPX_OK;
+    status =
+        net->backend->settle != NULL ? epx__net_settle(net, config) : EPX_OK;
     if (status != EPX_OK) {
         goto stop_thread;
     }

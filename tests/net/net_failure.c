@@ -361,7 +361,12 @@ main(void)
     }
     for (int w = 0; w < 2; w++) {
         for (size_t i = 0; i < sizeof(local) / sizeof(local[0]); i++) {
-            run(wires[w], &local[i], false);
+            /* UCX 1.13, where it emulates puts, aborts when the sender dies
+             * before it is told that its put has landed. */
+            if (wires[w] == EPX__NET_WIRE_AM ||
+                local[i].what != KILL_STREAMING) {
+                run(wires[w], &local[i], false);
+            }
         }
         if (hosts_make()) {
             run(wires[w], &cut, true);

@@ -443,19 +443,17 @@ ucx_connect(void *state, int32_t rank, const void *address,
     }
     status =
         ucx->library->ucp_ep_create(ucx->worker, &params, &ucx->peers[rank].ep);
-    if (status != UCS_OK) {
-        return epx__fail(EPX_ERR_SYSTEM, "UCX cannot reach rank %d: %s", rank,
-                         ucx->library->ucs_status_string(status));
-    }
-    epx__ucx_greet(&ucx->peers[rank]);
-    return EPX_OK;
+    return status == UCS_OK
+               ? EPX_OK
+               : epx__fail(EPX_ERR_SYSTEM, "UCX cannot reach rank %d: %s", rank,
+                           ucx->library->ucs_status_string(status));
 }
 
 const epx__net_backend_t epx__net_ucx = {
     .name = "ucx",
     .open = ucx_open,
     .connect = ucx_connect,
-    .is_settled = epx__ucx_is_settled,
+    .settle = epx__ucx_settle,
     .post = ucx_post,
     .poll = ucx_poll,
     .cancel_peer = ucx_cancel_peer,

@@ -38,6 +38,7 @@ struct ucx {
     ucp_worker_h worker;
     uint64_t num_requests; /* UCX has not ended */
     bool has_failures;
+    bool is_settling;
     ucx_peer_t *peers; /* [num_ranks] */
     ucx_share_t *shares;
     ucx_reach_t *reaches;
@@ -50,9 +51,9 @@ void epx__ucx_note_failure(ucx_peer_t *peer, ucs_status_t status);
 /* --- ucx_greet.c --- */
 /* Before anybody can reach the worker. */
 ucs_status_t epx__ucx_expect_greetings(ucx_t *ucx);
-void epx__ucx_greet(ucx_peer_t *peer);
-/* Whether all have greeted, and the own greetings are gone. */
-bool epx__ucx_is_settled(void *state);
+/* Greets all when it is called first; whether all have greeted, and the own
+ * greetings are gone. */
+bool epx__ucx_settle(void *state);
 
 /* --- ucx_puts.c --- */
 extern const epx__net_puts_t epx__ucx_puts;

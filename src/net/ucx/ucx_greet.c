@@ -3,8 +3,9 @@
  * UCX connects lazily, in exchanges of its own.  An endpoint that is closed in
  * the midst of one, while its peer's request is on the way, is answered for by
  * another endpoint, and the peer's UCX aborts its process for that (1.13.1). So
- * all ranks greet each other while the net is opened: once everybody has heard
- * everybody, no exchange is under way any more.
+ * all ranks greet each other while the net is opened, when none of them can
+ * fail any more by itself: once everybody has heard everybody, no exchange is
+ * under way.
  */
 #include "net/ucx/ucx_backend.h"
 
@@ -53,8 +54,8 @@ on_greeted(void *request, ucs_status_t status, void *user_data)
     }
 }
 
-void
-epx__ucx_greet(ucx_peer_t *peer)
+static void
+greet(ucx_peer_t *peer)
 {
     const ucp_request_param_t param = {
         .op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK |
@@ -74,10 +75,16 @@ epx__ucx_greet(ucx_peer_t *peer)
 }
 
 bool
-epx__ucx_is_settled(void *state)
+epx__ucx_settle(void *state)
 {
-    const ucx_t *ucx = state;
+    ucx_t *ucx = state;
 
+    for (int32_t rank = 0; rank < ucx->num_ranks && !ucx->is_settling; rank++) {
+        if (ucx->peers[rank].ep != NULL) {
+            greet(&ucx->peers[rank]);
+        }
+    }
+    ucx->is_settling = true;
     for (int32_t rank = 0; rank < ucx->num_ranks; rank++) {
         if (ucx->peers[rank].ep != NULL && !ucx->peers[rank].has_greeted) {
             return false;
