@@ -229,7 +229,7 @@ lend_half(epx__net_t *net, uint32_t channel, int32_t source, uint64_t turn,
         free(lent);
         return status;
     }
-    net->peers[source].lent[channel * 2 + turn % 2] = lent;
+    net->peers[source].lent[epx__net_half(channel, turn)] = lent;
     lent->told.pending = 1;
     note.one = (struct iovec){ &lent->note, sizeof(lent->note) };
     note.done = &lent->told;
@@ -273,7 +273,7 @@ epx__net_slot_take_back(epx__net_t *net, uint32_t channel, int32_t source,
     if (net->puts == NULL) {
         return EPX_OK;
     }
-    lent = &net->peers[source].lent[(uint64_t)channel * 2];
+    lent = &net->peers[source].lent[epx__net_half(channel, 0)];
     for (;;) {
         uint32_t event = epx__net_event(net);
 

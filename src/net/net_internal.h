@@ -62,6 +62,13 @@ typedef struct epx__net_lent {
     epx__net_done_t told; /* that note */
 } epx__net_lent_t;
 
+/* The place of a turn's half of a slot in the tables of halves. */
+static inline uint64_t
+epx__net_half(uint32_t channel, uint64_t turn)
+{
+    return (uint64_t)channel * 2 + turn % 2;
+}
+
 /* Memory of a peer that this rank may put to. */
 typedef struct epx__net_reach {
     void *reach; /* the backend's; NULL: none has been told */
@@ -213,9 +220,11 @@ epx_status_t epx__net_open_alone(epx__net_t *net,
                                  epx__net_card_t *card);
 
 /* --- net_meet.c --- */
-epx_status_t epx__net_meet(epx__net_t *net, const epx__net_config_t *config);
+epx_status_t epx__net_meet(epx__net_t *net, const epx__net_config_t *config,
+                           int64_t deadline_ns);
 /* Until all peers are connected, at both ends; the thread is at work. */
-epx_status_t epx__net_settle(epx__net_t *net, const epx__net_config_t *config);
+epx_status_t epx__net_settle(epx__net_t *net, const epx__net_config_t *config,
+                             int64_t deadline_ns);
 
 /* --- net_ring.c --- */
 void epx__net_ring_init(epx__net_ring_t *ring);

@@ -96,10 +96,10 @@ agree(const epx__net_config_t *config, epx_status_t status, int32_t *statuses,
 }
 
 epx_status_t
-epx__net_meet(epx__net_t *net, const epx__net_config_t *config)
+epx__net_meet(epx__net_t *net, const epx__net_config_t *config,
+              int64_t deadline_ns)
 {
     size_t num_ranks = (size_t)config->num_ranks;
-    int64_t deadline = epx__deadline_ns(config->timeout_ns);
     epx__net_card_t *cards = calloc(num_ranks + 1, sizeof(*cards));
     int32_t *statuses = calloc(num_ranks, sizeof(*statuses));
     epx__net_card_t *own = cards == NULL ? NULL : &cards[num_ranks];
@@ -122,12 +122,12 @@ epx__net_meet(epx__net_t *net, const epx__net_config_t *config)
     own->status = epx__net_open_alone(net, config, own);
     epx__error_save(&error, own->status);
     status = config->allgather(config->allgather_context, own, cards,
-                               sizeof(*own), deadline);
+                               sizeof(*own), deadline_ns);
     if (error.status != EPX_OK) {
         status = epx__error_restore(&error);
     } else if (status == EPX_OK) {
         status = connect_all(net, cards);
-        status = agree(config, status, statuses, deadline);
+        status = agree(config, status, statuses, deadline_ns);
     }
 free_cards:
     free(statuses);
@@ -160,9 +160,9 @@ check_peers(epx__net_t *net)
 }
 
 epx_status_t
-epx__net_settle(epx__net_t *net, const epx__net_config_t *config)
+epx__net_settle(epx__net_t *net, const epx__net_config_t *config,
+                int64_t deadline_ns)
 {
-    int64_t deadline = epx__deadline_ns(config->timeout_ns);
     int32_t *statuses = calloc((size_t)config->num_ranks, sizeof(*statuses));
     epx_status_t status = EPX_OK;
 
@@ -174,15 +174,18 @@ epx__net_settle(epx__net_t *net, const epx__net_config_t *config)
         const struct timespec nap = { 0, 50000 };
 
         status = check_peers(net);
-        if (status == EPX_OK && epx__now_ns() >= deadline) {
+        if (status == EPX_OK && epx__now_ns() >= deadline_ns) {
             status = epx__fail(EPX_ERR_TIMEOUT,
                                "rank %d is not connected to all other hosts in "
                                "time",
                                config->rank);
         }
+        if (config->is_manual) {
+            (void)epx__net_progress(net, epx__now_ns());
+        }
         (void)nanosleep(&nap, NULL);
     }
-    status = agree(config, status, statuses, deadline);
+    status = agree(config, status, statuses, deadline_ns);
     free(statuses);
     return status;
 }

@@ -290,13 +290,14 @@ epx_status_t
 epx__net_open(epx__net_t **net_p, const epx__net_config_t *config)
 {
     epx__net_t *net = new_net(config);
+    int64_t deadline = epx__deadline_ns(config->timeout_ns);
     epx_status_t status;
 
     *net_p = NULL;
     if (net == NULL) {
         return epx__fail(EPX_ERR_NO_MEMORY, "no memory for the network");
     }
-    status = epx__net_meet(net, config);
+    status = epx__net_meet(net, config, deadline);
     if (status != EPX_OK) {
         goto release_net;
     }
@@ -316,8 +317,9 @@ epx__net_open(epx__net_t **net_p, const epx__net_config_t *config)
         net->has_thread = true;
         pin(net);
     }
-    status =
-        net->backend->settle != NULL ? epx__net_settle(net, config) : EPX_OK;
+    status = net->backend->settle != NULL
+                 ? epx__net_settle(net, config, deadline)
+                 : EPX_OK;
     if (status != EPX_OK) {
         goto stop_thread;
     }

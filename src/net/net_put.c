@@ -37,7 +37,7 @@ payload_target(const epx__net_t *net, const epx__net_peer_t *peer,
                                sizeof(*header) };
     }
     /* epx__net_has_place has seen that the whole turn fits. */
-    slot = &peer->slots_there[header->channel * 2 + header->turn % 2];
+    slot = &peer->slots_there[epx__net_half(header->channel, header->turn)];
     return (target_t){ slot->reach, slot->address + header->offset };
 }
 
@@ -137,7 +137,7 @@ epx__net_has_place(epx__net_t *net, int32_t rank, const epx__net_job_t *job)
     if (net->puts == NULL || header->total <= net->box.inline_bytes) {
         return true;
     }
-    slot = &peer->slots_there[header->channel * 2 + header->turn % 2];
+    slot = &peer->slots_there[epx__net_half(header->channel, header->turn)];
     if (slot->reach == NULL) {
         if (!peer->owes_note && peer->next_acked == peer->next_sent) {
             peer->heard_ns = net->now_ns; /* its turn to tell */
@@ -159,7 +159,7 @@ epx__net_told(epx__net_t *net, int32_t rank, const epx__net_header_t *header)
     epx__net_peer_t *peer = &net->peers[rank];
     const epx__net_note_t *note = &peer->note;
     epx__net_reach_t *slot =
-        &peer->slots_there[header->channel * 2 + header->turn % 2];
+        &peer->slots_there[epx__net_half(header->channel, header->turn)];
 
     if (note->bytes == 0 || note->address > UINT64_MAX - note->bytes ||
         note->key_bytes > sizeof(note->key)) {
