@@ -253,10 +253,16 @@ typedef struct epx_network_config {
                                  1..16 */
     int32_t core;             /* that the network's thread is pinned to; -1:
                                  none */
+    /* How bytes move: "am" by UCX's active messages, "rma" by puts into memory
+     * of the peer, "auto" by puts where transports of InfiniBand or RoCE do
+     * them (docs/networking.md).  All ranks must come to the same, else
+     * epx_group_create fails with EPX_ERR_MISMATCH.  NULL: EPX_NET_WIRE, else
+     * "auto". */
+    const char *wire;
 } epx_network_config_t;
 
 #define EPX_NETWORK_CONFIG_INIT \
-    { sizeof(epx_network_config_t), 0, 0, -1, -1, -1, -1, -1, -1 }
+    { sizeof(epx_network_config_t), 0, 0, -1, -1, -1, -1, -1, -1, 0 }
 
 typedef struct epx_group_config {
     size_t size;

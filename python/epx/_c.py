@@ -77,6 +77,7 @@ class NetworkConfig(Struct):
         ("adaptive_routing", c_int32),
         ("num_lanes", c_int32),
         ("core", c_int32),
+        ("wire", c_char_p),
     ]
 
 

@@ -44,6 +44,7 @@ class Network(NamedTuple):
     adaptive_routing: int = -1
     num_lanes: int = -1
     core: int = -1
+    wire: Optional[str] = None
 
     def to_c(self) -> _c.NetworkConfig:
         """The struct."""
