@@ -28,12 +28,14 @@ epx__lost_tell(epx_group_t *group, const epx__error_t *error)
 {
     epx__vitals_t *own = epx__lost_vitals(group, group->rank);
 
-    if (!is_joined(group) || own == NULL) {
+    if (!is_joined(group)) {
         return;
     }
-    own->status = (int32_t)error->status;
-    (void)snprintf(own->text, sizeof(own->text), "%.*s",
-                   (int)sizeof(own->text) - 1, error->text);
+    if (own != NULL) {
+        own->status = (int32_t)error->status;
+        (void)snprintf(own->text, sizeof(own->text), "%.*s",
+                       (int)sizeof(own->text) - 1, error->text);
+    }
     if (epx__load_u32(&group->has_remote) != 0) {
         group->remote.tell(group->remote.context, error);
     }

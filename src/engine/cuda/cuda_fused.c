@@ -32,7 +32,8 @@ cuda_can_count(const cuda_plan_t *plan, const cuda_dispatch_args_t *move)
     size_t most = cuda_engine(plan->base.group)->max_shared;
     cuda_fused_args_t args = draft_fused(plan, move);
 
-    return plan->base.key.layout == EPX_LAYOUT_EXPERT_SLOTS &&
+    return !cuda_spans_nodes(plan->base.group) &&
+           plan->base.key.layout == EPX_LAYOUT_EXPERT_SLOTS &&
            plan->base.key.max_tokens_per_rank * plan->base.key.topk <=
                MOST_ENTRIES &&
            cuda_fused_shape(&args, 1, most) <= most;
@@ -93,7 +94,8 @@ cuda_slots_open(cuda_plan_t *plan)
     void *block = NULL;
     epx_status_t status;
 
-    if (key->send_only_row_bytes == 0) {
+    /* Between nodes rows go their usual way, in a send-only dispatch, too. */
+    if (key->send_only_row_bytes == 0 || cuda_spans_nodes(group)) {
         return EPX_OK;
     }
     if (key->max_tokens_per_rank * key->topk > INT32_MAX) {

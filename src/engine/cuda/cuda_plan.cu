@@ -274,6 +274,9 @@ send_counts(const cuda_plan_args_t &args, const histograms &h, uint64_t step,
     __syncthreads();
     for (int r = blockIdx.x; r < view.num_ranks; r += gridDim.x) {
         int peer = (view.rank + 1 + r) % view.num_ranks;
+        if (!is_told(view, peer)) {
+            continue;
+        }
         uint64_t *words = words_at(view, peer, step, view.rank) + POST_WORDS;
         const uint32_t *from = reinterpret_cast<const uint32_t *>(&row);
 
@@ -331,6 +334,9 @@ keep_slots(const cuda_plan_args_t &args, const epx__count_row_t &row, int r)
 
     peer p = { args.view.segments[r], args.view.segment_bytes[r], 0 };
 
+    if (!is_near(args.view, r)) {
+        return true;
+    }
     if (!extent_fits(args.view, p, row.slots_offset,
                      count * args.view.num_ranks, args.slot_bytes,
                      EPX_ROW_ALIGN)) {
@@ -533,6 +539,31 @@ write_routes(const cuda_plan_args_t &args, const histograms &h)
     }
 }
 
+// Block 0: the most tokens that any rank has, for which regions have room.
+__device__ void
+tell_most_tokens(const cuda_plan_args_t &args, uint64_t step,
+                 uint64_t generation)
+{
+    __shared__ uint32_t most;
+    const cuda_view_t &view = args.view;
+
+    if (threadIdx.x == 0) {
+        most = 0;
+    }
+    __syncthreads();
+    for (int r = threadIdx.x; r < view.num_ranks; r += blockDim.x) {
+        atomicMax(&most, (uint32_t)words_read<epx__count_row_t>(view, step, r,
+                                                                POST_WORDS)
+                             .num_tokens);
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        word_put(args.told.record->words + 1 + view.num_ranks +
+                     args.plan.num_local,
+                 generation, most);
+    }
+}
+
 // Block 0: what later kernels and the host are told.
 __device__ void
 tell_routing(const cuda_plan_args_t &args, const histograms &h, uint64_t step,
@@ -566,6 +597,9 @@ tell_routing(const cuda_plan_args_t &args, const histograms &h, uint64_t step,
                 : count_read(words_at(view, view.rank, step, i), view.rank);
 
         word_put(args.told.record->words + 1 + i, generation, count);
+    }
+    if (view.nodes.num_nodes > 1) {
+        tell_most_tokens(args, step, generation);
     }
 }
 

@@ -14,6 +14,15 @@
 #define EPX__HAS_BULK 0
 #endif
 
+// The shared memory that the launch has asked for.
+EPX__DEVICE char *
+dynamic_shared()
+{
+    extern __shared__ __align__(128) char shared[];
+
+    return shared;
+}
+
 EPX__DEVICE uint64_t
 global_timer_ns()
 {

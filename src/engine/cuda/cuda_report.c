@@ -16,6 +16,8 @@ name_of(uint32_t what)
         return "a dispatch";
     case CUDA_IN_COMBINE:
         return "a combine";
+    case CUDA_IN_RAIL:
+        return "an operation between nodes";
     default:
         return "a kernel";
     }
@@ -62,8 +64,9 @@ mismatched(const epx_group_t *group, const cuda_report_t *report)
                                  &report->posts[1].signature);
 }
 
-epx_status_t
-cuda_check(epx_group_t *group)
+/* The device's error, as this thread's last; EPX_OK: none, or it is known. */
+static epx_status_t
+find_error(epx_group_t *group)
 {
     const cuda_report_t *report = cuda_engine(group)->view.report;
     epx_status_t status;
@@ -95,7 +98,25 @@ cuda_check(epx_group_t *group)
                            "the ranks disagreed in %s, but no longer do",
                            name_of(report->what));
     }
-    return epx__group_break(group, status);
+    return status;
+}
+
+epx_status_t
+cuda_check(epx_group_t *group)
+{
+    epx_status_t status = find_error(group);
+
+    return status == EPX_OK ? EPX_OK : epx__group_break(group, status);
+}
+
+void
+cuda_look(epx_group_t *group)
+{
+    epx_status_t status = find_error(group);
+
+    if (status != EPX_OK) {
+        epx__group_end(group, status);
+    }
 }
 
 static epx_status_t
