@@ -28,9 +28,10 @@ string(REPLACE "-DNDEBUG" "" CMAKE_C_FLAGS_RELWITHDEBINFO
        "${CMAKE_C_FLAGS_RELWITHDEBINFO}")
 
 # Results are the same bits on every machine: no contraction of a * b + c.
-add_compile_options(-Wall -Wextra -Wshadow -Wstrict-prototypes -Wvla
-                    -Wmissing-prototypes -ffp-contract=off -fno-math-errno
-                    -fvisibility=hidden)
+add_compile_options(-Wall -Wextra -Wshadow -Wvla -ffp-contract=off
+                    -fno-math-errno -fvisibility=hidden)
+add_compile_options($<$<COMPILE_LANGUAGE:C>:-Wstrict-prototypes>
+                    $<$<COMPILE_LANGUAGE:C>:-Wmissing-prototypes>)
 add_compile_definitions(_GNU_SOURCE)
 if(EPX_WERROR)
   add_compile_options(-Werror)

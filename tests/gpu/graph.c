@@ -5,7 +5,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-enum { RANKS = 4, BATCHES = 16, REPLAYS = 1000, IN_FLIGHT = 8 };
+enum { RANKS = 4, BATCHES = 16, IN_FLIGHT = 8 };
+
+static int32_t num_replays = 1000; /* or argv[1] */
 
 typedef struct graph_run {
     layer_rank_t rank;
@@ -123,7 +125,7 @@ replay_all(graph_run_t *run)
     layer_rank_t *rank = &run->rank;
     bool ok = true;
 
-    for (int32_t first = 0; ok && first < REPLAYS; first += IN_FLIGHT) {
+    for (int32_t first = 0; ok && first < num_replays; first += IN_FLIGHT) {
         for (int32_t i = first; ok && i < first + IN_FLIGHT; i++) {
             ok = replay(run, i);
         }
@@ -173,12 +175,16 @@ graph_rank(world_rank_t *self, void *layer)
 }
 
 int
-main(void)
+main(int argc, char **argv)
 {
     int failures;
 
     layer_need_card();
+    if (argc > 1) {
+        num_replays = (int32_t)strtol(argv[1], NULL, 10);
+    }
     failures = layer_run_each(RANKS, BATCHES, "graph", graph_rank);
-    printf("%d replays in each of 3 layouts: %d failed\n", REPLAYS, failures);
+    printf("%d replays in each of 3 layouts: %d failed\n", num_replays,
+           failures);
     return failures ? EXIT_FAILURE : EXIT_SUCCESS;
 }

@@ -7,6 +7,7 @@
 //     4. each block tells every rank that it is done; block 0 waits for the
 //        blocks of all ranks: then x may change
 // A send-only combine is 1 alone, and its completion 2 to 4.
+#include "engine/cuda/cuda_launch.cuh"
 #include "engine/cuda/cuda_pull.cuh"
 
 namespace
@@ -17,7 +18,7 @@ __global__ void
 __launch_bounds__(WARPS * 32, 1)
     combine_kernel(const __grid_constant__ cuda_combine_args_t args)
 {
-    extern __shared__ __align__(128) char shared[];
+    char *shared = dynamic_shared();
     __shared__ epx__post_t post;
     __shared__ start now;
     const cuda_view_t &view = args.view;
@@ -163,6 +164,6 @@ cuda_combine_launch(const cuda_combine_args_t *args, epx_dtype_t dtype,
     epx_dtype_t adds =
         args->post.signature.quantize == EPX_QUANTIZE_LOGFMT10 ? LOGFMT : dtype;
 
-    kernel_of(adds, mover)<<<num_blocks, WARPS * 32, shared, stream>>>(*args);
-    return cudaGetLastError();
+    return launch(kernel_of(adds, mover), num_blocks, WARPS * 32, shared, *args,
+                  stream);
 }

@@ -13,6 +13,7 @@
 // there, later kernels forward (cuda_rail.cu).
 // cuda_wait_launch waits for the others of a send-only dispatch.
 #include "engine/cuda/cuda_count.cuh"
+#include "engine/cuda/cuda_launch.cuh"
 #include "engine/cuda/cuda_send.cuh"
 
 namespace
@@ -50,7 +51,7 @@ template <bool BULK, bool QUANTIZE>
 __global__ void __launch_bounds__(256, 1)
     dispatch_kernel(const __grid_constant__ cuda_dispatch_args_t args)
 {
-    extern __shared__ __align__(128) char shared[];
+    char *shared = dynamic_shared();
     __shared__ epx__post_t post;
     const cuda_view_t &view = args.view;
     uint64_t step = step_now(view);
@@ -214,13 +215,12 @@ cuda_dispatch_launch(const cuda_dispatch_args_t *args, cuda_mover_t mover,
     kernel_t kernel = kernel_of(mover, args->quantize != EPX_QUANTIZE_NONE);
     size_t shared = shared_make(*args, mover == CUDA_MOVER_BULK).end;
 
-    kernel<<<num_blocks, args->num_warps * 32, shared, stream>>>(*args);
-    return cudaGetLastError();
+    return launch(kernel, num_blocks, args->num_warps * 32, shared, *args,
+                  stream);
 }
 
 cudaError_t
 cuda_wait_launch(const cuda_wait_args_t *args, cudaStream_t stream)
 {
-    wait_kernel<<<1, 128, 0, stream>>>(*args);
-    return cudaGetLastError();
+    return launch(wait_kernel, 1, 128, 0, *args, stream);
 }

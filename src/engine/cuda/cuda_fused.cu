@@ -14,6 +14,7 @@
 // With receive slots it waits for nobody: instead of 4, rows go into this
 // rank's slots on each rank that wants the token, to be placed by cuda_unpack.
 #include "engine/cuda/cuda_fused.cuh"
+#include "engine/cuda/cuda_launch.cuh"
 
 namespace
 {
@@ -506,7 +507,7 @@ __global__ void
 __launch_bounds__(THREADS, 1)
     fused_kernel(const __grid_constant__ cuda_fused_args_t args)
 {
-    extern __shared__ __align__(128) char shared[];
+    char *shared = dynamic_shared();
     __shared__ start now;
     __shared__ head told;
     __shared__ unsigned long long bad_entry;
@@ -646,6 +647,5 @@ cuda_fused_launch(const cuda_fused_args_t *args, cuda_mover_t mover,
                                 args->to_slots != 0);
     size_t shared = block_map_make(*args, args->round_tokens).end;
 
-    kernel<<<num_blocks, THREADS, shared, stream>>>(*args);
-    return cudaGetLastError();
+    return launch(kernel, num_blocks, THREADS, shared, *args, stream);
 }

@@ -19,6 +19,7 @@
 //     ranks [E]            of the experts
 //     rounds [warps][3][ROUND]  entries at hand: experts, ranks, leaders' ranks
 #include "engine/cuda/cuda_count.cuh"
+#include "engine/cuda/cuda_launch.cuh"
 
 namespace
 {
@@ -41,7 +42,7 @@ struct histograms {
 __device__ histograms
 histograms_make(const cuda_plan_args_t &args)
 {
-    extern __shared__ __align__(16) uint32_t words[];
+    uint32_t *words = reinterpret_cast<uint32_t *>(dynamic_shared());
     histograms h;
 
     h.keys = args.view.num_ranks + (int)args.plan.key.num_experts;
@@ -703,7 +704,6 @@ cudaError_t
 cuda_plan_launch(const cuda_plan_args_t *args, int num_blocks,
                  cudaStream_t stream)
 {
-    plan_kernel<<<num_blocks, args->num_warps * 32,
-                  cuda_plan_shared_bytes(args), stream>>>(*args);
-    return cudaGetLastError();
+    return launch(plan_kernel, num_blocks, args->num_warps * 32,
+                  cuda_plan_shared_bytes(args), *args, stream);
 }

@@ -141,6 +141,20 @@ fence_acq_rel_sys()
     asm volatile("fence.acq_rel.sys;" ::: "memory");
 }
 
+// The larger ones of two pairs of halves.
+EPX__DEVICE uint32_t
+max_u16x2(uint32_t a, uint32_t b)
+{
+#if __CUDA_ARCH__ >= 900
+    uint32_t max;
+
+    asm("max.u16x2 %0, %1, %2;" : "=r"(max) : "r"(a), "r"(b));
+    return max;
+#else
+    return __vmaxu2(a, b);
+#endif
+}
+
 // Rows are read once and written once: they need not stay in the caches.
 EPX__DEVICE uint4
 ld_stream(const void *from)

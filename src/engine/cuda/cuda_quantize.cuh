@@ -23,19 +23,6 @@ f8e4m3x2_from_f32(float low, float high)
 // Magnitudes of bf16 grow as their bits do.
 constexpr uint32_t BF16_INFINITY = 0x7f80u;
 
-EPX__DEVICE uint32_t
-max_u16x2(uint32_t a, uint32_t b)
-{
-#if __CUDA_ARCH__ >= 900
-    uint32_t max;
-
-    asm("max.u16x2 %0, %1, %2;" : "=r"(max) : "r"(a), "r"(b));
-    return max;
-#else
-    return __vmaxu2(a, b);
-#endif
-}
-
 // A pair of magnitudes, a NaN as 0.
 EPX__DEVICE uint32_t
 without_nan(uint32_t pair)

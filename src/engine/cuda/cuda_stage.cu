@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Between the caller's arrays and the blocks of the heap that stand in for them
 // where peers must reach: the rows that were received, and no others.
+#include "engine/cuda/cuda_launch.cuh"
 #include "engine/cuda/cuda_step.cuh"
 
 namespace
@@ -131,6 +132,5 @@ cudaError_t
 cuda_stage_launch(const cuda_stage_args_t *args, int num_blocks,
                   cudaStream_t stream)
 {
-    stage_kernel<<<num_blocks, THREADS, 0, stream>>>(*args);
-    return cudaGetLastError();
+    return launch(stage_kernel, num_blocks, THREADS, 0, *args, stream);
 }

@@ -11,6 +11,7 @@
 //     begins  [R + 1]   slots before each source's
 //     before  [R][L]    rows before each source's, by expert
 #include "engine/cuda/cuda_count.cuh"
+#include "engine/cuda/cuda_launch.cuh"
 #include "engine/cuda/cuda_send.cuh"
 
 namespace
@@ -283,7 +284,7 @@ template <bool BULK>
 __global__ void __launch_bounds__(256, 1)
     unpack_kernel(const __grid_constant__ cuda_unpack_args_t args)
 {
-    extern __shared__ __align__(128) char shared[];
+    char *shared = dynamic_shared();
     __shared__ epx__signature_t mine;
     __shared__ int refused_by;
     const cuda_dispatch_args_t &move = args.move;
@@ -391,8 +392,6 @@ cuda_unpack_launch(const cuda_unpack_args_t *args, cuda_mover_t mover,
     bool is_bulk = mover == CUDA_MOVER_BULK;
     size_t shared = unpack_map_make(*args, is_bulk).end;
 
-    (is_bulk ? unpack_kernel<true>
-             : unpack_kernel<false>)<<<num_blocks, args->move.num_warps * 32,
-                                       shared, stream>>>(*args);
-    return cudaGetLastError();
+    return launch(is_bulk ? unpack_kernel<true> : unpack_kernel<false>,
+                  num_blocks, args->move.num_warps * 32, shared, *args, stream);
 }
