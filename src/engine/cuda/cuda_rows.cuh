@@ -285,18 +285,18 @@ nodes_open(const cuda_dispatch_args_t &args, target *targets)
     const cuda_nodes_t &nodes = args.view.nodes;
     int num_ranks = args.view.num_ranks;
 
-    for (int i = threadIdx.x; i < cuda_num_places(&args.view);
-         i += blockDim.x) {
-        if (i < num_ranks ? !is_near(args.view, i)
-                          : i - num_ranks != nodes.own) {
-            targets[i] = target{};
+    for (int r = threadIdx.x; r < num_ranks; r += blockDim.x) {
+        if (!is_near(args.view, r)) {
+            targets[r] = target{};
         }
     }
     for (int n = threadIdx.x; n < nodes.num_nodes; n += blockDim.x) {
+        target *to = &targets[num_ranks + n];
+
+        *to = target{};
         if (n == nodes.own) {
             continue;
         }
-        target *to = &targets[num_ranks + n];
         uint32_t count = args.plan.node_counts[n];
         char *base = cuda_region(&args.rail.by_node[EPX__LANE_OUT],
                                  cuda_far_node(n, nodes.own));

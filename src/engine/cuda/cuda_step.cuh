@@ -245,7 +245,7 @@ relay_has_failed(const cuda_view_t &view)
         ld_relaxed_sys(&view.nodes.relay->failed) == 0) {
         return false;
     }
-    (void)atomicExch(&view.state->broken, 1u);
+    (void)report_claim(view);
     return true;
 }
 
