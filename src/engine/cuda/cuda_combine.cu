@@ -159,8 +159,7 @@ cudaError_t
 cuda_combine_launch(const cuda_combine_args_t *args, epx_dtype_t dtype,
                     cuda_mover_t mover, int num_blocks, cudaStream_t stream)
 {
-    size_t shared =
-        shared_make(args->view, mover == CUDA_MOVER_BULK).end;
+    size_t shared = shared_make(args->view, mover == CUDA_MOVER_BULK).end;
     epx_dtype_t adds =
         args->post.signature.quantize == EPX_QUANTIZE_LOGFMT10 ? LOGFMT : dtype;
 

@@ -289,10 +289,9 @@ start(draft_t *draft, const cuda_op_t *op, bool *launched_p)
     if (status == EPX_OK && cuda_spans_nodes(draft->plan->base.group)) {
         draft->kernel.num_forwarders = (uint32_t)cuda_blocks(
             draft->plan->base.group, draft->args.num_workers);
-        status =
-            cuda_rail_open(op, EPX__STEP_DISPATCH, draft->kernel.row_bytes,
-                           (uint64_t)draft->kernel.num_scales,
-                           &draft->kernel.rail);
+        status = cuda_rail_open(op, EPX__STEP_DISPATCH, draft->kernel.row_bytes,
+                                (uint64_t)draft->kernel.num_scales,
+                                &draft->kernel.rail);
     }
     if (status == EPX_OK) {
         status = cuda_step_take(op, draft->kernel.is_send_only
@@ -320,8 +319,8 @@ route_first(draft_t *draft, epx_stream_t stream)
     }
     draft->is_new = false;
     return status == EPX_OK
-               ? cuda_plan_route(&draft->plan->base, args->num_tokens,
-                                 args->topk_idx, stream)
+               ? cuda_plan_route_timed(&draft->plan->base, args->num_tokens,
+                                       args->topk_idx, args->wait_ns, stream)
                : status;
 }
 

@@ -157,6 +157,10 @@ epx_status_t cuda_plan_open(epx_group_t *group, const epx_plan_args_t *args,
 epx_status_t cuda_plan_close(epx_plan_t *base);
 epx_status_t cuda_plan_route(epx_plan_t *base, int64_t num_tokens,
                              const void *topk_idx, epx_stream_t stream);
+/* The same, adding to wait_ns[R] how long it waits for each rank. */
+epx_status_t cuda_plan_route_timed(epx_plan_t *base, int64_t num_tokens,
+                                   const void *topk_idx, int64_t *wait_ns,
+                                   epx_stream_t stream);
 /* Give back what retired plans held, once they have run; with `wait`, until
  * they have. */
 void cuda_plans_reclaim(epx_group_t *group, bool wait);

@@ -170,6 +170,7 @@ typedef struct cuda_plan_args {
     uint32_t *block_totals; /* [blocks, R + E] scratch */
     cuda_told_t told;
     int32_t num_warps; /* of a block */
+    int64_t *wait_ns;  /* [R] */
 } cuda_plan_args_t;
 
 /* Dispatch. */
@@ -292,6 +293,7 @@ typedef struct cuda_turn_args {
     uint64_t *marks;
     cuda_tell_t tell;
     int32_t wait; /* for an epx__lane_t; -1: for nothing */
+    int64_t *wait_ns;
 } cuda_turn_args_t;
 
 /* Waiting for the end of a send-only dispatch. */

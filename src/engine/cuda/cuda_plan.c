@@ -307,6 +307,14 @@ epx_status_t
 cuda_plan_route(epx_plan_t *base, int64_t num_tokens, const void *topk_idx,
                 epx_stream_t stream)
 {
+    return cuda_plan_route_timed(base, num_tokens, topk_idx, NULL, stream);
+}
+
+epx_status_t
+cuda_plan_route_timed(epx_plan_t *base, int64_t num_tokens,
+                      const void *topk_idx, int64_t *wait_ns,
+                      epx_stream_t stream)
+{
     cuda_plan_t *plan = cuda_plan(base);
     cuda_plan_args_t args = {
         .view = cuda_engine(base->group)->view,
@@ -320,6 +328,7 @@ cuda_plan_route(epx_plan_t *base, int64_t num_tokens, const void *topk_idx,
         .slot_bytes = plan->slots.slot_bytes,
         .told.record = plan->seat->record,
         .num_warps = plan_warps(plan),
+        .wait_ns = wait_ns,
     };
     cuda_op_t op;
     epx_status_t status = cuda_op_begin(plan, stream, &op);

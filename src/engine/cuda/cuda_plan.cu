@@ -360,6 +360,8 @@ check_rows(const cuda_plan_args_t &args, uint64_t step, uint64_t plan_id,
     __shared__ epx__count_row_t rows[CUDA_PLAN_WARPS];
     const cuda_view_t &view = args.view;
     epx__count_row_t *row = &rows[threadIdx.x / 32];
+    int64_t *wait_ns = blockIdx.x == 0 ? args.wait_ns : nullptr;
+    uint64_t start = wait_ns == nullptr ? 0 : global_timer_ns();
     bool ok = true;
 
     for (int r = threadIdx.x / 32; r < view.num_ranks && ok;
@@ -367,6 +369,9 @@ check_rows(const cuda_plan_args_t &args, uint64_t step, uint64_t plan_id,
         __syncwarp();
         ok = words_wait<false>(view, step, CUDA_IN_COUNTS, r, POST_WORDS, row);
         __syncwarp();
+        if (wait_ns != nullptr && threadIdx.x % 32 == 0 && r != view.rank) {
+            wait_ns[r] += (int64_t)(global_timer_ns() - start);
+        }
         if (ok && threadIdx.x % 32 == 0 &&
             check_row(args, *row, step, plan_id) != 0) {
             atomicMin(&refusal->rank, r);

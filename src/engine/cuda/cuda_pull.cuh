@@ -191,8 +191,7 @@ checked_route(const cuda_view_t &view, cuda_route_t route)
 __device__ float
 weight_at(const cuda_combine_args_t &args, int64_t first, int k)
 {
-    int from =
-        args.plan.pull_ks == nullptr ? k : args.plan.pull_ks[first + k];
+    int from = args.plan.pull_ks == nullptr ? k : args.plan.pull_ks[first + k];
 
     return from < 0 ? 1.0f : args.topk_weights[first + from];
 }

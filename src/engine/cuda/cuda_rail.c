@@ -89,7 +89,8 @@ cuda_rail_open(const cuda_op_t *op, epx__step_kind_t kind, uint64_t row_bytes,
     const cuda_nodes_t *nodes = &cuda_engine(plan->base.group)->view.nodes;
     int32_t far_nodes = nodes->num_nodes - 1;
     bool is_dispatch = kind == EPX__STEP_DISPATCH;
-    uint64_t by_node[EPX__NUM_LANES] = { 0 }, by_forward[EPX__NUM_LANES] = { 0 };
+    uint64_t by_node[EPX__NUM_LANES] = { 0 },
+             by_forward[EPX__NUM_LANES] = { 0 };
     uint64_t bytes = CUDA_MARK_BYTES;
     int64_t far_tokens;
     epx_status_t status = far_capacity(op, &far_tokens);
@@ -173,7 +174,8 @@ cuda_rail_route(const cuda_op_t *op, const cuda_plan_args_t *args)
 }
 
 static epx_status_t
-turn(const cuda_op_t *op, const cuda_rail_t *rail, cuda_tell_t tell, int wait)
+turn(const cuda_op_t *op, const cuda_rail_t *rail, cuda_tell_t tell, int wait,
+     int64_t *wait_ns)
 {
     const cuda_turn_args_t args = {
         .view = cuda_engine(op->plan->base.group)->view,
@@ -181,6 +183,7 @@ turn(const cuda_op_t *op, const cuda_rail_t *rail, cuda_tell_t tell, int wait)
         .marks = rail->marks,
         .tell = tell,
         .wait = wait,
+        .wait_ns = wait_ns,
     };
 
     return epx__cuda_check(cuda_rail_turn_launch(&args, op->stream),
@@ -226,9 +229,9 @@ cuda_rail_dispatch(const cuda_op_t *op, const cuda_dispatch_args_t *args,
         .topk_weights = args->topk_weights,
         .rail = args->rail,
     };
-    epx_status_t status = epx__cuda_check(
-        cuda_rail_pack_launch(&pack, num_blocks, op->stream),
-        "cannot launch the packing of a dispatch");
+    epx_status_t status =
+        epx__cuda_check(cuda_rail_pack_launch(&pack, num_blocks, op->stream),
+                        "cannot launch the packing of a dispatch");
 
     if (status == EPX_OK) {
         status = epx__cuda_check(
@@ -237,7 +240,7 @@ cuda_rail_dispatch(const cuda_op_t *op, const cuda_dispatch_args_t *args,
     }
     if (status == EPX_OK) {
         status = turn(op, &args->rail, CUDA_TELL_PACKED,
-                      args->is_send_only ? -1 : EPX__LANE_OUT);
+                      args->is_send_only ? -1 : EPX__LANE_OUT, args->wait_ns);
     }
     return status == EPX_OK && !args->is_send_only
                ? forward(op, args, num_blocks)
@@ -249,7 +252,7 @@ cuda_rail_dispatch_end(const cuda_op_t *op, const cuda_dispatch_args_t *args,
                        int num_blocks)
 {
     epx_status_t status =
-        turn(op, &args->rail, CUDA_TELL_NOTHING, EPX__LANE_OUT);
+        turn(op, &args->rail, CUDA_TELL_NOTHING, EPX__LANE_OUT, args->wait_ns);
 
     return status == EPX_OK ? forward(op, args, num_blocks) : status;
 }
@@ -265,12 +268,14 @@ sum_all(const cuda_op_t *op, const cuda_combine_args_t *args, epx_dtype_t dtype,
     sum.is_partial = 1;
     for (uint32_t f = 0; f < num_forwards && status == EPX_OK; f++) {
         sum.forward = f;
-        status = epx__cuda_check(cuda_rail_combine_launch(
-                                     &sum, dtype, mover, num_blocks, op->stream),
-                                 "cannot launch a sum for another node");
+        status =
+            epx__cuda_check(cuda_rail_combine_launch(&sum, dtype, mover,
+                                                     num_blocks, op->stream),
+                            "cannot launch a sum for another node");
     }
     if (status == EPX_OK) {
-        status = turn(op, &args->rail, CUDA_TELL_SUMMED, EPX__LANE_BACK);
+        status = turn(op, &args->rail, CUDA_TELL_SUMMED, EPX__LANE_BACK,
+                      args->wait_ns);
     }
     return status == EPX_OK
                ? epx__cuda_check(cuda_rail_combine_launch(args, dtype, mover,
@@ -295,9 +300,9 @@ cuda_rail_combine(const cuda_op_t *op, const cuda_combine_args_t *args,
         .rail = args->rail,
     };
     cuda_combine_args_t announce = *args;
-    epx_status_t status = epx__cuda_check(
-        cuda_rail_pack_launch(&pack, num_blocks, op->stream),
-        "cannot launch the packing of a combine");
+    epx_status_t status =
+        epx__cuda_check(cuda_rail_pack_launch(&pack, num_blocks, op->stream),
+                        "cannot launch the packing of a combine");
 
     announce.posts = 1;
     announce.pulls = 0;
@@ -308,7 +313,7 @@ cuda_rail_combine(const cuda_op_t *op, const cuda_combine_args_t *args,
     }
     if (status == EPX_OK) {
         status = turn(op, &args->rail, CUDA_TELL_PACKED,
-                      args->pulls ? EPX__LANE_OUT : -1);
+                      args->pulls ? EPX__LANE_OUT : -1, args->wait_ns);
     }
     return status == EPX_OK && args->pulls
                ? sum_all(op, args, dtype, mover, num_blocks)
@@ -320,7 +325,7 @@ cuda_rail_combine_end(const cuda_op_t *op, const cuda_combine_args_t *args,
                       epx_dtype_t dtype, cuda_mover_t mover, int num_blocks)
 {
     epx_status_t status =
-        turn(op, &args->rail, CUDA_TELL_NOTHING, EPX__LANE_OUT);
+        turn(op, &args->rail, CUDA_TELL_NOTHING, EPX__LANE_OUT, args->wait_ns);
 
     return status == EPX_OK ? sum_all(op, args, dtype, mover, num_blocks)
                             : status;

@@ -40,7 +40,8 @@ goes_to(const cuda_rail_args_t &args, int64_t token, int node)
     bool goes = false;
 
     for (int k = 0; k < topk && !goes; k++) {
-        goes = routes[k].rank >= 0 && node_of(args.view, routes[k].rank) == node;
+        goes =
+            routes[k].rank >= 0 && node_of(args.view, routes[k].rank) == node;
     }
     return goes;
 }
@@ -92,9 +93,9 @@ node_route(const cuda_rail_args_t &args, int64_t token, int node)
     int ordinal =
         args.plan.node_ordinals[node * args.plan.token_capacity + token];
 
-    return ordinal < 0 ? cuda_route_t{ -1, 0 }
-                       : cuda_route_t{ args.view.num_ranks + node,
-                                       (uint32_t)ordinal };
+    return ordinal < 0
+               ? cuda_route_t{ -1, 0 }
+               : cuda_route_t{ args.view.num_ranks + node, (uint32_t)ordinal };
 }
 
 // What a dispatch follows: a node stands where the first of its ranks, or of
@@ -118,8 +119,8 @@ make_sends(const cuda_rail_args_t &args, int64_t token)
                 is_new = routes[j].rank < 0 ||
                          node_of(args.view, routes[j].rank) != node;
             }
-            route = is_new ? node_route(args, token, node)
-                           : cuda_route_t{ -1, 0 };
+            route =
+                is_new ? node_route(args, token, node) : cuda_route_t{ -1, 0 };
         }
         if (!by_rank) {
             sends[k] = route;
@@ -201,7 +202,7 @@ wait_free(const cuda_rail_args_t &args, uint64_t step)
         }
         if (!deadline_holds(view, &deadline, &late)) {
             if (late) {
-                report_trip(view, step, trip);
+                report_trip(view, step, trip, EPX__LANE_OUT);
             }
             return false;
         }
@@ -227,8 +228,7 @@ pack_token(const cuda_rail_args_t &args, int node, char *base,
 {
     int topk = (int)args.plan.key.topk, count = 0;
     bool by_rank = args.plan.key.layout == EPX_LAYOUT_RANK_MAJOR;
-    int64_t token =
-        args.plan.node_tokens[node * args.plan.token_capacity + i];
+    int64_t token = args.plan.node_tokens[node * args.plan.token_capacity + i];
     int32_t *experts =
         reinterpret_cast<int32_t *>(base + parcel.experts) + i * topk;
     cuda_route_t *routes =
@@ -288,8 +288,7 @@ __launch_bounds__(THREADS)
     cuda_parcel_t parcel =
         cuda_parcel(&args.rail.kinds[EPX__LANE_OUT], has_weights, count);
     if (block == 0 && threadIdx.x == 0) {
-        cuda_parcel_head_t *head =
-            reinterpret_cast<cuda_parcel_head_t *>(base);
+        cuda_parcel_head_t *head = reinterpret_cast<cuda_parcel_head_t *>(base);
 
         head->step = step;
         head->count = count;
@@ -331,7 +330,7 @@ turn_kernel(const __grid_constant__ cuda_turn_args_t args)
         break;
     }
     if (args.wait >= 0) {
-        (void)trip_wait(view, step, trip, args.wait);
+        (void)trip_wait(view, step, trip, args.wait, args.wait_ns);
     }
 }
 
@@ -396,9 +395,8 @@ struct forward_source {
         }
         const inbound &from = of(token);
         int64_t at = token - from.begin;
-        load.token =
-            reinterpret_cast<const int32_t *>(from.base +
-                                              from.parcel.tokens)[at];
+        load.token = reinterpret_cast<const int32_t *>(from.base +
+                                                       from.parcel.tokens)[at];
 #pragma unroll
         for (int i = 0; i < EPX_MAX_TOPK / 32; i++) {
             int k = i * 32 + w.lane;

@@ -67,14 +67,14 @@ cuda_parcel(const cuda_parcel_kind_t *kind, uint32_t has_weights,
     p.tokens = sizeof(cuda_parcel_head_t);
     p.experts =
         p.tokens + epx__round_up(out * sizeof(int32_t), CUDA_RAIL_ALIGN);
-    p.routes =
-        p.experts + epx__round_up(out * topk * sizeof(int32_t), CUDA_RAIL_ALIGN);
+    p.routes = p.experts +
+               epx__round_up(out * topk * sizeof(int32_t), CUDA_RAIL_ALIGN);
     p.weights = p.routes + epx__round_up(out * topk * sizeof(cuda_route_t),
                                          CUDA_RAIL_ALIGN);
-    p.scales = p.weights + epx__round_up(has_weights != 0
-                                             ? count * topk * sizeof(float)
-                                             : 0,
-                                         CUDA_RAIL_ALIGN);
+    p.scales =
+        p.weights +
+        epx__round_up(has_weights != 0 ? count * topk * sizeof(float) : 0,
+                      CUDA_RAIL_ALIGN);
     p.rows = p.scales + epx__round_up(out * kind->num_scales * sizeof(uint32_t),
                                       CUDA_RAIL_ALIGN);
     p.bytes = p.rows + count * kind->row_bytes;
@@ -110,6 +110,9 @@ typedef struct cuda_rail {
     cuda_regions_t by_node[EPX__NUM_LANES];    /* [N - 1], see cuda_far_node */
     cuda_regions_t by_forward[EPX__NUM_LANES]; /* [F] */
     uint64_t *marks;
+    /* A dispatch into receive slots: both are [ranks of other nodes], for each
+     * its own. */
+    uint64_t is_slots;
 } cuda_rail_t;
 
 #define CUDA_MARK_FREE  16 /* on a line of its own */
@@ -136,8 +139,10 @@ typedef struct cuda_trip {
     /* The proxy's: */
     uint64_t came[EPX__NUM_LANES]; /* all parcels of a lane, */
     uint64_t closed;               /* and nothing is left to do */
-    /* The ranks that it waits for, a bit each, for reports. */
-    uint64_t missing[EPX_MAX_RANKS / 64];
+    /* The ranks that have not begun the step, a bit each; and for each lane
+     * those that owe this one what it waits for, those among them. */
+    uint64_t absent[EPX_MAX_RANKS / 64];
+    uint64_t owing[EPX__NUM_LANES][EPX_MAX_RANKS / 64];
 } cuda_trip_t;
 
 typedef struct cuda_relay {
@@ -150,9 +155,9 @@ typedef struct cuda_relay {
 typedef struct cuda_nodes {
     int32_t num_nodes;
     int32_t own;
-    int32_t far_rank;        /* the lowest on another node: told for all */
-    int32_t num_forwards;    /* ranks that this one is the rail of */
-    const int32_t *node_of;  /* [R] */
+    int32_t far_rank;       /* the lowest on another node: told for all */
+    int32_t num_forwards;   /* ranks that this one is the rail of */
+    const int32_t *node_of; /* [R] */
     cuda_relay_t *relay;
 } cuda_nodes_t;
 

@@ -54,14 +54,13 @@ open_partial(const cuda_combine_args_t &args, uint64_t step,
     mine->bias[0] = nullptr;
     mine->bias[1] = nullptr;
     mine->out = to + back.rows;
-    mine->out_topk_weights =
-        head.wants_weights != 0 ? reinterpret_cast<float *>(to + back.weights)
-                                : nullptr;
+    mine->out_topk_weights = head.wants_weights != 0
+                                 ? reinterpret_cast<float *>(to + back.weights)
+                                 : nullptr;
     mine->own_is_aligned = 1;
     mine->wait_ns = nullptr;
     if (blockIdx.x == 0) {
-        cuda_parcel_head_t *answer =
-            reinterpret_cast<cuda_parcel_head_t *>(to);
+        cuda_parcel_head_t *answer = reinterpret_cast<cuda_parcel_head_t *>(to);
 
         answer->step = step;
         answer->count = head.count;
@@ -86,9 +85,8 @@ open_nodes(const cuda_combine_args_t &args, source *sources)
                                        cuda_far_node(n, nodes.own));
         const cuda_parcel_head_t *head =
             reinterpret_cast<const cuda_parcel_head_t *>(from);
-        cuda_parcel_t parcel =
-            cuda_parcel(&args.rail.kinds[EPX__LANE_BACK], head->has_weights,
-                        head->count);
+        cuda_parcel_t parcel = cuda_parcel(&args.rail.kinds[EPX__LANE_BACK],
+                                           head->has_weights, head->count);
 
         to->x = from + parcel.rows;
         to->topk_weights =
@@ -123,8 +121,8 @@ pass_weights(const cuda_combine_args_t &args, const source *sources)
         } else if (route.rank >= 0) {
             int node = view.nodes.node_of[route.rank];
             uint32_t at =
-                (uint32_t)args.plan.node_ordinals
-                    [node * args.plan.token_capacity + i / topk];
+                (uint32_t)args.plan
+                    .node_ordinals[node * args.plan.token_capacity + i / topk];
             const source &from = sources[view.num_ranks + node];
 
             if (at < from.num_rows) {
@@ -146,8 +144,8 @@ __launch_bounds__(WARPS * 32, 1)
     const cuda_view_t &view = args.view;
     const cuda_routing_t *routing = args.plan.routing;
     bool by_rank = args.plan.key.layout == EPX_LAYOUT_RANK_MAJOR;
-    bool passes = args.is_partial == 0 && !by_rank &&
-                  args.out_topk_weights != nullptr;
+    bool passes =
+        args.is_partial == 0 && !by_rank && args.out_topk_weights != nullptr;
     source *sources = reinterpret_cast<source *>(shared);
     char *segment = first_segment(view);
     bool works = !is_broken(view) && routing->failed == 0;

@@ -300,9 +300,8 @@ nodes_open(const cuda_dispatch_args_t &args, target *targets)
         uint32_t count = args.plan.node_counts[n];
         char *base = cuda_region(&args.rail.by_node[EPX__LANE_OUT],
                                  cuda_far_node(n, nodes.own));
-        cuda_parcel_t parcel =
-            cuda_parcel(&args.rail.kinds[EPX__LANE_OUT],
-                        args.topk_weights != nullptr, count);
+        cuda_parcel_t parcel = cuda_parcel(&args.rail.kinds[EPX__LANE_OUT],
+                                           args.topk_weights != nullptr, count);
 
         to->arrays[EPX__ARRAY_X] = base + parcel.rows;
         to->arrays[EPX__ARRAY_SCALES] = base + parcel.scales;

@@ -553,10 +553,11 @@ struct posts_seen {
     uint32_t with, without; // those that send weights, and those that do not
 };
 
-// Wait for every post of this rank's node, and with Part = head its count row, compare the
-// posts (`mine` is this rank's) and open what each is about: open(rank, part,
-// peer), called by a warp, says whether it can be.  Adds to wait_ns[r], if that
-// is not null, how long that took.  posts_agree must follow.
+// Wait for every post of this rank's node, and with Part = head its count row,
+// compare the posts (`mine` is this rank's) and open what each is about:
+// open(rank, part, peer), called by a warp, says whether it can be.  Adds to
+// wait_ns[r], if that is not null, how long that took.  posts_agree must
+// follow.
 template <typename Part, bool ACQUIRES, typename Open>
 EPX__DEVICE posts_seen
 posts_look(const cuda_view_t &view, uint64_t step, cuda_what_t what,
