@@ -19,7 +19,10 @@ num_counts(const cuda_plan_t *plan)
 static size_t
 num_words(const cuda_plan_t *plan)
 {
-    return num_counts(plan) + (plan->base.group->nodes.num_nodes > 1);
+    bool has_most = cuda_spans_nodes(plan->base.group) &&
+                    plan->base.key.max_tokens_per_rank == 0;
+
+    return num_counts(plan) + (has_most ? 1 : 0);
 }
 
 epx_status_t

@@ -270,13 +270,27 @@ check_plan(draft_t *draft, const cuda_op_t *op)
     return status == EPX_OK ? cuda_refused(draft->plan) : status;
 }
 
+/* With several nodes. */
+static epx_status_t
+open_rail(draft_t *draft, const cuda_op_t *op)
+{
+    cuda_dispatch_args_t *kernel = &draft->kernel;
+
+    if (draft->to_slots) {
+        return cuda_rail_open_slots(draft->plan, &kernel->rail);
+    }
+    kernel->num_forwarders =
+        (uint32_t)cuda_blocks(draft->plan->base.group, draft->args.num_workers);
+    return cuda_rail_open(op, EPX__STEP_DISPATCH, kernel->row_bytes,
+                          (uint64_t)kernel->num_scales, &kernel->rail);
+}
+
 static epx_status_t
 start(draft_t *draft, const cuda_op_t *op, bool *launched_p)
 {
     epx_status_t status = check_plan(draft, op);
 
-    if (status == EPX_OK && draft->kernel.is_send_only &&
-        draft->plan->base.key.send_only_row_bytes > 0) {
+    if (status == EPX_OK && draft->to_slots) {
         status = check_slot(draft);
     }
     if (status == EPX_OK) {
@@ -287,11 +301,7 @@ start(draft_t *draft, const cuda_op_t *op, bool *launched_p)
         status = open_arrays(draft);
     }
     if (status == EPX_OK && cuda_spans_nodes(draft->plan->base.group)) {
-        draft->kernel.num_forwarders = (uint32_t)cuda_blocks(
-            draft->plan->base.group, draft->args.num_workers);
-        status = cuda_rail_open(op, EPX__STEP_DISPATCH, draft->kernel.row_bytes,
-                                (uint64_t)draft->kernel.num_scales,
-                                &draft->kernel.rail);
+        status = open_rail(draft, op);
     }
     if (status == EPX_OK) {
         status = cuda_step_take(op, draft->kernel.is_send_only

@@ -205,7 +205,8 @@ is_one_card(const epx_group_t *group)
 }
 
 /* What kernels need to know of the group:
- *     cuda_state_t, char *segments[R], u64 segment_bytes[R], i32 node_of[R] */
+ *     cuda_state_t, char *segments[R], u64 segment_bytes[R], i32 node_of[R],
+ *     i32 far_index[R] */
 static epx_status_t
 open_view(epx_group_t *group)
 {
@@ -214,7 +215,9 @@ open_view(epx_group_t *group)
     size_t segments = epx__round_up(sizeof(cuda_state_t), EPX__LINE);
     size_t sizes = segments + num_ranks * sizeof(char *);
     size_t nodes = sizes + num_ranks * sizeof(uint64_t);
-    size_t bytes = nodes + num_ranks * sizeof(int32_t);
+    size_t far = nodes + num_ranks * sizeof(int32_t);
+    size_t bytes = far + num_ranks * sizeof(int32_t);
+    int32_t num_far = 0;
     char *image = calloc(1, bytes);
     epx_status_t status;
 
@@ -227,6 +230,7 @@ open_view(epx_group_t *group)
         ((int32_t *)(void *)(image + nodes))[r] = group->nodes.node_of[r];
         if (!epx__is_near(&group->nodes, (int32_t)r)) {
             ((char **)(void *)(image + segments))[r] = cuda_proxy_mail(group);
+            ((int32_t *)(void *)(image + far))[r] = num_far++;
         }
     }
     status = epx__heap_alloc(&group->heap, bytes, "the CUDA engine",
@@ -243,6 +247,7 @@ open_view(epx_group_t *group)
         engine->view.segments = (char *const *)(void *)(base + segments);
         engine->view.segment_bytes = (uint64_t *)(void *)(base + sizes);
         engine->view.nodes.node_of = (const int32_t *)(void *)(base + nodes);
+        engine->view.nodes.far_index = (const int32_t *)(void *)(base + far);
         status = epx__cuda_copy(base, image, bytes);
     }
     if (status == EPX_OK) {

@@ -237,6 +237,17 @@ epx_status_t cuda_rail_route(const cuda_op_t *op, const cuda_plan_args_t *args);
 epx_status_t cuda_rail_open(const cuda_op_t *op, epx__step_kind_t kind,
                             uint64_t row_bytes, uint64_t num_scales,
                             cuda_rail_t *rail);
+/* The same for a dispatch into receive slots. */
+epx_status_t cuda_rail_open_slots(cuda_plan_t *plan, cuda_rail_t *rail);
+/* Its kernels beside the fused one and, in the hook, unpack. */
+epx_status_t cuda_rail_slots_begin(const cuda_op_t *op,
+                                   const cuda_fused_args_t *args);
+epx_status_t cuda_rail_slots_sent(const cuda_op_t *op,
+                                  const cuda_fused_args_t *args);
+epx_status_t cuda_rail_slots_wait(const cuda_op_t *op,
+                                  const cuda_unpack_args_t *args);
+epx_status_t cuda_rail_slots_end(const cuda_op_t *op,
+                                 const cuda_unpack_args_t *args);
 /* All kernels of a step, in a send-only one those before the hook. */
 epx_status_t cuda_rail_dispatch(const cuda_op_t *op,
                                 const cuda_dispatch_args_t *args,

@@ -108,7 +108,8 @@ typedef struct cuda_refusal {
  *                     there before this word is
  *     words[1 .. R]   tokens that arrive from each rank
  *     then [L]        (token, expert) pairs for each local expert
- *     with several nodes, then the most tokens that any rank has
+ *     with several nodes, if there is no max_tokens_per_rank, then the most
+ *     tokens that any rank has
  */
 typedef struct cuda_record {
     cuda_refusal_t refusal;
@@ -275,6 +276,7 @@ typedef struct cuda_rail_args {
     int64_t num_tokens;
     uint32_t kind; /* of the step: epx__step_kind_t */
     uint32_t wants_weights;
+    uint32_t is_new; /* the step itself counts new routing */
     const float *topk_weights;
     cuda_rail_t rail;
 } cuda_rail_args_t;
@@ -291,6 +293,7 @@ typedef struct cuda_turn_args {
     cuda_view_t view;
     cuda_plan_view_t plan;
     uint64_t *marks;
+    uint32_t is_new; /* as in cuda_rail_args_t */
     cuda_tell_t tell;
     int32_t wait; /* for an epx__lane_t; -1: for nothing */
     int64_t *wait_ns;

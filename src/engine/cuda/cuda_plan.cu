@@ -604,7 +604,7 @@ tell_routing(const cuda_plan_args_t &args, const histograms &h, uint64_t step,
 
         word_put(args.told.record->words + 1 + i, generation, count);
     }
-    if (view.nodes.num_nodes > 1) {
+    if (view.nodes.num_nodes > 1 && args.plan.key.max_tokens_per_rank == 0) {
         tell_most_tokens(args, step, generation);
     }
 }

@@ -6,7 +6,11 @@
  *     combine     pack, announce | turn: wait OUT, a sum for each forward,
  *                 turn: wait BACK, the last sum
  *
- * A send-only operation ends at the line, and its hook begins there. */
+ * A send-only operation ends at the line, and its hook begins there.  Through
+ * receive slots:
+ *
+ *     dispatch    begin, fused, turn | turn: wait, unpack, turn
+ */
 #include "core/atomic.h"
 #include "engine/cuda/cuda_engine.h"
 #include "engine/cuda/cuda_pinned.h"
@@ -72,13 +76,39 @@ grow(cuda_plan_t *plan, uint64_t bytes)
     return status;
 }
 
-static cuda_regions_t
-carve(char **at_p, int32_t count, uint64_t bytes)
+static void
+place(cuda_regions_t *regions, int32_t count, char **at_p)
 {
-    cuda_regions_t regions = { *at_p, bytes };
+    regions->base = *at_p;
+    *at_p += (uint64_t)count * regions->bytes;
+}
 
-    *at_p += (uint64_t)count * bytes;
-    return regions;
+/* Lays the regions out in the plan's block; the counts are of those by node,
+ * and by forward. */
+static epx_status_t
+lay_out(cuda_plan_t *plan, int32_t num_nodes, int32_t num_forwards,
+        cuda_rail_t *rail)
+{
+    uint64_t bytes = CUDA_MARK_BYTES;
+    epx_status_t status;
+    char *at;
+
+    for (int lane = 0; lane < EPX__NUM_LANES; lane++) {
+        bytes += (uint64_t)num_nodes * rail->by_node[lane].bytes +
+                 (uint64_t)num_forwards * rail->by_forward[lane].bytes;
+    }
+    status = grow(plan, bytes);
+    if (status != EPX_OK) {
+        return status;
+    }
+    at = plan->regions[plan->num_regions - 1].base;
+    rail->marks = (uint64_t *)(void *)at;
+    at += CUDA_MARK_BYTES;
+    for (int lane = 0; lane < EPX__NUM_LANES; lane++) {
+        place(&rail->by_node[lane], num_nodes, &at);
+        place(&rail->by_forward[lane], num_forwards, &at);
+    }
+    return EPX_OK;
 }
 
 epx_status_t
@@ -87,14 +117,9 @@ cuda_rail_open(const cuda_op_t *op, epx__step_kind_t kind, uint64_t row_bytes,
 {
     cuda_plan_t *plan = op->plan;
     const cuda_nodes_t *nodes = &cuda_engine(plan->base.group)->view.nodes;
-    int32_t far_nodes = nodes->num_nodes - 1;
     bool is_dispatch = kind == EPX__STEP_DISPATCH;
-    uint64_t by_node[EPX__NUM_LANES] = { 0 },
-             by_forward[EPX__NUM_LANES] = { 0 };
-    uint64_t bytes = CUDA_MARK_BYTES;
     int64_t far_tokens;
     epx_status_t status = far_capacity(op, &far_tokens);
-    char *at;
 
     if (status != EPX_OK) {
         return status;
@@ -111,25 +136,30 @@ cuda_rail_open(const cuda_op_t *op, epx__step_kind_t kind, uint64_t row_bytes,
             .row_bytes = has_rows ? row_bytes : 0,
         };
         if (is_out || !is_dispatch) {
-            by_node[lane] = room(&rail->kinds[lane], plan->token_capacity);
-            by_forward[lane] = room(&rail->kinds[lane], far_tokens);
+            rail->by_node[lane].bytes =
+                room(&rail->kinds[lane], plan->token_capacity);
+            rail->by_forward[lane].bytes = room(&rail->kinds[lane], far_tokens);
         }
-        bytes += (uint64_t)far_nodes * by_node[lane] +
-                 (uint64_t)nodes->num_forwards * by_forward[lane];
     }
-    status = grow(plan, bytes);
-    if (status != EPX_OK) {
-        return status;
-    }
-    at = plan->regions[plan->num_regions - 1].base;
-    rail->marks = (uint64_t *)(void *)at;
-    at += CUDA_MARK_BYTES;
-    for (int lane = 0; lane < EPX__NUM_LANES; lane++) {
-        rail->by_node[lane] = carve(&at, far_nodes, by_node[lane]);
-        rail->by_forward[lane] =
-            carve(&at, nodes->num_forwards, by_forward[lane]);
-    }
-    return EPX_OK;
+    return lay_out(plan, nodes->num_nodes - 1, nodes->num_forwards, rail);
+}
+
+epx_status_t
+cuda_rail_open_slots(cuda_plan_t *plan, cuda_rail_t *rail)
+{
+    const epx__nodes_t *nodes = &plan->base.group->nodes;
+    int32_t num_far =
+        plan->base.group->num_ranks - epx__node_size(nodes, nodes->own);
+    cuda_parcel_kind_t kind = { .row_bytes = plan->slots.slot_bytes };
+    uint64_t bytes = room(&kind, (int64_t)plan->base.key.max_tokens_per_rank);
+
+    *rail = (cuda_rail_t){
+        .kinds[EPX__LANE_OUT] = kind,
+        .by_node[EPX__LANE_OUT].bytes = bytes,
+        .by_forward[EPX__LANE_OUT].bytes = bytes,
+        .is_slots = 1,
+    };
+    return lay_out(plan, num_far, num_far, rail);
 }
 
 bool
@@ -158,36 +188,46 @@ cuda_rail_close(cuda_plan_t *plan)
 
 /* ---- kernels ---- */
 
+static epx_status_t
+launch_route(const cuda_op_t *op, const cuda_rail_args_t *args)
+{
+    return epx__cuda_check(
+        cuda_rail_route_launch(args, op->plan->base.group->num_workers,
+                               op->stream),
+        "cannot launch a plan's kernels");
+}
+
 epx_status_t
 cuda_rail_route(const cuda_op_t *op, const cuda_plan_args_t *args)
 {
-    cuda_rail_args_t rail = {
+    const cuda_rail_args_t rail = {
         .view = args->view,
         .plan = args->plan,
         .num_tokens = args->num_tokens,
     };
 
-    return epx__cuda_check(
-        cuda_rail_route_launch(&rail, op->plan->base.group->num_workers,
-                               op->stream),
-        "cannot launch a plan's kernels");
+    return launch_route(op, &rail);
+}
+
+static epx_status_t
+launch_turn(const cuda_op_t *op, const cuda_turn_args_t *args)
+{
+    return epx__cuda_check(cuda_rail_turn_launch(args, op->stream),
+                           "cannot launch a turn to the network");
 }
 
 static epx_status_t
 turn(const cuda_op_t *op, const cuda_rail_t *rail, cuda_tell_t tell, int wait,
      int64_t *wait_ns)
 {
-    const cuda_turn_args_t args = {
-        .view = cuda_engine(op->plan->base.group)->view,
-        .plan = op->plan->view,
-        .marks = rail->marks,
-        .tell = tell,
-        .wait = wait,
-        .wait_ns = wait_ns,
-    };
-
-    return epx__cuda_check(cuda_rail_turn_launch(&args, op->stream),
-                           "cannot launch a turn to the network");
+    return launch_turn(op, &(cuda_turn_args_t){
+                               .view = cuda_engine(op->plan->base.group)->view,
+                               .plan = op->plan->view,
+                               .marks = rail->marks,
+                               .tell = tell,
+                               .wait = wait,
+                               .wait_ns = wait_ns,
+                           });
 }
 
 static epx_status_t
@@ -329,4 +369,63 @@ cuda_rail_combine_end(const cuda_op_t *op, const cuda_combine_args_t *args,
 
     return status == EPX_OK ? sum_all(op, args, dtype, mover, num_blocks)
                             : status;
+}
+
+/* ---- receive slots ---- */
+
+static epx_status_t
+slots_turn(const cuda_op_t *op, const cuda_dispatch_args_t *args, bool is_new,
+           cuda_tell_t tell, int wait)
+{
+    return launch_turn(op, &(cuda_turn_args_t){
+                               .view = args->view,
+                               .plan = args->plan,
+                               .marks = args->rail.marks,
+                               .is_new = is_new,
+                               .tell = tell,
+                               .wait = wait,
+                               .wait_ns = args->wait_ns,
+                           });
+}
+
+epx_status_t
+cuda_rail_slots_begin(const cuda_op_t *op, const cuda_fused_args_t *args)
+{
+    const cuda_rail_args_t begin = {
+        .view = args->move.view,
+        .plan = args->move.plan,
+        .kind = EPX__STEP_DISPATCH,
+        .is_new = args->is_new,
+        .rail = args->move.rail,
+    };
+
+    return epx__cuda_check(cuda_rail_pack_launch(&begin, 1, op->stream),
+                           "cannot launch the beginning of a dispatch");
+}
+
+epx_status_t
+cuda_rail_slots_sent(const cuda_op_t *op, const cuda_fused_args_t *args)
+{
+    return slots_turn(op, &args->move, args->is_new, CUDA_TELL_PACKED, -1);
+}
+
+epx_status_t
+cuda_rail_slots_wait(const cuda_op_t *op, const cuda_unpack_args_t *args)
+{
+    return slots_turn(op, &args->move, args->is_new, CUDA_TELL_NOTHING,
+                      EPX__LANE_OUT);
+}
+
+epx_status_t
+cuda_rail_slots_end(const cuda_op_t *op, const cuda_unpack_args_t *args)
+{
+    const cuda_rail_args_t route = {
+        .view = args->move.view,
+        .plan = args->move.plan,
+        .num_tokens = args->move.num_tokens,
+    };
+    epx_status_t status =
+        slots_turn(op, &args->move, args->is_new, CUDA_TELL_ENDED, -1);
+
+    return status == EPX_OK && args->is_new ? launch_route(op, &route) : status;
 }

@@ -30,6 +30,15 @@ works(const cuda_view_t &view, const cuda_plan_view_t &plan)
     return !is_broken(view) && plan.routing->failed == 0;
 }
 
+// A plan that was refused was so on every rank: nobody takes the step, unless
+// that counts new routing.
+__device__ bool
+takes_step(const cuda_view_t &view, const cuda_plan_view_t &plan,
+           uint32_t is_new)
+{
+    return is_new != 0 ? !is_broken(view) : works(view, plan);
+}
+
 // ---- route ----
 
 __device__ bool
@@ -271,14 +280,15 @@ __launch_bounds__(THREADS)
     int64_t num_blocks = gridDim.x / num_nodes;
     uint64_t step = step_now(view);
 
-    if (!works(view, args.plan) ||
+    if (!takes_step(view, args.plan, args.is_new) ||
         !__syncthreads_and(threadIdx.x != 0 || wait_free(args, step))) {
         return;
     }
     if (blockIdx.x == 0 && threadIdx.x == 0) {
         begin_trip(args, step);
     }
-    if (node == view.nodes.own) {
+    // Receive slots are filled by the dispatch alone.
+    if (node == view.nodes.own || args.rail.is_slots != 0) {
         return;
     }
     uint32_t count = args.plan.node_counts[node];
@@ -310,7 +320,7 @@ turn_kernel(const __grid_constant__ cuda_turn_args_t args)
     uint64_t step = args.plan.routing->open_step;
     cuda_trip_t *trip = trip_at(view, step);
 
-    if (!works(view, args.plan) || threadIdx.x != 0) {
+    if (!takes_step(view, args.plan, args.is_new) || threadIdx.x != 0) {
         return;
     }
     // All that kernels before this one have written; acquired by the proxy.

@@ -155,9 +155,10 @@ typedef struct cuda_relay {
 typedef struct cuda_nodes {
     int32_t num_nodes;
     int32_t own;
-    int32_t far_rank;       /* the lowest on another node: told for all */
-    int32_t num_forwards;   /* ranks that this one is the rail of */
-    const int32_t *node_of; /* [R] */
+    int32_t far_rank;         /* the lowest on another node: told for all */
+    int32_t num_forwards;     /* ranks that this one is the rail of */
+    const int32_t *node_of;   /* [R] */
+    const int32_t *far_index; /* [R] among the ranks of other nodes */
     cuda_relay_t *relay;
 } cuda_nodes_t;
 

@@ -22,6 +22,15 @@ is_near(const cuda_view_t &view, int rank)
            view.nodes.node_of[rank] == view.nodes.own;
 }
 
+// With receive slots: those that go to a rank of another node, or have come
+// from there.
+EPX__DEVICE char *
+far_slots(const cuda_view_t &view, const cuda_regions_t &regions, int rank)
+{
+    return cuda_region(&regions, view.nodes.far_index[rank]) +
+           sizeof(cuda_parcel_head_t);
+}
+
 // Whether this rank's words go to a rank: to one of another node, for all.
 EPX__DEVICE bool
 is_told(const cuda_view_t &view, int rank)
