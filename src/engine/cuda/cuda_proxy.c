@@ -8,10 +8,12 @@
 #include <inttypes.h>
 #include <string.h>
 
-/* How long it looks again at once after there was something to do; and how
- * long it sleeps then. */
+/* How long it looks again at once after there was something to do, how long it
+ * sleeps then, and longer when there has been nothing for a while. */
 #define SPIN_NS  50000
 #define PAUSE_NS 20000
+#define LONG_NS  EPX__NS_PER_MS
+#define IDLE_NS  EPX__NS_PER_SEC
 /* How long the end of a failed operation waits for the network. */
 #define ABANDON_NS ((uint64_t)EPX__NS_PER_SEC / 2)
 
@@ -173,32 +175,51 @@ begin_errand(const cuda_proxy_t *proxy, cuda_errand_t *errand, uint64_t step)
     }
 }
 
-/* The next step, if this rank's kernels have begun it.  Trips begin before
- * anything is told. */
+/* Whether a step of counts has begun to be told. */
+static bool
+has_counts(const cuda_proxy_t *proxy, uint64_t step)
+{
+    const uint64_t *words = cuda_words(proxy, step, proxy->group->rank);
+
+    return (uint32_t)(epx__load_acquire_u64(&words[EPX__POST_WORDS]) >> 32) ==
+           (uint32_t)step;
+}
+
+/* The next step, if this rank's kernels have begun it and all that they tell is
+ * there.  Trips begin before anything is told. */
 static epx_status_t
 take_up(cuda_proxy_t *proxy, bool *busy_p)
 {
     uint64_t step = proxy->last_step + 1;
     cuda_errand_t *errand = cuda_errand(proxy, step);
+    /* In this order: a step that is both has begun before it tells counts.
+     * Released by begin_trip in cuda_rail.cu. */
+    bool is_told = has_counts(proxy, step);
+    bool is_op = epx__load_acquire_u64(&cuda_trip(proxy, step)->begun) == step;
     epx_status_t status = EPX_OK;
+    bool taken;
 
-    if (errand->step != 0) {
-        return EPX_OK; /* its kernels wait, too: see wait_free */
+    /* While the slot's last step is open, its kernels wait, too: wait_free. */
+    if (errand->step != 0 || (!is_op && !is_told)) {
+        return EPX_OK;
     }
     begin_errand(proxy, errand, step);
-    if (cuda_op_take_up(proxy, step, &status)) {
-        *busy_p = true;
-    } else if (epx__load_acquire_u64(&cuda_trip(proxy, step)->begun) != step &&
-               cuda_counts_read(proxy, step)) {
-        errand->is_counts = true;
-        epx__net_step_begin(cuda_proxy_net(proxy), step);
-        status = cuda_counts_send(proxy, step, EPX__GATE_READY);
-        *busy_p = true;
+    if (is_op) {
+        taken = cuda_op_take_up(proxy, step, &status);
     } else {
+        taken = cuda_counts_read(proxy, step);
+    }
+    if (!taken) {
         errand->step = 0;
         return EPX_OK;
     }
+    if (!is_op) {
+        errand->is_counts = true;
+        epx__net_step_begin(cuda_proxy_net(proxy), step);
+        status = cuda_counts_send(proxy, step, EPX__GATE_READY);
+    }
     proxy->last_step = step;
+    *busy_p = true;
     return status;
 }
 
@@ -238,6 +259,19 @@ give_up(cuda_proxy_t *proxy)
     }
 }
 
+/* Nothing was to be done, for so long now. */
+static void
+rest(int64_t idle_ns)
+{
+    const struct timespec pause = { 0, idle_ns < IDLE_NS ? PAUSE_NS : LONG_NS };
+
+    if (idle_ns < SPIN_NS) {
+        epx__pause();
+    } else {
+        (void)nanosleep(&pause, NULL);
+    }
+}
+
 void *
 cuda_proxy_main(void *argument)
 {
@@ -248,7 +282,6 @@ cuda_proxy_main(void *argument)
 
     /* Kernels have all run when it is to end; it has to see what they began. */
     while (epx__load_u32(&proxy->ends) == 0 || open || busy) {
-        const struct timespec pause = { 0, PAUSE_NS };
         epx_status_t status;
 
         busy = false;
@@ -262,10 +295,8 @@ cuda_proxy_main(void *argument)
         }
         if (busy) {
             busy_ns = epx__now_ns();
-        } else if (epx__now_ns() - busy_ns < SPIN_NS) {
-            epx__pause();
         } else {
-            (void)nanosleep(&pause, NULL);
+            rest(epx__now_ns() - busy_ns);
         }
     }
     if (epx__group_is_broken(group)) {

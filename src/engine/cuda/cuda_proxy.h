@@ -105,8 +105,8 @@ epx_status_t cuda_has_signalled(const cuda_proxy_t *proxy,
                                 const cuda_errand_t *errand, int32_t rank,
                                 epx__gate_t gate, bool *is_there);
 
-/* cuda_proxy_op.c: whether the step has begun, and is a dispatch or combine:
- * then it is taken up. */
+/* cuda_proxy_op.c: take up a dispatch or combine that has begun; false: not all
+ * that its kernels tell is there. */
 bool cuda_op_take_up(cuda_proxy_t *proxy, uint64_t step,
                      epx_status_t *status_p);
 /* Do what can be done; sets *busy_p if that was something. */

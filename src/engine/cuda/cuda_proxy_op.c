@@ -167,9 +167,7 @@ cuda_op_take_up(cuda_proxy_t *proxy, uint64_t step, epx_status_t *status_p)
     epx__post_t *post = epx__map_post(&group->map, group->net_control, step,
                                       (uint32_t)group->rank);
 
-    /* Released by begin_trip in cuda_rail.cu. */
-    if (epx__load_acquire_u64(&trip->begun) != step ||
-        !cuda_words_read(cuda_words(proxy, step, group->rank), step,
+    if (!cuda_words_read(cuda_words(proxy, step, group->rank), step,
                          EPX__POST_WORDS, post) ||
         (trip->rail.is_slots != 0 && !cuda_counts_read(proxy, step))) {
         return false;
