@@ -114,6 +114,6 @@ epx_status_t cuda_op_go_on(const cuda_proxy_t *proxy, cuda_errand_t *errand,
                            bool *busy_p);
 
 /* cuda_proxy.c, for cuda_proxy_open.c. */
-void *cuda_proxy_main(void *proxy);
+void *cuda_proxy_main(void *argument);
 
 #endif

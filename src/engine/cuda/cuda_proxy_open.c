@@ -48,9 +48,9 @@ open_arrays(cuda_proxy_t *proxy)
 {
     size_t ranks = (size_t)proxy->group->num_ranks;
     int32_t *lists = calloc(3 * ranks, sizeof(*lists));
-    bool *flags = calloc(EPX__NUM_SLOTS * 5 * ranks, sizeof(*flags));
-    struct iovec *ranges =
-        calloc(EPX__NUM_SLOTS * EPX__NUM_LANES * ranks, sizeof(*ranges));
+    bool *flags = calloc((size_t)EPX__NUM_SLOTS * 5 * ranks, sizeof(*flags));
+    struct iovec *ranges = calloc(
+        (size_t)EPX__NUM_SLOTS * EPX__NUM_LANES * ranks, sizeof(*ranges));
 
     proxy->far = lists;
     proxy->errands[0].is_met = flags;
