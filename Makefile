@@ -50,7 +50,7 @@ address: ## the tests under the address and undefined sanitizers
 	@$(BUILD) address
 	@ctest --preset address
 
-thread: ## the tests under the thread sanitizer
+thread: ## the tests whose ranks are threads, under the thread sanitizer
 	@scripts/setup --test
 	@$(CONFIGURE) thread >/dev/null
 	@$(BUILD) thread

@@ -238,6 +238,9 @@ copies::advance(emulator::random *random)
         put(random->below((uint32_t)words.size()));
         return true;
     }
+    if (are_late) {
+        return false;
+    }
     if (!loads.empty() && random->one_in(4)) {
         load(random->below((uint32_t)loads.size()));
         return true;

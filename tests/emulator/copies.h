@@ -42,6 +42,7 @@ struct late_word_t {
 };
 
 struct copies {
+    bool are_late; /* none before it must be */
     std::vector<bulk_load_t> loads;
     std::vector<bulk_store_t> stores;
     std::vector<late_word_t> words;

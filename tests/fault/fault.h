@@ -12,6 +12,13 @@
 
 enum { FAULT_MAX_RANKS = 5 };
 
+/* What ranks are; a card is an emulated one, whose memory is the host's. */
+#ifdef EPX_TEST_CUDA
+#define FAULT_DEVICE EPX_DEVICE_CUDA
+#else
+#define FAULT_DEVICE EPX_DEVICE_CPU
+#endif
+
 typedef enum fault_kind {
     FAULT_KILL,
     FAULT_STOP,          /* for good */
@@ -65,7 +72,8 @@ typedef struct fault_round {
     bool is_queued;
     bool is_split; /* EPX_SEND_ONLY */
     bool has_slots;
-    bool in_heap; /* arrays */
+    bool routes_ride; /* EPX_NEW_ROUTING, from the second layer on */
+    bool in_heap;     /* arrays */
     int32_t hidden;
     int32_t port;
     uint64_t timeout_ns;

@@ -4,6 +4,9 @@
 #include "conformance/rng.h"
 #include "fault.h"
 
+#ifdef EPX_TEST_CUDA
+#include <cuda_runtime_api.h>
+#endif
 #include <stdlib.h>
 #include <string.h>
 
@@ -157,6 +160,17 @@ check_received(const fault_layers_t *l, const epx_plan_counts_t *counts,
     return NULL;
 }
 
+#ifdef EPX_TEST_CUDA
+
+static epx_status_t
+settle(const fault_layers_t *l, epx_status_t status)
+{
+    (void)cudaStreamSynchronize(NULL);
+    return status == EPX_OK ? epx_group_status(l->group) : status;
+}
+
+#else
+
 /* With a queue, wait for what the call has queued. */
 static epx_status_t
 settle(const fault_layers_t *l, epx_status_t status)
@@ -166,6 +180,9 @@ settle(const fault_layers_t *l, epx_status_t status)
                : status;
 }
 
+#endif
+
+/* Unless the routing comes with the dispatch. */
 static epx_status_t
 plan_and_count(fault_layers_t *l, int32_t layer, epx_plan_counts_t *counts)
 {
@@ -174,6 +191,9 @@ plan_and_count(fault_layers_t *l, int32_t layer, epx_plan_counts_t *counts)
 
     draw_routing(l, layer);
     l->at(l->context, layer, POINT_BEFORE_PLAN);
+    if (l->plan != NULL && l->round->routes_ride) {
+        return EPX_OK;
+    }
     if (l->plan == NULL) {
         args.layout = l->round->layout;
         args.num_experts = EXPERTS;
@@ -213,6 +233,7 @@ fault_layers_run(fault_layers_t *l, int32_t layer, const char **wrong_p)
     epx_plan_counts_t counts = EPX_PLAN_COUNTS_INIT;
     epx_dispatch_args_t dispatch = EPX_DISPATCH_ARGS_INIT;
     epx_combine_args_t combine = EPX_COMBINE_ARGS_INIT;
+    bool rides = l->plan != NULL && l->round->routes_ride;
     epx_status_t status = plan_and_count(l, layer, &counts);
 
     *wrong_p = NULL;
@@ -225,10 +246,16 @@ fault_layers_run(fault_layers_t *l, int32_t layer, const char **wrong_p)
     dispatch.recv_x = l->recv;
     dispatch.recv_rows = l->num_rows;
     dispatch.recv_src_token = l->src_token;
-    dispatch.flags = l->round->is_split ? EPX_SEND_ONLY : 0;
+    dispatch.flags = (l->round->is_split ? EPX_SEND_ONLY : 0) |
+                     (rides ? EPX_NEW_ROUTING : 0);
+    dispatch.num_tokens = rides ? l->num_tokens : 0;
+    dispatch.topk_idx = rides ? l->topk_idx : NULL;
     l->at(l->context, layer, POINT_BEFORE_DISPATCH);
     status = complete(l, layer, POINT_IN_DISPATCH_HOOK,
                       epx_dispatch(l->plan, &dispatch, l->queue));
+    if (status == EPX_OK && rides) {
+        status = epx_plan_counts(l->plan, &counts);
+    }
     if (status != EPX_OK) {
         return status;
     }

@@ -141,6 +141,7 @@ rank_main(int32_t rank)
     pthread_t thread;
 
     config.bootstrap = &bootstrap;
+    config.device = FAULT_DEVICE;
     config.heap_bytes = 4 << 20;
     config.num_workers = 1;
     config.max_experts = 8;
@@ -179,6 +180,8 @@ draw_round(uint64_t seed)
     round->has_slots = rng_one_in(&rng, 2);
     round->in_heap = rng_one_in(&rng, 2);
     round->hidden = 64;
+    round->routes_ride =
+        round->layout == EPX_LAYOUT_EXPERT_SLOTS && rng_one_in(&rng, 2);
 }
 
 static bool

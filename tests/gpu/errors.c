@@ -15,6 +15,8 @@ typedef struct fault {
     bool counts_first;     /* the counts are asked for before the dispatch */
     int64_t expert;        /* of the culprit's last entry; 0 as it was */
     bool twice;            /* its last token has an expert twice */
+    uint32_t flags;        /* the routing comes with such a dispatch, later */
+    bool has_slots;        /* receive slots, with EPX_SEND_ONLY */
     int64_t recv_capacity; /* 0 as it was */
 } fault_t;
 
@@ -45,6 +47,19 @@ static const fault_t faults[] = {
       .status = EPX_ERR_CAPACITY,
       .counts_first = true,
       .recv_capacity = 1 },
+    { .name = "an expert twice, with the dispatch",
+      .status = EPX_ERR_EXPERT,
+      .twice = true,
+      .flags = EPX_NEW_ROUTING },
+    { .name = "an expert below -1, with the dispatch that is sent only",
+      .status = EPX_ERR_EXPERT,
+      .expert = -2,
+      .flags = EPX_NEW_ROUTING | EPX_SEND_ONLY },
+    { .name = "an expert beyond the last, with the dispatch to slots",
+      .status = EPX_ERR_EXPERT,
+      .expert = LAYER_EXPERTS,
+      .flags = EPX_NEW_ROUTING | EPX_SEND_ONLY,
+      .has_slots = true },
 };
 
 /* The inputs of batch 0, those of the culprit with the fault. */
@@ -72,6 +87,20 @@ set_inputs(layer_rank_t *rank, const fault_t *fault)
     return memory->ops->upload(memory, where, last, sizeof(last));
 }
 
+static epx_status_t
+dispatch(layer_rank_t *rank, const fault_t *fault)
+{
+    epx_status_t status;
+
+    rank->flags = fault->flags;
+    status = layer_dispatch(rank, rank->stream);
+    rank->flags = 0;
+    if (status == EPX_OK && (fault->flags & EPX_SEND_ONLY) != 0) {
+        status = epx_complete(rank->plan, rank->stream);
+    }
+    return status;
+}
+
 /* The first error, from the plan on: calls return before the card has looked,
  * so that a later one may have to tell. */
 static epx_status_t
@@ -81,6 +110,13 @@ first_error(layer_rank_t *rank, const fault_t *fault)
     epx_plan_counts_t counts = EPX_PLAN_COUNTS_INIT;
     epx_status_t status;
 
+    if (fault->flags != 0) {
+        args.num_tokens = 0;
+        args.topk_idx = NULL;
+    }
+    if (fault->has_slots) {
+        args.send_only_row_bytes = LAYER_HIDDEN * 2;
+    }
     if (fault->recv_capacity) {
         args.recv_capacity = fault->recv_capacity;
     }
@@ -92,7 +128,7 @@ first_error(layer_rank_t *rank, const fault_t *fault)
         status = epx_plan_counts(rank->plan, &counts);
     }
     if (status == EPX_OK) {
-        status = layer_dispatch(rank, rank->stream);
+        status = dispatch(rank, fault);
     }
     if (status == EPX_OK) {
         rank->memory->ops->synchronize(rank->memory, rank->stream);
@@ -156,8 +192,11 @@ errors_rank(world_rank_t *self, void *layer)
 
     ok = world_all_well(self) && ok;
     for (size_t i = 0; ok && i < sizeof(faults) / sizeof(faults[0]); i++) {
-        if (slots && (faults[i].recv_capacity || faults[i].exact)) {
-            continue; /* its capacity is always enough, and always fixed */
+        if (slots ? faults[i].recv_capacity || faults[i].exact
+                  : faults[i].has_slots) {
+            /* Slots have a capacity that is always enough and always fixed,
+             * and what is sent only goes to receive slots there alone. */
+            continue;
         }
         expect_refusal(&rank, &faults[i]);
         drop_plan(&rank);
