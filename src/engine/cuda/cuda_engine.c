@@ -114,10 +114,11 @@ cuda_leave(epx_group_t *group)
 {
     if (cuda_spans_nodes(group) &&
         epx__cuda_device_enter(group->device_ordinal) == EPX_OK) {
+        /* So that the proxy sees all that kernels have begun. */
         cuda_plans_reclaim(group, true);
         epx__cuda_device_leave();
-        cuda_proxy_leave(group);
     }
+    cuda_proxy_leave(group);
 }
 
 /* EPX_CUDA_COPY: bulk where the device has it, or plain. */

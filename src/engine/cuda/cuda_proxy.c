@@ -242,7 +242,8 @@ look_at_all(cuda_proxy_t *proxy, bool *busy_p, bool *open_p)
     return status;
 }
 
-/* The group is broken: nothing is sent or waited for any more. */
+/* The group is broken, or its device: nothing is sent or waited for any more.
+ */
 static void
 give_up(cuda_proxy_t *proxy)
 {
@@ -278,19 +279,24 @@ cuda_proxy_main(void *argument)
     cuda_proxy_t *proxy = argument;
     epx_group_t *group = proxy->group;
     int64_t busy_ns = epx__now_ns();
-    bool busy = true, open = true;
+    int64_t deadline = INT64_MAX; /* once it is to end */
+    bool ends, busy, open;
 
-    /* Kernels have all run when it is to end; it has to see what they began. */
-    while (epx__load_u32(&proxy->ends) == 0 || open || busy) {
+    do {
         epx_status_t status;
 
+        /* First: kernels have all run by then, and what they began is seen. */
+        ends = epx__load_u32(&proxy->ends) != 0;
+        if (ends && deadline == INT64_MAX) {
+            deadline = epx__deadline_ns(group->timeout_ns);
+        }
         busy = false;
         status = look_at_all(proxy, &busy, &open);
         if (status != EPX_OK) {
             epx__group_end(group, status);
         }
         cuda_look(group);
-        if (epx__group_is_broken(group)) {
+        if (epx__group_is_broken(group) || epx__now_ns() >= deadline) {
             break;
         }
         if (busy) {
@@ -298,8 +304,8 @@ cuda_proxy_main(void *argument)
         } else {
             rest(epx__now_ns() - busy_ns);
         }
-    }
-    if (epx__group_is_broken(group)) {
+    } while (!ends || open || busy);
+    if (open || epx__group_is_broken(group)) {
         give_up(proxy);
     }
     return NULL;

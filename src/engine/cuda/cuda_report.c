@@ -31,6 +31,17 @@ is_missing(const void *context, int32_t rank)
     return (report->missing[rank / 64] >> rank % 64 & 1) != 0;
 }
 
+static bool
+is_any_missing(const cuda_report_t *report)
+{
+    uint64_t any = 0;
+
+    for (int i = 0; i < EPX_MAX_RANKS / 64; i++) {
+        any |= report->missing[i];
+    }
+    return any != 0;
+}
+
 static epx_status_t
 timed_out(const epx_group_t *group, const cuda_report_t *report)
 {
@@ -43,6 +54,12 @@ timed_out(const epx_group_t *group, const cuda_report_t *report)
                          "rank %d timed out after %.3f s waiting for the other "
                          "blocks of its own kernel: its %d SMs are not free",
                          group->rank, seconds, group->num_workers);
+    }
+    if (report->what == CUDA_IN_RAIL && !is_any_missing(report)) {
+        return epx__fail(EPX_ERR_TIMEOUT,
+                         "rank %d timed out after %.3f s waiting for other "
+                         "nodes to acknowledge what it has sent",
+                         group->rank, seconds);
     }
     return epx__fail(EPX_ERR_TIMEOUT,
                      "rank %d timed out in %s after %.3f s, waiting for %s",
