@@ -263,6 +263,9 @@ group_free(epx_group_t *group)
     /* In this order: the watch may still be telling of a failure. */
     epx__watch_close(group);
     epx__lost_leave(group);
+    if (group->engine_state != NULL && group->engine->leave != NULL) {
+        group->engine->leave(group);
+    }
     if (group->remote.close != NULL) {
         group->remote.close(group->remote.context);
     }

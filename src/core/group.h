@@ -84,6 +84,9 @@ struct epx_group {
 
     epx__map_t map;
     epx__peer_t *peers; /* [R], this rank's own among them */
+    /* Where the net puts what ranks of other nodes tell: a control region in
+     * memory of the host; NULL: the segment's own. */
+    void *net_control;
     epx__heap_t heap;
 
     /* Who is masked (core/mask.h).  The first three are atomic, and change

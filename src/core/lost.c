@@ -46,12 +46,14 @@ epx__lost_tell(epx_group_t *group, uint32_t epoch, const epx__error_t *error)
 {
     epx__vitals_t *own = epx__lost_vitals(group, group->rank);
 
-    if (!is_joined(group) || own == NULL) {
+    if (!is_joined(group)) {
         return;
     }
-    own->status = (int32_t)error->status;
-    (void)snprintf(own->text, sizeof(own->text), "%.*s",
-                   (int)sizeof(own->text) - 1, error->text);
+    if (own != NULL) {
+        own->status = (int32_t)error->status;
+        (void)snprintf(own->text, sizeof(own->text), "%.*s",
+                       (int)sizeof(own->text) - 1, error->text);
+    }
     for (int32_t rank = 0; rank < group->num_ranks; rank++) {
         epx__vitals_t *vitals = epx__lost_vitals(group, rank);
 

@@ -481,7 +481,10 @@ main(int argc, char **argv)
     }
     obstacle = options.num_nodes > 1 && options.net == NET_UCX
                    ? network_obstacle()
-                   : memory_obstacle(options.device);
+                   : NULL;
+    if (!obstacle) {
+        obstacle = memory_obstacle(options.device);
+    }
     if (obstacle) {
         printf("SKIPPED: %s\n", obstacle);
         return EXIT_SKIP;

@@ -68,15 +68,29 @@ plan_args(const layer_t *layer, const void *topk_idx)
     return args;
 }
 
+/* How many nodes the ranks play, in turn. */
+static int32_t
+num_nodes(void)
+{
+    const char *text = getenv("EPX_TEST_NODES");
+
+    return text ? (int32_t)strtol(text, NULL, 10) : 1;
+}
+
 static oracle_t *
 route(const layer_t *layer, const layer_batch_t *batch)
 {
     epx_plan_args_t args[LAYER_MAX_RANKS];
+    int32_t node_of[LAYER_MAX_RANKS];
+    oracle_t *oracle;
 
     for (int32_t r = 0; r < layer->num_ranks; r++) {
+        node_of[r] = r % num_nodes();
         args[r] = plan_args(layer, batch->parts[r].idx);
     }
-    return oracle_create(layer->num_ranks, args);
+    oracle = oracle_create(layer->num_ranks, args);
+    oracle_set_nodes(oracle, node_of);
+    return oracle;
 }
 
 /* The fixed capacity is what the largest batch needs. */
@@ -248,15 +262,26 @@ bool
 layer_open_group(layer_rank_t *rank, uint64_t timeout_s)
 {
     epx_group_config_t config = EPX_GROUP_CONFIG_INIT;
+    epx_network_config_t network = EPX_NETWORK_CONFIG_INIT;
     uint64_t bytes = rank->layer->recv_bytes;
+    epx_status_t status;
 
     config.bootstrap = rank->self->bootstrap;
     config.device = EPX_DEVICE_CUDA;
     config.heap_bytes = UINT64_C(32) << 20;
     config.num_workers = WORKERS;
+    if (num_nodes() > 1) {
+        config.node = 1 + rank->self->rank % num_nodes();
+        config.network = &network;
+        network.device = "lo";
+    }
     config.timeout_ns = timeout_s * UINT64_C(1000000000);
-    return !world_failed(rank->self, epx_group_create(&config, &rank->group),
-                         "epx_group_create") &&
+    status = epx_group_create(&config, &rank->group);
+    if (num_nodes() > 1 && status == EPX_ERR_UNSUPPORTED) {
+        printf("SKIPPED: %s\n", epx_last_error());
+        exit(LAYER_EXIT_SKIP);
+    }
+    return !world_failed(rank->self, status, "epx_group_create") &&
            !world_failed(rank->self,
                          epx_mem_alloc(rank->group, bytes, &rank->recv_x),
                          "epx_mem_alloc") &&

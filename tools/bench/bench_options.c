@@ -567,8 +567,8 @@ check_hosts(const struct bench_options *o, struct bench_error *error)
         return bench_fail(error, "--hosts is %d; allowed: 1 to the %d ranks",
                           o->hosts, o->ranks);
     }
-    if (o->hosts > 1 && o->device != EPX_DEVICE_CPU) {
-        return bench_fail(error, "--hosts needs --device cpu");
+    if (o->vs_ucx && o->device != EPX_DEVICE_CPU) {
+        return bench_fail(error, "--vs ucx needs --device cpu");
     }
     if (o->hosts > 1 && o->vs_mpi && o->hosts < o->ranks && !o->netns) {
         return bench_fail(error, "--vs mpi with --hosts needs --netns, or as "

@@ -139,9 +139,14 @@ launch_kernel(const cuda_op_t *op, const cuda_combine_args_t *args,
     const cuda_engine_t *engine = cuda_engine(group);
     cuda_mover_t mover = engine->mover;
 
-    if (cuda_combine_shared_bytes(group->num_ranks, mover) >
-        engine->max_shared) {
+    if (cuda_combine_shared_bytes(&engine->view, mover) > engine->max_shared) {
         mover = CUDA_MOVER_PLAIN; /* which stages nothing */
+    }
+    if (cuda_spans_nodes(group)) {
+        return args->posts
+                   ? cuda_rail_combine(op, args, args->out_topk_weights != NULL,
+                                       dtype, mover, num_blocks)
+                   : cuda_rail_combine_end(op, args, dtype, mover, num_blocks);
     }
     return epx__cuda_check(
         cuda_combine_launch(args, dtype, mover, num_blocks, op->stream),
@@ -202,6 +207,10 @@ cuda_combine(epx_plan_t *base, const epx_combine_args_t *args,
     if (status == EPX_OK) {
         fill_kernel(&draft);
         status = open_inputs(&draft);
+    }
+    if (status == EPX_OK && cuda_spans_nodes(base->group)) {
+        status = cuda_rail_open(&op, EPX__STEP_COMBINE, draft.kernel.row_bytes,
+                                0, &draft.kernel.rail);
     }
     if (status == EPX_OK) {
         status = cuda_step_take(&op, (args->flags & EPX_SEND_ONLY) != 0

@@ -8,11 +8,21 @@
 #include <string.h>
 #include <time.h>
 
+/* Those of every group: the verdict, and the counts of ranks and experts. */
 static size_t
-num_words(const cuda_plan_t *plan)
+num_counts(const cuda_plan_t *plan)
 {
     return 1 + (size_t)plan->base.group->num_ranks +
            (size_t)plan->base.num_local_experts;
+}
+
+static size_t
+num_words(const cuda_plan_t *plan)
+{
+    bool has_most = cuda_spans_nodes(plan->base.group) &&
+                    plan->base.key.max_tokens_per_rank == 0;
+
+    return num_counts(plan) + (has_most ? 1 : 0);
 }
 
 epx_status_t
@@ -112,11 +122,17 @@ take_in(cuda_plan_t *plan)
 {
     uint32_t content;
 
-    for (size_t i = 1; i < num_words(plan); i++) {
+    for (size_t i = 1; i < num_counts(plan); i++) {
         if (!word_is_there(plan, i, &content)) {
             return false;
         }
         plan->rank_tokens[i - 1] = content; /* expert_rows follow */
+    }
+    if (num_words(plan) > num_counts(plan)) {
+        if (!word_is_there(plan, num_counts(plan), &content)) {
+            return false;
+        }
+        plan->most_tokens = content;
     }
     reckon(plan);
     return true;

@@ -204,6 +204,9 @@ launch_kernel(draft_t *draft, const cuda_op_t *op, int num_blocks)
         mover = CUDA_MOVER_PLAIN; /* which stages nothing */
         (void)cuda_dispatch_shape(&draft->kernel, mover, engine->max_shared);
     }
+    if (cuda_spans_nodes(draft->plan->base.group)) {
+        return cuda_rail_dispatch(op, &draft->kernel, mover, num_blocks);
+    }
     return epx__cuda_check(
         cuda_dispatch_launch(&draft->kernel, mover, num_blocks, op->stream),
         "cannot launch a dispatch");
@@ -224,6 +227,7 @@ launch(draft_t *draft, const cuda_op_t *op)
         plan->pending_blocks = num_blocks;
         plan->pending_rows = draft->args.recv_rows;
         plan->pending_wait_ns = draft->args.wait_ns;
+        plan->pending_dispatch = draft->kernel;
     } else if (status == EPX_OK && draft->stages) {
         status = stage_out(&draft->stage, num_blocks, op->stream);
     }
@@ -266,6 +270,21 @@ check_plan(draft_t *draft, const cuda_op_t *op)
     return status == EPX_OK ? cuda_refused(draft->plan) : status;
 }
 
+/* With several nodes. */
+static epx_status_t
+open_rail(draft_t *draft, const cuda_op_t *op)
+{
+    cuda_dispatch_args_t *kernel = &draft->kernel;
+
+    if (draft->to_slots) {
+        return cuda_rail_open_slots(draft->plan, &kernel->rail);
+    }
+    kernel->num_forwarders =
+        (uint32_t)cuda_blocks(draft->plan->base.group, draft->args.num_workers);
+    return cuda_rail_open(op, EPX__STEP_DISPATCH, kernel->row_bytes,
+                          (uint64_t)kernel->num_scales, &kernel->rail);
+}
+
 static epx_status_t
 start(draft_t *draft, const cuda_op_t *op, bool *launched_p)
 {
@@ -280,6 +299,9 @@ start(draft_t *draft, const cuda_op_t *op, bool *launched_p)
     if (status == EPX_OK) {
         fill_kernel(draft);
         status = open_arrays(draft);
+    }
+    if (status == EPX_OK && cuda_spans_nodes(draft->plan->base.group)) {
+        status = open_rail(draft, op);
     }
     if (status == EPX_OK) {
         status = cuda_step_take(op, draft->kernel.is_send_only
@@ -307,8 +329,8 @@ route_first(draft_t *draft, epx_stream_t stream)
     }
     draft->is_new = false;
     return status == EPX_OK
-               ? cuda_plan_route(&draft->plan->base, args->num_tokens,
-                                 args->topk_idx, stream)
+               ? cuda_plan_route_timed(&draft->plan->base, args->num_tokens,
+                                       args->topk_idx, args->wait_ns, stream)
                : status;
 }
 
@@ -326,6 +348,7 @@ cuda_dispatch(epx_plan_t *base, const epx_dispatch_args_t *args,
     draft.to_slots =
         (args->flags & EPX_SEND_ONLY) != 0 && draft.plan->slot_block != NULL;
     draft.kernel.view.num_ranks = base->group->num_ranks;
+    draft.kernel.is_send_only = (args->flags & EPX_SEND_ONLY) != 0;
     draft.kernel.plan = draft.plan->view;
     draft.kernel.row_bytes = (uint64_t)draft.shape.row_bytes;
     draft.kernel.num_scales = draft.shape.num_scales;
@@ -377,6 +400,9 @@ cuda_dispatch_complete(const cuda_op_t *op)
         if (status == EPX_OK) {
             status = cuda_unpack_start(op);
         }
+    } else if (cuda_spans_nodes(plan->base.group)) {
+        status = cuda_rail_dispatch_end(op, &plan->pending_dispatch,
+                                        plan->pending_blocks);
     } else {
         status = epx__cuda_check(cuda_wait_launch(&args, op->stream),
                                  "cannot launch the end of a dispatch");

@@ -8,6 +8,9 @@
 //        place on every rank that wants it
 //     4. each block tells every rank that it is done; block 0 waits for the
 //        blocks of all ranks, in a send-only dispatch for this rank's alone
+// With several nodes ranks are those of this one, and rows for others go to
+// pinned memory of the host, which takes the place of a rank; what comes from
+// there, later kernels forward (cuda_rail.cu).
 // cuda_wait_launch waits for the others of a send-only dispatch.
 #include "engine/cuda/cuda_count.cuh"
 #include "engine/cuda/cuda_launch.cuh"
@@ -59,7 +62,8 @@ __global__ void __launch_bounds__(256, 1)
         post = args.post;
         post.step = step;
         post.signature.plan_id = args.plan.routing->plan_id;
-        post.arrivals = *arrivals_sum(view, step) + gridDim.x;
+        post.arrivals =
+            *arrivals_sum(view, step) + gridDim.x + args.num_forwarders;
     }
     // A plan that was refused was so on every rank: nobody takes this step.
     if (!__syncthreads_and(works)) {
@@ -76,6 +80,9 @@ __global__ void __launch_bounds__(256, 1)
     }
 #endif
     target *targets = reinterpret_cast<target *>(shared);
+    if (view.nodes.num_nodes > 1) {
+        nodes_open(args, targets);
+    }
     bool ok = posts_wait<epx__post_t, false>(
         view, step, CUDA_IN_DISPATCH, post.signature, args.plan.rank_rows,
         blockIdx.x == 0 ? args.wait_ns : nullptr,
@@ -96,11 +103,20 @@ __global__ void __launch_bounds__(256, 1)
     }
 #endif
     if (ok && blockIdx.x == 0) {
+        bool is_all = args.is_send_only == 0 && args.num_forwarders == 0;
+
         if (threadIdx.x == 0) {
             args.plan.routing->open_step = step;
         }
-        if (arrivals_wait_all(view, step, CUDA_IN_DISPATCH, targets,
-                              args.is_send_only != 0, args.wait_ns)) {
+        if (args.num_forwarders != 0) {
+            // This rank's own, of which those are not here yet.
+            if (threadIdx.x == 0) {
+                targets[view.rank].arrivals -= args.num_forwarders;
+            }
+            __syncthreads();
+        }
+        if (arrivals_wait_all(view, step, CUDA_IN_DISPATCH, targets, !is_all,
+                              args.wait_ns)) {
             step_end(view, step, post.arrivals);
         }
     }

@@ -83,6 +83,8 @@ close_entered(epx_group_t *group)
         /* The device has failed: only the host's memory is left to free. */
         cuda_plan_t *after = plan->next;
 
+        cuda_rail_close(plan);
+        cuda_counts_close(plan);
         free(plan->outgrown);
         free(plan);
         plan = after;
@@ -91,6 +93,7 @@ close_entered(epx_group_t *group)
         next = chunk->next;
         chunk_free(chunk);
     }
+    cuda_proxy_close(group);
     cuda_pinned_give(engine->view.report);
     (void)epx__heap_free(&group->heap, engine->private_block);
     free(engine);
@@ -104,6 +107,18 @@ cuda_close(epx_group_t *group)
         close_entered(group);
         epx__cuda_device_leave();
     }
+}
+
+static void
+cuda_leave(epx_group_t *group)
+{
+    if (cuda_spans_nodes(group) &&
+        epx__cuda_device_enter(group->device_ordinal) == EPX_OK) {
+        /* So that the proxy sees all that kernels have begun. */
+        cuda_plans_reclaim(group, true);
+        epx__cuda_device_leave();
+    }
+    cuda_proxy_leave(group);
 }
 
 /* EPX_CUDA_COPY: bulk where the device has it, or plain. */
@@ -160,6 +175,12 @@ load_kernels(epx_group_t *group)
     if (error == cudaSuccess) {
         error = cuda_stage_load();
     }
+    if (error == cudaSuccess && cuda_spans_nodes(group)) {
+        error = cuda_rail_load(engine->max_shared);
+    }
+    if (error == cudaSuccess && cuda_spans_nodes(group)) {
+        error = cuda_rail_combine_load(engine->max_shared);
+    }
     return error == cudaSuccess
                ? choose_mover(engine, major)
                : epx__cuda_fail(error, "cannot load the CUDA kernels");
@@ -173,6 +194,9 @@ is_one_card(const epx_group_t *group)
     for (int32_t r = 0; r < group->num_ranks && is_one; r++) {
         struct cudaPointerAttributes is;
 
+        if (!epx__is_near(&group->nodes, r)) {
+            continue;
+        }
         is_one = cudaPointerGetAttributes(&is, group->peers[r].base) ==
                      cudaSuccess &&
                  is.type == cudaMemoryTypeDevice &&
@@ -182,7 +206,8 @@ is_one_card(const epx_group_t *group)
 }
 
 /* What kernels need to know of the group:
- *     cuda_state_t, char *segments[R], u64 segment_bytes[R] */
+ *     cuda_state_t, char *segments[R], u64 segment_bytes[R], i32 node_of[R],
+ *     i32 far_index[R] */
 static epx_status_t
 open_view(epx_group_t *group)
 {
@@ -190,7 +215,10 @@ open_view(epx_group_t *group)
     size_t num_ranks = (size_t)group->num_ranks;
     size_t segments = epx__round_up(sizeof(cuda_state_t), EPX__LINE);
     size_t sizes = segments + num_ranks * sizeof(char *);
-    size_t bytes = sizes + num_ranks * sizeof(uint64_t);
+    size_t nodes = sizes + num_ranks * sizeof(uint64_t);
+    size_t far = nodes + num_ranks * sizeof(int32_t);
+    size_t bytes = far + num_ranks * sizeof(int32_t);
+    int32_t num_far = 0;
     char *image = calloc(1, bytes);
     epx_status_t status;
 
@@ -200,6 +228,11 @@ open_view(epx_group_t *group)
     for (size_t r = 0; r < num_ranks; r++) {
         ((char **)(void *)(image + segments))[r] = group->peers[r].base;
         ((uint64_t *)(void *)(image + sizes))[r] = group->peers[r].bytes;
+        ((int32_t *)(void *)(image + nodes))[r] = group->nodes.node_of[r];
+        if (!epx__is_near(&group->nodes, (int32_t)r)) {
+            ((char **)(void *)(image + segments))[r] = cuda_proxy_mail(group);
+            ((int32_t *)(void *)(image + far))[r] = num_far++;
+        }
     }
     status = epx__heap_alloc(&group->heap, bytes, "the CUDA engine",
                              &engine->private_block);
@@ -214,6 +247,8 @@ open_view(epx_group_t *group)
         engine->view.state = (cuda_state_t *)(void *)base;
         engine->view.segments = (char *const *)(void *)(base + segments);
         engine->view.segment_bytes = (uint64_t *)(void *)(base + sizes);
+        engine->view.nodes.node_of = (const int32_t *)(void *)(base + nodes);
+        engine->view.nodes.far_index = (const int32_t *)(void *)(base + far);
         status = epx__cuda_copy(base, image, bytes);
     }
     if (status == EPX_OK) {
@@ -237,9 +272,12 @@ open_entered(epx_group_t *group)
 
     engine->record_bytes = epx__round_up(
         sizeof(cuda_record_t) +
-            sizeof(uint64_t) * (1 + (size_t)num_ranks + most_local),
+            sizeof(uint64_t) * (2 + (size_t)num_ranks + most_local),
         EPX__LINE);
     status = load_kernels(group);
+    if (status == EPX_OK) {
+        status = cuda_proxy_open(group);
+    }
     if (status == EPX_OK) {
         status = open_view(group);
     }
@@ -367,6 +405,7 @@ const epx__engine_ops_t epx__engine_cuda = {
     .name = "cuda",
     .device = EPX_DEVICE_CUDA,
     .fabrics = epx__cuda_fabrics,
+    .spans_nodes = true,
     .isa = cuda_isa,
     .device_info = epx__cuda_device_info,
     .place = epx__cuda_place,
@@ -374,6 +413,7 @@ const epx__engine_ops_t epx__engine_cuda = {
     .check_stream = cuda_check_stream,
     .open = cuda_open,
     .close = cuda_close,
+    .leave = cuda_leave,
     .check = cuda_check,
     .plan_open = cuda_plan_open,
     .plan_close = cuda_plan_close,

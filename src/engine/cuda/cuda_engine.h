@@ -21,9 +21,11 @@ typedef struct cuda_seat {
 } cuda_seat_t;
 
 struct cuda_plan;
+struct cuda_proxy;
 
 typedef struct cuda_engine {
     cuda_view_t view;
+    struct cuda_proxy *proxy; /* NULL with a single node */
     cuda_mover_t mover;
     size_t max_shared; /* that a block may have */
     size_t record_bytes;
@@ -72,6 +74,9 @@ typedef struct cuda_plan {
                                still */
     int num_outgrown;
 
+    cuda_block_t *regions; /* of pinned memory, the last in use: cuda_rail.c */
+    int num_regions;
+
     int64_t num_tokens;
     /* The counts of the last routing, once it has been waited for; in one
      * allocation. */
@@ -79,6 +84,7 @@ typedef struct cuda_plan {
     int64_t *expert_rows;    /* [L] */
     int64_t *expert_offsets; /* [L + 1] */
     int64_t num_rows, num_recv_rows, num_recv_tokens;
+    int64_t most_tokens; /* of a rank; with several nodes */
 
     uint64_t num_routings;   /* generation of the last one, graphs apart */
     bool is_routed_in_graph; /* the last routing lives in a graph */
@@ -94,6 +100,7 @@ typedef struct cuda_plan {
     bool pending_is_in_slots;
     int64_t pending_rows;     /* that its receive buffers hold */
     int64_t *pending_wait_ns; /* of a dispatch that goes straight */
+    cuda_dispatch_args_t pending_dispatch; /* with several nodes: the same */
     cuda_combine_args_t pending_combine;
     epx_dtype_t pending_dtype;
     int pending_blocks;
@@ -150,6 +157,10 @@ epx_status_t cuda_plan_open(epx_group_t *group, const epx_plan_args_t *args,
 epx_status_t cuda_plan_close(epx_plan_t *base);
 epx_status_t cuda_plan_route(epx_plan_t *base, int64_t num_tokens,
                              const void *topk_idx, epx_stream_t stream);
+/* The same, adding to wait_ns[R] how long it waits for each rank. */
+epx_status_t cuda_plan_route_timed(epx_plan_t *base, int64_t num_tokens,
+                                   const void *topk_idx, int64_t *wait_ns,
+                                   epx_stream_t stream);
 /* Give back what retired plans held, once they have run; with `wait`, until
  * they have. */
 void cuda_plans_reclaim(epx_group_t *group, bool wait);
@@ -203,8 +214,64 @@ epx_status_t cuda_combine(epx_plan_t *base, const epx_combine_args_t *args,
 epx_status_t cuda_dispatch_complete(const cuda_op_t *op);
 epx_status_t cuda_combine_complete(const cuda_op_t *op);
 
+/* cuda_proxy.c: the thread that moves between nodes what kernels have packed.
+ * Open sets up what both share; the thread starts with the first plan.  Leave
+ * ends it, once all is sent that has to be; the net may be closed then. */
+epx_status_t cuda_proxy_open(epx_group_t *group);
+/* The mail: see cuda_rail.h; NULL with a single node. */
+char *cuda_proxy_mail(const epx_group_t *group);
+epx_status_t cuda_proxy_start(epx_group_t *group);
+void cuda_proxy_leave(epx_group_t *group);
+void cuda_proxy_close(epx_group_t *group);
+
+/* cuda_rail.c: operations between nodes. */
+static inline bool
+cuda_spans_nodes(const epx_group_t *group)
+{
+    return group->nodes.num_nodes > 1;
+}
+/* After a routing's kernel. */
+epx_status_t cuda_rail_route(const cuda_op_t *op, const cuda_plan_args_t *args);
+/* Room for a step's parcels, which row_bytes and num_scales are of; for a
+ * combine row_bytes is what comes back. */
+epx_status_t cuda_rail_open(const cuda_op_t *op, epx__step_kind_t kind,
+                            uint64_t row_bytes, uint64_t num_scales,
+                            cuda_rail_t *rail);
+/* The same for a dispatch into receive slots. */
+epx_status_t cuda_rail_open_slots(cuda_plan_t *plan, cuda_rail_t *rail);
+/* Its kernels beside the fused one and, in the hook, unpack. */
+epx_status_t cuda_rail_slots_begin(const cuda_op_t *op,
+                                   const cuda_fused_args_t *args);
+epx_status_t cuda_rail_slots_sent(const cuda_op_t *op,
+                                  const cuda_fused_args_t *args);
+epx_status_t cuda_rail_slots_wait(const cuda_op_t *op,
+                                  const cuda_unpack_args_t *args);
+epx_status_t cuda_rail_slots_end(const cuda_op_t *op,
+                                 const cuda_unpack_args_t *args);
+/* All kernels of a step, in a send-only one those before the hook. */
+epx_status_t cuda_rail_dispatch(const cuda_op_t *op,
+                                const cuda_dispatch_args_t *args,
+                                cuda_mover_t mover, int num_blocks);
+epx_status_t cuda_rail_dispatch_end(const cuda_op_t *op,
+                                    const cuda_dispatch_args_t *args,
+                                    int num_blocks);
+epx_status_t cuda_rail_combine(const cuda_op_t *op,
+                               const cuda_combine_args_t *args,
+                               bool wants_weights, epx_dtype_t dtype,
+                               cuda_mover_t mover, int num_blocks);
+epx_status_t cuda_rail_combine_end(const cuda_op_t *op,
+                                   const cuda_combine_args_t *args,
+                                   epx_dtype_t dtype, cuda_mover_t mover,
+                                   int num_blocks);
+/* Whether the network may still read or write the plan's regions, though its
+ * kernels have run. */
+bool cuda_rail_is_busy(const cuda_plan_t *plan);
+void cuda_rail_close(cuda_plan_t *plan);
+
 /* cuda_report.c: the errors that the device has found, as sentences. */
 epx_status_t cuda_check(epx_group_t *group);
+/* The same, outside of any call. */
+void cuda_look(epx_group_t *group);
 epx_status_t cuda_refused(cuda_plan_t *plan);
 
 static inline int

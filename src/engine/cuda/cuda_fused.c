@@ -32,7 +32,10 @@ cuda_can_count(const cuda_plan_t *plan, const cuda_dispatch_args_t *move)
     size_t most = cuda_engine(plan->base.group)->max_shared;
     cuda_fused_args_t args = draft_fused(plan, move);
 
-    return plan->base.key.layout == EPX_LAYOUT_EXPERT_SLOTS &&
+    /* Between nodes rows go straight to the places that the plan has given. */
+    return (!cuda_spans_nodes(plan->base.group) ||
+            (move->is_send_only && plan->slot_block != NULL)) &&
+           plan->base.key.layout == EPX_LAYOUT_EXPERT_SLOTS &&
            plan->base.key.max_tokens_per_rank * plan->base.key.topk <=
                MOST_ENTRIES &&
            cuda_fused_shape(&args, 1, most) <= most;
@@ -167,6 +170,8 @@ cuda_fused_start(const cuda_op_t *op, const cuda_dispatch_args_t *move,
     int64_t tokens = move->num_tokens > 0 ? move->num_tokens : 1;
     int64_t per_block = (tokens + num_blocks - 1) / num_blocks;
     int most = move->view.num_ranks; /* blocks that tell the peers */
+    bool spans = cuda_spans_nodes(plan->base.group);
+    epx_status_t status = EPX_OK;
     int used;
 
     args.topk_idx = is_new ? topk_idx : plan->view.experts;
@@ -183,9 +188,15 @@ cuda_fused_start(const cuda_op_t *op, const cuda_dispatch_args_t *move,
     if (args.to_slots) {
         draft_unpack(plan, &args, num_blocks);
     }
-    return epx__cuda_check(
-        cuda_fused_launch(&args, engine->mover, used, op->stream),
-        "cannot launch a dispatch");
+    if (spans) {
+        status = cuda_rail_slots_begin(op, &args);
+    }
+    if (status == EPX_OK) {
+        status = epx__cuda_check(
+            cuda_fused_launch(&args, engine->mover, used, op->stream),
+            "cannot launch a dispatch");
+    }
+    return status == EPX_OK && spans ? cuda_rail_slots_sent(op, &args) : status;
 }
 
 epx_status_t
@@ -195,13 +206,21 @@ cuda_unpack_start(const cuda_op_t *op)
     const cuda_engine_t *engine = cuda_engine(plan->base.group);
     cuda_unpack_args_t *args = &plan->pending_unpack;
     cuda_mover_t mover = engine->mover;
+    bool spans = cuda_spans_nodes(plan->base.group);
+    epx_status_t status = EPX_OK;
 
     if (cuda_unpack_shape(args, mover, engine->max_shared) >
         engine->max_shared) {
         mover = CUDA_MOVER_PLAIN; /* which stages nothing */
         (void)cuda_unpack_shape(args, mover, engine->max_shared);
     }
-    return epx__cuda_check(
-        cuda_unpack_launch(args, mover, plan->pending_blocks, op->stream),
-        "cannot launch the end of a dispatch");
+    if (spans) {
+        status = cuda_rail_slots_wait(op, args);
+    }
+    if (status == EPX_OK) {
+        status = epx__cuda_check(
+            cuda_unpack_launch(args, mover, plan->pending_blocks, op->stream),
+            "cannot launch the end of a dispatch");
+    }
+    return status == EPX_OK && spans ? cuda_rail_slots_end(op, args) : status;
 }

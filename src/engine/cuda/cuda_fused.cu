@@ -192,6 +192,27 @@ store_rows(const cuda_fused_args_t &args, const block &b, uint32_t token,
     }
 }
 
+// With several nodes: the heads of what goes to ranks of others.
+__device__ void
+put_heads(const cuda_fused_args_t &args, const block &b, uint64_t step,
+          bool is_bad)
+{
+    const cuda_view_t &view = args.move.view;
+
+    for (int r = threadIdx.x; r < view.num_ranks; r += THREADS) {
+        if (is_near(view, r)) {
+            continue;
+        }
+        cuda_parcel_head_t *head = reinterpret_cast<cuda_parcel_head_t *>(
+            cuda_region(&args.move.rail.by_node[EPX__LANE_OUT],
+                        view.nodes.far_index[r]));
+
+        head->step = step;
+        head->count = is_bad ? 0 : b.total[r];
+        head->has_weights = 0;
+    }
+}
+
 // This rank's slot on a peer for the slot-th token that goes there.
 __device__ char *
 slot_at(const cuda_fused_args_t &args, uint64_t parity, int peer, uint32_t slot)
@@ -200,6 +221,10 @@ slot_at(const cuda_fused_args_t &args, uint64_t parity, int peer, uint32_t slot)
     uint64_t most = args.move.plan.key.max_tokens_per_rank;
     uint64_t index = (parity * view.num_ranks + view.rank) * most + slot;
 
+    if (!is_near(view, peer)) {
+        return far_slots(view, args.move.rail.by_node[EPX__LANE_OUT], peer) +
+               slot * args.slots.slot_bytes;
+    }
     return view.segments[peer] + args.move.plan.slots[peer] +
            index * args.slots.slot_bytes;
 }
@@ -491,6 +516,9 @@ fused_slots(const cuda_fused_args_t &args, const block &b, const start &now,
         drop_round(b);
     } else {
         send_slots<BULK, QUANTIZE>(args, b, now.routing.num_sends & 1);
+    }
+    if (view.nodes.num_nodes > 1 && is_clerk()) {
+        put_heads(args, b, step, is_bad);
     }
     end_stores();
     arrive_all<true>(view, step, segment);

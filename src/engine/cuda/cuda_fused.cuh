@@ -445,6 +445,7 @@ head_end(const cuda_fused_args_t &args, const start &now, uint64_t step,
     if (threadIdx.x % 32 == 0) {
         told->post.slot_parity = now.routing.num_sends & 1;
         told->row.step = step;
+        told->row.key.num_experts = args.move.plan.key.num_experts;
         told->row.num_tokens = args.move.num_tokens;
     }
 }
@@ -467,6 +468,9 @@ tell_some(const cuda_fused_args_t &args, const block &b, uint64_t step,
         HEAD_WORDS + view.num_ranks + (int)args.move.plan.key.num_experts;
 
     for (int r = first_told(); r < view.num_ranks; r += gridDim.x) {
+        if (!is_told(view, neighbour(view, r))) {
+            continue;
+        }
         if (r != first_told()) {
             segment = view.segments[neighbour(view, r)];
         }

@@ -8,6 +8,8 @@
  *     cuda_routing_t    of a plan on this rank: who gets which row
  *     control region    of the segment (core/control.h): what peers write
  *
+ *     cuda_trip_t       between nodes, in host memory (cuda_rail.h)
+ *
  * and what the host wants to know, in host memory that the device can write:
  *
  *     cuda_report_t     the error that broke the group
@@ -18,6 +20,7 @@
 
 #include "core/control.h"
 #include "engine/common/placement.h"
+#include "engine/cuda/cuda_rail.h"
 
 #include <cuda_runtime_api.h>
 #include <epx/epx.h>
@@ -43,6 +46,7 @@ typedef enum cuda_what {
     CUDA_IN_DISPATCH,
     CUDA_IN_COMBINE,
     CUDA_IN_GRID, /* waiting for blocks of its own */
+    CUDA_IN_RAIL, /* waiting for what goes between nodes */
 } cuda_what_t;
 
 typedef struct cuda_report {
@@ -67,17 +71,21 @@ typedef struct cuda_view {
      * the time that a release to the system does. */
     uint32_t is_one_card;
     epx__map_t map;
-    char *const *segments;         /* [R], of the ranks */
+    char *const *segments;         /* [R], of the ranks; those of other nodes
+                                      stand at the mail: see cuda_rail.h */
     const uint64_t *segment_bytes; /* [R] */
     cuda_state_t *state;
     cuda_report_t *report;
+    cuda_nodes_t nodes;
 } cuda_view_t;
 
-/* Where a token's row goes: rank -1 for none. */
-typedef struct cuda_route {
-    int32_t rank;
-    uint32_t row;
-} cuda_route_t;
+/* Where rows can go: to ranks and, with several nodes, behind them to nodes. */
+EPX__INLINE int32_t
+cuda_num_places(const cuda_view_t *view)
+{
+    return view->num_ranks +
+           (view->nodes.num_nodes > 1 ? view->nodes.num_nodes : 0);
+}
 
 /* Why a plan has no counts, beyond the status. */
 typedef struct cuda_refusal {
@@ -100,6 +108,8 @@ typedef struct cuda_refusal {
  *                     there before this word is
  *     words[1 .. R]   tokens that arrive from each rank
  *     then [L]        (token, expert) pairs for each local expert
+ *     with several nodes, if there is no max_tokens_per_rank, then the most
+ *     tokens that any rank has
  */
 typedef struct cuda_record {
     cuda_refusal_t refusal;
@@ -128,6 +138,17 @@ typedef struct cuda_plan_view {
                                 it has none */
     int64_t *expert_rows;    /* [L] */
     int64_t *expert_offsets; /* [L + 1] */
+    /* What dispatch follows: the routes but, with several nodes, place R + n
+     * for the rows on another node n. */
+    cuda_route_t *sends; /* [T, K] */
+    /* With several nodes, else NULL.  What combine follows: as above, but in
+     * the order of the sum, and for each the k whose weight is its, or -1. */
+    cuda_route_t *pulls;    /* [T, K] */
+    int32_t *pull_ks;       /* [T, K]; NULL too where routes are followed */
+    int32_t *node_tokens;   /* [N, T] the tokens that go to each node */
+    int32_t *node_ordinals; /* [N, T] a token's place among them, or -1 */
+    uint32_t *node_counts;  /* [N] */
+    int64_t token_capacity; /* T of these arrays */
 } cuda_plan_view_t;
 
 /* Where the host learns of a routing. */
@@ -150,6 +171,7 @@ typedef struct cuda_plan_args {
     uint32_t *block_totals; /* [blocks, R + E] scratch */
     cuda_told_t told;
     int32_t num_warps; /* of a block */
+    int64_t *wait_ns;  /* [R] */
 } cuda_plan_args_t;
 
 /* Dispatch. */
@@ -177,6 +199,8 @@ typedef struct cuda_dispatch_args {
     int32_t *recv_expert_totals;
     int64_t *wait_ns;
     uint32_t is_send_only;
+    uint32_t num_forwarders; /* blocks that come later, with several nodes */
+    cuda_rail_t rail;
 } cuda_dispatch_args_t;
 
 /* Receive slots, where rows of a send-only dispatch wait to be placed:
@@ -240,7 +264,40 @@ typedef struct cuda_combine_args {
     uint32_t num_pullers;    /* blocks that do */
     float *out_topk_weights;
     int64_t *wait_ns;
+    uint32_t is_partial; /* routes are a peer's: its sum for another node */
+    uint32_t forward;    /* whose */
+    cuda_rail_t rail;
 } cuda_combine_args_t;
+
+/* What goes between nodes: cuda_rail.cu. */
+typedef struct cuda_rail_args {
+    cuda_view_t view;
+    cuda_plan_view_t plan;
+    int64_t num_tokens;
+    uint32_t kind; /* of the step: epx__step_kind_t */
+    uint32_t wants_weights;
+    uint32_t is_new; /* the step itself counts new routing */
+    const float *topk_weights;
+    cuda_rail_t rail;
+} cuda_rail_args_t;
+
+/* A word to the proxy, and a wait for it. */
+typedef enum cuda_tell {
+    CUDA_TELL_NOTHING = 0,
+    CUDA_TELL_PACKED,
+    CUDA_TELL_SUMMED,
+    CUDA_TELL_ENDED,
+} cuda_tell_t;
+
+typedef struct cuda_turn_args {
+    cuda_view_t view;
+    cuda_plan_view_t plan;
+    uint64_t *marks;
+    uint32_t is_new; /* as in cuda_rail_args_t */
+    cuda_tell_t tell;
+    int32_t wait; /* for an epx__lane_t; -1: for nothing */
+    int64_t *wait_ns;
+} cuda_turn_args_t;
 
 /* Waiting for the end of a send-only dispatch. */
 typedef struct cuda_wait_args {
@@ -303,7 +360,7 @@ size_t cuda_dispatch_shape(cuda_dispatch_args_t *args, cuda_mover_t mover,
 cudaError_t cuda_dispatch_launch(const cuda_dispatch_args_t *args,
                                  cuda_mover_t mover, int num_blocks,
                                  cudaStream_t stream);
-size_t cuda_combine_shared_bytes(int num_ranks, cuda_mover_t mover);
+size_t cuda_combine_shared_bytes(const cuda_view_t *view, cuda_mover_t mover);
 /* Completes args: chunk_bytes, num_chunks, batch_rows, num_batches,
  * num_stages.  Chunks are whole units, each a divisor of CUDA_COMBINE_CHUNK. */
 void cuda_combine_shape(cuda_combine_args_t *args, uint32_t rows_per_token,
@@ -326,6 +383,27 @@ cudaError_t cuda_unpack_launch(const cuda_unpack_args_t *args,
                                cuda_mover_t mover, int num_blocks,
                                cudaStream_t stream);
 cudaError_t cuda_wait_launch(const cuda_wait_args_t *args, cudaStream_t stream);
+
+cudaError_t cuda_rail_load(size_t max_shared);
+/* After a routing: which tokens go to which node, and where rows go then. */
+cudaError_t cuda_rail_route_launch(const cuda_rail_args_t *args, int num_blocks,
+                                   cudaStream_t stream);
+/* Begins the trip of the step that comes, and packs all but the rows. */
+cudaError_t cuda_rail_pack_launch(const cuda_rail_args_t *args, int num_blocks,
+                                  cudaStream_t stream);
+cudaError_t cuda_rail_turn_launch(const cuda_turn_args_t *args,
+                                  cudaStream_t stream);
+/* Completes args like cuda_dispatch_shape. */
+size_t cuda_rail_forward_shape(cuda_dispatch_args_t *args, cuda_mover_t mover,
+                               size_t max_shared);
+cudaError_t cuda_rail_forward_launch(const cuda_dispatch_args_t *args,
+                                     cuda_mover_t mover, int num_blocks,
+                                     cudaStream_t stream);
+cudaError_t cuda_rail_combine_load(size_t max_shared);
+/* A sum for another node, or the last one, with what other nodes have sent. */
+cudaError_t cuda_rail_combine_launch(const cuda_combine_args_t *args,
+                                     epx_dtype_t dtype, cuda_mover_t mover,
+                                     int num_blocks, cudaStream_t stream);
 cudaError_t cuda_stage_launch(const cuda_stage_args_t *args, int num_blocks,
                               cudaStream_t stream);
 

@@ -27,7 +27,26 @@ num_keys(const cuda_plan_t *plan)
     return (uint64_t)plan->base.group->num_ranks + plan->base.key.num_experts;
 }
 
-/* O(T K + (R + E) * workers). */
+/* With several nodes. */
+static void
+carve_nodes(cuda_plan_t *plan, carve_t *c)
+{
+    uint64_t nodes = (uint64_t)plan->base.group->nodes.num_nodes;
+    uint64_t tokens = (uint64_t)plan->token_capacity;
+    uint64_t entries = tokens * plan->base.key.topk;
+    cuda_plan_view_t *view = &plan->view;
+
+    view->token_capacity = plan->token_capacity;
+    view->sends = carve(c, entries, sizeof(*view->sends));
+    view->pulls = carve(c, entries, sizeof(*view->pulls));
+    view->pull_ks = carve(c, entries, sizeof(*view->pull_ks));
+    view->node_tokens = carve(c, nodes * tokens, sizeof(*view->node_tokens));
+    view->node_ordinals =
+        carve(c, nodes * tokens, sizeof(*view->node_ordinals));
+    view->node_counts = carve(c, nodes, sizeof(*view->node_counts));
+}
+
+/* O(T (K + N) + (R + E) * workers). */
 static void
 carve_arrays(cuda_plan_t *plan, carve_t *c)
 {
@@ -45,6 +64,10 @@ carve_arrays(cuda_plan_t *plan, carve_t *c)
     view->slots = carve(c, (uint64_t)group->num_ranks, sizeof(*view->slots));
     view->expert_rows = carve(c, local, sizeof(*view->expert_rows));
     view->expert_offsets = carve(c, local + 1, sizeof(*view->expert_offsets));
+    view->sends = view->routes;
+    if (cuda_spans_nodes(group)) {
+        carve_nodes(plan, c);
+    }
     plan->notes = carve(c, 2 * entries, sizeof(*plan->notes));
     plan->block_totals =
         carve(c, workers * (num_keys(plan) + 1), sizeof(*plan->block_totals));
@@ -125,7 +148,10 @@ open_locked(epx_group_t *group, const epx_plan_args_t *args,
     plan->view.key = plan->base.key;
     plan->view.num_local = plan->base.num_local_experts;
     cuda_plans_reclaim(group, false);
-    status = check_shape(plan);
+    status = cuda_proxy_start(group);
+    if (status == EPX_OK) {
+        status = check_shape(plan);
+    }
     if (status == EPX_OK) {
         status = cuda_seats_reserve(group);
     }
@@ -181,6 +207,7 @@ plan_free(cuda_plan_t *plan)
     cuda_engine_t *engine = cuda_engine(group);
 
     cuda_stand_ins_close(plan);
+    cuda_rail_close(plan);
     cuda_counts_close(plan);
     epx__group_heap_free(group, plan->block);
     epx__group_heap_free(group, plan->slot_block);
@@ -206,7 +233,8 @@ cuda_plans_reclaim(epx_group_t *group, bool wait)
         }
         if (plan->needs_record ||
             (plan->was_queued &&
-             cudaEventQuery(plan->seat->done) != cudaSuccess)) {
+             cudaEventQuery(plan->seat->done) != cudaSuccess) ||
+            cuda_rail_is_busy(plan)) {
             (void)cudaGetLastError();
             link = &plan->next;
             continue;
@@ -279,6 +307,14 @@ epx_status_t
 cuda_plan_route(epx_plan_t *base, int64_t num_tokens, const void *topk_idx,
                 epx_stream_t stream)
 {
+    return cuda_plan_route_timed(base, num_tokens, topk_idx, NULL, stream);
+}
+
+epx_status_t
+cuda_plan_route_timed(epx_plan_t *base, int64_t num_tokens,
+                      const void *topk_idx, int64_t *wait_ns,
+                      epx_stream_t stream)
+{
     cuda_plan_t *plan = cuda_plan(base);
     cuda_plan_args_t args = {
         .view = cuda_engine(base->group)->view,
@@ -292,6 +328,7 @@ cuda_plan_route(epx_plan_t *base, int64_t num_tokens, const void *topk_idx,
         .slot_bytes = plan->slots.slot_bytes,
         .told.record = plan->seat->record,
         .num_warps = plan_warps(plan),
+        .wait_ns = wait_ns,
     };
     cuda_op_t op;
     epx_status_t status = cuda_op_begin(plan, stream, &op);
@@ -317,6 +354,9 @@ cuda_plan_route(epx_plan_t *base, int64_t num_tokens, const void *topk_idx,
                              route_blocks(plan, num_tokens, args.num_warps),
                              op.stream),
             "cannot launch a plan's kernel");
+    }
+    if (status == EPX_OK && cuda_spans_nodes(base->group)) {
+        status = cuda_rail_route(&op, &args);
     }
     return cuda_op_end(&op, status, launched);
 }

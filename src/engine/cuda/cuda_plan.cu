@@ -275,6 +275,9 @@ send_counts(const cuda_plan_args_t &args, const histograms &h, uint64_t step,
     __syncthreads();
     for (int r = blockIdx.x; r < view.num_ranks; r += gridDim.x) {
         int peer = (view.rank + 1 + r) % view.num_ranks;
+        if (!is_told(view, peer)) {
+            continue;
+        }
         uint64_t *words = words_at(view, peer, step, view.rank) + POST_WORDS;
         const uint32_t *from = reinterpret_cast<const uint32_t *>(&row);
 
@@ -332,6 +335,9 @@ keep_slots(const cuda_plan_args_t &args, const epx__count_row_t &row, int r)
 
     peer p = { args.view.segments[r], args.view.segment_bytes[r], 0 };
 
+    if (!is_near(args.view, r)) {
+        return true;
+    }
     if (!extent_fits(args.view, p, row.slots_offset,
                      count * args.view.num_ranks, args.slot_bytes,
                      EPX_ROW_ALIGN)) {
@@ -354,6 +360,8 @@ check_rows(const cuda_plan_args_t &args, uint64_t step, uint64_t plan_id,
     __shared__ epx__count_row_t rows[CUDA_PLAN_WARPS];
     const cuda_view_t &view = args.view;
     epx__count_row_t *row = &rows[threadIdx.x / 32];
+    int64_t *wait_ns = blockIdx.x == 0 ? args.wait_ns : nullptr;
+    uint64_t start = wait_ns == nullptr ? 0 : global_timer_ns();
     bool ok = true;
 
     for (int r = threadIdx.x / 32; r < view.num_ranks && ok;
@@ -361,6 +369,9 @@ check_rows(const cuda_plan_args_t &args, uint64_t step, uint64_t plan_id,
         __syncwarp();
         ok = words_wait<false>(view, step, CUDA_IN_COUNTS, r, POST_WORDS, row);
         __syncwarp();
+        if (wait_ns != nullptr && threadIdx.x % 32 == 0 && r != view.rank) {
+            wait_ns[r] += (int64_t)(global_timer_ns() - start);
+        }
         if (ok && threadIdx.x % 32 == 0 &&
             check_row(args, *row, step, plan_id) != 0) {
             atomicMin(&refusal->rank, r);
@@ -534,6 +545,31 @@ write_routes(const cuda_plan_args_t &args, const histograms &h)
     }
 }
 
+// Block 0: the most tokens that any rank has, for which regions have room.
+__device__ void
+tell_most_tokens(const cuda_plan_args_t &args, uint64_t step,
+                 uint64_t generation)
+{
+    __shared__ uint32_t most;
+    const cuda_view_t &view = args.view;
+
+    if (threadIdx.x == 0) {
+        most = 0;
+    }
+    __syncthreads();
+    for (int r = threadIdx.x; r < view.num_ranks; r += blockDim.x) {
+        atomicMax(&most, (uint32_t)words_read<epx__count_row_t>(view, step, r,
+                                                                POST_WORDS)
+                             .num_tokens);
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        word_put(args.told.record->words + 1 + view.num_ranks +
+                     args.plan.num_local,
+                 generation, most);
+    }
+}
+
 // Block 0: what later kernels and the host are told.
 __device__ void
 tell_routing(const cuda_plan_args_t &args, const histograms &h, uint64_t step,
@@ -567,6 +603,9 @@ tell_routing(const cuda_plan_args_t &args, const histograms &h, uint64_t step,
                 : count_read(words_at(view, view.rank, step, i), view.rank);
 
         word_put(args.told.record->words + 1 + i, generation, count);
+    }
+    if (view.nodes.num_nodes > 1 && args.plan.key.max_tokens_per_rank == 0) {
+        tell_most_tokens(args, step, generation);
     }
 }
 

@@ -16,6 +16,8 @@ name_of(uint32_t what)
         return "a dispatch";
     case CUDA_IN_COMBINE:
         return "a combine";
+    case CUDA_IN_RAIL:
+        return "an operation between nodes";
     default:
         return "a kernel";
     }
@@ -27,6 +29,17 @@ is_missing(const void *context, int32_t rank)
     const cuda_report_t *report = context;
 
     return (report->missing[rank / 64] >> rank % 64 & 1) != 0;
+}
+
+static bool
+is_any_missing(const cuda_report_t *report)
+{
+    uint64_t any = 0;
+
+    for (int i = 0; i < EPX_MAX_RANKS / 64; i++) {
+        any |= report->missing[i];
+    }
+    return any != 0;
 }
 
 static epx_status_t
@@ -41,6 +54,12 @@ timed_out(const epx_group_t *group, const cuda_report_t *report)
                          "rank %d timed out after %.3f s waiting for the other "
                          "blocks of its own kernel: its %d SMs are not free",
                          group->rank, seconds, group->num_workers);
+    }
+    if (report->what == CUDA_IN_RAIL && !is_any_missing(report)) {
+        return epx__fail(EPX_ERR_TIMEOUT,
+                         "rank %d timed out after %.3f s waiting for other "
+                         "nodes to acknowledge what it has sent",
+                         group->rank, seconds);
     }
     return epx__fail(EPX_ERR_TIMEOUT,
                      "rank %d timed out in %s after %.3f s, waiting for %s",
@@ -62,8 +81,9 @@ mismatched(const epx_group_t *group, const cuda_report_t *report)
                                  &report->posts[1].signature);
 }
 
-epx_status_t
-cuda_check(epx_group_t *group)
+/* The device's error, as this thread's last; EPX_OK: none, or it is known. */
+static epx_status_t
+find_error(epx_group_t *group)
 {
     const cuda_report_t *report = cuda_engine(group)->view.report;
     epx_status_t status;
@@ -95,7 +115,25 @@ cuda_check(epx_group_t *group)
                            "the ranks disagreed in %s, but no longer do",
                            name_of(report->what));
     }
-    return epx__group_break(group, status);
+    return status;
+}
+
+epx_status_t
+cuda_check(epx_group_t *group)
+{
+    epx_status_t status = find_error(group);
+
+    return status == EPX_OK ? EPX_OK : epx__group_break(group, status);
+}
+
+void
+cuda_look(epx_group_t *group)
+{
+    epx_status_t status = find_error(group);
+
+    if (status != EPX_OK) {
+        epx__group_end(group, status);
+    }
 }
 
 static epx_status_t

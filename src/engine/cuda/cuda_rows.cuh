@@ -99,7 +99,8 @@ shared_make(const cuda_dispatch_args_t &args, bool is_bulk)
     size_t warps = args.num_warps;
     shared_map map;
 
-    map.routes = round_up((size_t)args.view.num_ranks * sizeof(target), 16);
+    map.routes =
+        round_up((size_t)cuda_num_places(&args.view) * sizeof(target), 16);
     map.entries =
         map.routes + warps * args.plan.key.topk * sizeof(cuda_route_t);
     map.tokens = map.entries + warps * args.plan.key.topk * sizeof(entry);
@@ -276,6 +277,41 @@ target_open(const cuda_dispatch_args_t &args, int r, const epx__post_t &post,
     return ok;
 }
 
+// With several nodes, before the posts are looked at: those of other nodes get
+// the rows that go there, packed.  Ranks there get none from here.
+__device__ void
+nodes_open(const cuda_dispatch_args_t &args, target *targets)
+{
+    const cuda_nodes_t &nodes = args.view.nodes;
+    int num_ranks = args.view.num_ranks;
+
+    for (int r = threadIdx.x; r < num_ranks; r += blockDim.x) {
+        if (!is_near(args.view, r)) {
+            targets[r] = target{};
+        }
+    }
+    for (int n = threadIdx.x; n < nodes.num_nodes; n += blockDim.x) {
+        target *to = &targets[num_ranks + n];
+
+        *to = target{};
+        if (n == nodes.own) {
+            continue;
+        }
+        uint32_t count = args.plan.node_counts[n];
+        char *base = cuda_region(&args.rail.by_node[EPX__LANE_OUT],
+                                 cuda_far_node(n, nodes.own));
+        cuda_parcel_t parcel = cuda_parcel(&args.rail.kinds[EPX__LANE_OUT],
+                                           args.topk_weights != nullptr, count);
+
+        to->arrays[EPX__ARRAY_X] = base + parcel.rows;
+        to->arrays[EPX__ARRAY_SCALES] = base + parcel.scales;
+        to->scale_row_stride = args.num_scales;
+        to->scale_stride = 1;
+        to->takes_bulk_scales = args.num_scales % 4 == 0;
+        to->num_rows = count;
+    }
+}
+
 // Row numbers fit 32 bits: see cuda_plan.c.
 __device__ uint32_t *
 scales_at(const cuda_dispatch_args_t &args, const target &to, uint64_t row)
@@ -310,7 +346,7 @@ load_token(const cuda_dispatch_args_t &args, const worker &w, int64_t token)
         load.routes[i] = { -1, 0 };
         load.entries[i] = { -1, 0.0f };
         if (is_there) {
-            load.routes[i] = args.plan.routes[at];
+            load.routes[i] = args.plan.sends[at];
             load.entries[i].expert = args.plan.experts[at];
         }
         if (is_there && args.topk_weights != nullptr) {

@@ -13,6 +13,31 @@ own_segment(const cuda_view_t &view)
     return view.segments[view.rank];
 }
 
+// Whether a rank is on this one's node.  The others have no segment here, and
+// are told and heard through the proxy.
+EPX__DEVICE bool
+is_near(const cuda_view_t &view, int rank)
+{
+    return view.nodes.num_nodes == 1 ||
+           view.nodes.node_of[rank] == view.nodes.own;
+}
+
+// With receive slots: those that go to a rank of another node, or have come
+// from there.
+EPX__DEVICE char *
+far_slots(const cuda_view_t &view, const cuda_regions_t &regions, int rank)
+{
+    return cuda_region(&regions, view.nodes.far_index[rank]) +
+           sizeof(cuda_parcel_head_t);
+}
+
+// Whether this rank's words go to a rank: to one of another node, for all.
+EPX__DEVICE bool
+is_told(const cuda_view_t &view, int rank)
+{
+    return is_near(view, rank) || rank == view.nodes.far_rank;
+}
+
 // The step that this kernel is.  All of its blocks come here before the last
 // one leaves, which then records it.
 EPX__DEVICE uint64_t
@@ -127,7 +152,9 @@ static_assert(sizeof(head) == HEAD_WORDS * sizeof(uint32_t), "no padding");
 EPX__DEVICE uint64_t *
 words_at(const cuda_view_t &view, int owner, uint64_t step, int source)
 {
-    return epx__map_words(&view.map, view.segments[owner], step, source);
+    return epx__map_words(&view.map,
+                          view.segments[is_near(view, source) ? owner : source],
+                          step, source);
 }
 
 EPX__DEVICE bool
@@ -172,10 +199,13 @@ report_rank(const cuda_view_t &view, cuda_what_t what, uint64_t step,
 }
 
 // Whether a rank still owes this one the word `first`, or with first < 0 some
-// of its arrivals.
+// of its arrivals.  Those of other nodes tell counts alone.
 EPX__DEVICE bool
 is_missing(const cuda_view_t &view, uint64_t step, int first, int rank)
 {
+    if (first < POST_WORDS && !is_near(view, rank)) {
+        return false;
+    }
     if (first >= 0) {
         return !word_is_of(
             ld_relaxed_sys(words_at(view, view.rank, step, rank) + first),
@@ -216,6 +246,18 @@ struct cuda_deadline {
     uint32_t looks;
 };
 
+// Whether the host has found the group broken, which then it is here, too.
+EPX__DEVICE bool
+relay_has_failed(const cuda_view_t &view)
+{
+    if (view.nodes.num_nodes == 1 ||
+        ld_relaxed_sys(&view.nodes.relay->failed) == 0) {
+        return false;
+    }
+    (void)report_claim(view);
+    return true;
+}
+
 // False once the deadline is past, or the group broken.
 EPX__DEVICE bool
 deadline_holds(const cuda_view_t &view, cuda_deadline *deadline, bool *late)
@@ -232,7 +274,7 @@ deadline_holds(const cuda_view_t &view, cuda_deadline *deadline, bool *late)
         return false;
     }
     *late = now - deadline->start > view.timeout_ns;
-    return !*late;
+    return !*late && !relay_has_failed(view);
 }
 
 // One thread: wait for a word; false when the group is broken.
@@ -376,6 +418,9 @@ tell_all(const cuda_view_t &view, uint64_t step, int first, const Part &part)
          threadIdx.x < tellers && i < view.num_ranks * COUNT; i += tellers) {
         int to = neighbour(view, i / COUNT);
 
+        if (!is_told(view, to)) {
+            continue;
+        }
         word_put(words_at(view, to, step, view.rank) + first + i % COUNT, step,
                  from[i % COUNT]);
     }
@@ -393,6 +438,9 @@ arrive_all(const cuda_view_t &view, uint64_t step, char *first)
 
     __syncthreads();
     for (int i = threadIdx.x; i < view.num_ranks; i += blockDim.x) {
+        if (!is_near(view, neighbour(view, i))) {
+            continue;
+        }
         if (i != threadIdx.x) {
             segment = view.segments[neighbour(view, i)];
         }
@@ -484,14 +532,19 @@ report_disagreement(const cuda_view_t &view, uint64_t step, cuda_what_t what)
         return;
     }
     while (first < view.num_ranks - 1 &&
-           (words_read<epx__post_t>(view, step, first, 0).signature.arrays &
-            EPX__ARRAYS_ANY) != 0) {
+           (!is_near(view, first) ||
+            (words_read<epx__post_t>(view, step, first, 0).signature.arrays &
+             EPX__ARRAYS_ANY) != 0)) {
         first++;
     }
+    first = is_near(view, first) ? first : view.rank;
     const epx__post_t a = words_read<epx__post_t>(view, step, first, 0);
     for (int r = 0; r < view.num_ranks; r++) {
         const epx__post_t b = words_read<epx__post_t>(view, step, r, 0);
 
+        if (!is_near(view, r)) {
+            continue;
+        }
         view.report->rank[0] = first;
         view.report->rank[1] = r;
         view.report->posts[0] = a;
@@ -509,10 +562,11 @@ struct posts_seen {
     uint32_t with, without; // those that send weights, and those that do not
 };
 
-// Wait for every rank's post, and with Part = head its count row, compare the
-// posts (`mine` is this rank's) and open what each is about: open(rank, part,
-// peer), called by a warp, says whether it can be.  Adds to wait_ns[r], if that
-// is not null, how long that took.  posts_agree must follow.
+// Wait for every post of this rank's node, and with Part = head its count row,
+// compare the posts (`mine` is this rank's) and open what each is about:
+// open(rank, part, peer), called by a warp, says whether it can be.  Adds to
+// wait_ns[r], if that is not null, how long that took.  posts_agree must
+// follow.
 template <typename Part, bool ACQUIRES, typename Open>
 EPX__DEVICE posts_seen
 posts_look(const cuda_view_t &view, uint64_t step, cuda_what_t what,
@@ -527,6 +581,9 @@ posts_look(const cuda_view_t &view, uint64_t step, cuda_what_t what,
     uint64_t start = wait_ns == nullptr ? 0 : global_timer_ns();
 
     for (int r = warp; r < view.num_ranks && seen.waited; r += num_warps) {
+        if (!is_near(view, r)) {
+            continue; // its post is the proxy's to look at
+        }
         // Read while the words are on their way.
         peer p = { view.segments[r], view.segment_bytes[r], rank_rows[r] };
 
@@ -614,7 +671,7 @@ arrivals_wait_all(const cuda_view_t &view, uint64_t step, cuda_what_t what,
     bool ok = true;
 
     for (int r = threadIdx.x; r < view.num_ranks && ok; r += blockDim.x) {
-        if (!only_own || r == view.rank) {
+        if (only_own ? r == view.rank : is_near(view, r)) {
             ok = arrivals_wait_timed(view, step, what, r, targets[r].arrivals,
                                      only_own ? nullptr : wait_ns);
         }

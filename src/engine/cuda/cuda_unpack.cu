@@ -63,6 +63,12 @@ struct slot_source {
         const cuda_view_t &view = args.move.view;
         int source = source_of(token);
         uint64_t most = args.move.plan.key.max_tokens_per_rank;
+
+        if (!is_near(view, source)) {
+            return far_slots(view, args.move.rail.by_forward[EPX__LANE_OUT],
+                             source) +
+                   (uint64_t)(token - begins[source]) * args.slots.slot_bytes;
+        }
         uint64_t parity =
             (uint32_t)__ldcg(reinterpret_cast<const unsigned long long *>(
                 words_at(view, view.rank, step, source) +
@@ -274,8 +280,13 @@ wait_slots(const cuda_unpack_args_t &args, uint64_t step,
         });
 
     for (int r = threadIdx.x; r < view.num_ranks && ok; r += blockDim.x) {
-        ok = arrivals_wait_timed(view, step, CUDA_IN_DISPATCH, r,
-                                 targets[r].arrivals, wait_ns);
+        if (is_near(view, r)) {
+            ok = arrivals_wait_timed(view, step, CUDA_IN_DISPATCH, r,
+                                     targets[r].arrivals, wait_ns);
+        } else if (words_read<epx__count_row_t>(view, step, r, POST_WORDS)
+                       .bad_entry != 0) {
+            atomicMin(refused_by, r); // its words came before its slots
+        }
     }
     return __syncthreads_and(ok) != 0;
 }

@@ -97,6 +97,9 @@ check_all(const epx_group_t *group, const epx__fabric_card_t *cards)
 
     for (int32_t rank = 0; status == EPX_OK && rank < group->num_ranks;
          rank++) {
+        if (!epx__is_near(&group->nodes, rank)) {
+            continue;
+        }
         status = check_sizes(rank, &cards[rank]);
         if (status == EPX_OK) {
             status = epx__cuda_check_reach(group, rank, cards);
@@ -168,6 +171,9 @@ peers_connect(epx_group_t *group, const epx__fabric_card_t *cards,
     for (int32_t i = 1; status == EPX_OK && i < group->num_ranks; i++) {
         int32_t rank = (group->rank + i) % group->num_ranks;
 
+        if (!epx__is_near(&group->nodes, rank)) {
+            continue;
+        }
         status = open(group, &cards[rank], &state->blocks[rank]);
         status = take_segment(group, rank, &cards[rank], status);
     }

@@ -132,6 +132,9 @@ thread_connect(epx_group_t *group, const epx__fabric_card_t *cards,
     }
     for (int32_t rank = 0; status == EPX_OK && rank < group->num_ranks;
          rank++) {
+        if (!epx__is_near(&group->nodes, rank)) {
+            continue;
+        }
         status = allow(group, rank, cards);
         if (status == EPX_OK) {
             status = epx__cuda_segment_check(group, rank, &cards[rank]);

@@ -161,6 +161,19 @@ atomicMin(T *to, std::common_type_t<T> value)
     return old;
 }
 
+template <typename T>
+static inline T
+atomicMax(T *to, std::common_type_t<T> value)
+{
+    T old = __atomic_load_n(to, __ATOMIC_RELAXED);
+
+    while (value > old &&
+           !__atomic_compare_exchange_n(to, &old, value, false,
+                                        __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+    }
+    return old;
+}
+
 /* ---- threads that meet ---- */
 
 static inline void

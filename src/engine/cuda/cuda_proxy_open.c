@@ -1,0 +1,172 @@
+/* SPDX-License-Identifier: MIT */
+/* What the proxy needs, and its beginning and end. */
+#include "engine/cuda/cuda_proxy.h"
+
+#include "core/atomic.h"
+#include "core/thread.h"
+#include "engine/cuda/cuda_pinned.h"
+
+#include <stdlib.h>
+
+static cuda_proxy_t *
+proxy_of(const epx_group_t *group)
+{
+    return cuda_engine(group)->proxy;
+}
+
+char *
+cuda_proxy_mail(const epx_group_t *group)
+{
+    return proxy_of(group) == NULL ? NULL : proxy_of(group)->mail;
+}
+
+static void
+find_peers(cuda_proxy_t *proxy)
+{
+    const epx__nodes_t *nodes = &proxy->group->nodes;
+    int32_t rank = proxy->group->rank;
+
+    for (int32_t r = 0; r < proxy->group->num_ranks; r++) {
+        if (epx__is_near(nodes, r)) {
+            continue;
+        }
+        proxy->far[proxy->num_far++] = r;
+        if (epx__rail(nodes, r, nodes->own) == rank) {
+            proxy->forwards[proxy->num_forwards++] = r;
+        }
+    }
+    for (int32_t n = 0; n < nodes->num_nodes; n++) {
+        if (n != nodes->own) {
+            proxy->rails[proxy->num_rails++] = epx__rail(nodes, rank, n);
+        }
+    }
+}
+
+/* Arrays of a size that any of them fits, in one allocation each. */
+static bool
+open_arrays(cuda_proxy_t *proxy)
+{
+    size_t ranks = (size_t)proxy->group->num_ranks;
+    int32_t *lists = calloc(3 * ranks, sizeof(*lists));
+    bool *flags = calloc((size_t)EPX__NUM_SLOTS * 5 * ranks, sizeof(*flags));
+    struct iovec *ranges = calloc(
+        (size_t)EPX__NUM_SLOTS * EPX__NUM_LANES * ranks, sizeof(*ranges));
+
+    proxy->far = lists;
+    proxy->errands[0].is_met = flags;
+    proxy->errands[0].ranges[0] = ranges;
+    if (lists == NULL || flags == NULL || ranges == NULL) {
+        return false;
+    }
+    proxy->forwards = lists + ranks;
+    proxy->rails = lists + 2 * ranks;
+    for (int i = 0; i < EPX__NUM_SLOTS; i++) {
+        cuda_errand_t *errand = &proxy->errands[i];
+
+        errand->is_met = flags;
+        flags += ranks;
+        for (int lane = 0; lane < EPX__NUM_LANES; lane++) {
+            errand->has_sent[lane] = flags;
+            errand->has_come[lane] = flags + ranks;
+            errand->ranges[lane] = ranges;
+            flags += 2 * ranks;
+            ranges += ranks;
+        }
+    }
+    return true;
+}
+
+static epx_status_t
+open_memory(cuda_proxy_t *proxy)
+{
+    size_t bytes = proxy->group->map.heap;
+    cudaError_t error =
+        cuda_pinned_take(sizeof(*proxy->relay), (void **)&proxy->relay);
+
+    if (error == cudaSuccess) {
+        error = cuda_pinned_take(bytes, (void **)&proxy->mail);
+    }
+    if (error != cudaSuccess) {
+        return epx__cuda_fail(error, "no pinned memory for other nodes");
+    }
+    proxy->group->net_control = calloc(1, bytes);
+    return proxy->group->net_control != NULL
+               ? EPX_OK
+               : epx__fail(EPX_ERR_NO_MEMORY, "no memory for other nodes");
+}
+
+epx_status_t
+cuda_proxy_open(epx_group_t *group)
+{
+    cuda_engine_t *engine = cuda_engine(group);
+    cuda_proxy_t *proxy;
+    epx_status_t status;
+
+    engine->view.nodes.num_nodes = group->nodes.num_nodes;
+    engine->view.nodes.own = group->nodes.own;
+    if (!cuda_spans_nodes(group)) {
+        return EPX_OK;
+    }
+    proxy = calloc(1, sizeof(*proxy));
+    engine->proxy = proxy;
+    if (proxy == NULL) {
+        return epx__fail(EPX_ERR_NO_MEMORY, "no memory for other nodes");
+    }
+    proxy->group = group;
+    if (!open_arrays(proxy)) {
+        return epx__fail(EPX_ERR_NO_MEMORY, "no memory for %d ranks",
+                         group->num_ranks);
+    }
+    find_peers(proxy);
+    status = open_memory(proxy);
+    engine->view.nodes.far_rank = proxy->far[0];
+    engine->view.nodes.num_forwards = proxy->num_forwards;
+    engine->view.nodes.relay = proxy->relay;
+    return status;
+}
+
+epx_status_t
+cuda_proxy_start(epx_group_t *group)
+{
+    cuda_proxy_t *proxy = proxy_of(group);
+    epx_status_t status;
+
+    if (proxy == NULL || proxy->is_running) {
+        return EPX_OK;
+    }
+    status = epx__thread_start(&proxy->thread, cuda_proxy_main, proxy,
+                               "the proxy of a CUDA group");
+    proxy->is_running = status == EPX_OK;
+    return status;
+}
+
+void
+cuda_proxy_leave(epx_group_t *group)
+{
+    cuda_proxy_t *proxy = proxy_of(group);
+
+    if (proxy != NULL && proxy->is_running) {
+        epx__store_u32(&proxy->ends, 1);
+        (void)pthread_join(proxy->thread, NULL);
+        proxy->is_running = false;
+    }
+}
+
+void
+cuda_proxy_close(epx_group_t *group)
+{
+    cuda_proxy_t *proxy = proxy_of(group);
+
+    if (proxy == NULL) {
+        return;
+    }
+    cuda_pinned_give(proxy->relay);
+    cuda_pinned_give(proxy->mail);
+    free(group->net_control);
+    group->net_control = NULL;
+    free(proxy->far);
+    free(proxy->errands[0].is_met);
+    free(proxy->errands[0].ranges[0]);
+    free(proxy);
+    cuda_engine(group)->proxy = NULL;
+}
