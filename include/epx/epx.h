@@ -46,8 +46,9 @@
  * arguments changes nothing and may be made again, corrected.  No wait for a
  * peer lasts longer than the group's timeout; calls that wait for a queue also
  * wait for what the caller has put there.  A group that has failed can only be
- * destroyed, and until then its peers may still write to the buffers of its
- * open operations.  EPX never aborts, exits, installs a signal handler or
+ * destroyed, or go on without the ranks that failed it (epx_group_mask); until
+ * it is destroyed its peers may still write to the buffers of the operations
+ * that were open.  EPX never aborts, exits, installs a signal handler or
  * writes to the environment, and prints only when EPX_LOG (error, warn, info)
  * asks for it.
  *
@@ -107,12 +108,14 @@ extern "C" {
     X(EPX_ERR_NO_MEMORY, -20, "out of memory")                           \
     X(EPX_ERR_HEAP_EXHAUSTED, -21, "the group's heap is exhausted")      \
     X(EPX_ERR_SYSTEM, -22, "a system call failed")                       \
-    /* a peer: the group can no longer be used, except to destroy it */  \
+    /* a peer: the group can no longer be used, except to destroy it or  \
+     * to go on without a rank */                                        \
     X(EPX_ERR_TIMEOUT, -40, "a peer did not answer in time")             \
     X(EPX_ERR_PEER_LOST, -41, "a peer went away")                        \
     X(EPX_ERR_PEER_DATA, -42, "a peer sent an impossible value")         \
     X(EPX_ERR_AUTH, -43, "a peer does not hold the job's secret")        \
     X(EPX_ERR_ABORTED, -44, "a rank has aborted the group")              \
+    X(EPX_ERR_MASKED, -45, "the other ranks go on without this one")     \
     /* the group: every rank sees the same error */                      \
     X(EPX_ERR_MISMATCH, -60, "the ranks do not agree")                   \
     X(EPX_ERR_CAPACITY, -61, "the routing exceeds the fixed capacity")   \
@@ -250,10 +253,16 @@ typedef struct epx_network_config {
                                  1..16 */
     int32_t core;             /* that the network's thread is pinned to; -1:
                                  none */
+    /* How bytes move: "am" by UCX's active messages, "rma" by puts into memory
+     * of the peer, "auto" by puts where transports of InfiniBand or RoCE do
+     * them (docs/networking.md).  All ranks must come to the same, else
+     * epx_group_create fails with EPX_ERR_MISMATCH.  NULL: EPX_NET_WIRE, else
+     * "auto". */
+    const char *wire;
 } epx_network_config_t;
 
 #define EPX_NETWORK_CONFIG_INIT \
-    { sizeof(epx_network_config_t), 0, 0, -1, -1, -1, -1, -1, -1 }
+    { sizeof(epx_network_config_t), 0, 0, -1, -1, -1, -1, -1, -1, 0 }
 
 typedef struct epx_group_config {
     size_t size;
@@ -347,6 +356,42 @@ EPX_API epx_status_t epx_group_status(const epx_group_t *group);
  * their timeout, and peers are not told.
  */
 EPX_API epx_status_t epx_group_abort(epx_group_t *group);
+
+/*
+ * Goes on without some ranks: ranks is [num_ranks], of others than this one,
+ * and may be NULL when there are none; those that are known to be lost are
+ * masked too, and what peers mask.  Collective over the ranks that remain, who
+ * need not name the same ranks; each calls it when an operation has failed.
+ * Returns when all of them have agreed on who is masked: from then on nobody
+ * waits for a masked rank, the tokens for its experts are dropped (they count
+ * as -1; see num_dropped in epx_counts), and nothing comes from it.  Ranks and
+ * experts keep their numbers.  Once masked a rank stays so, and whatever it
+ * calls fails with EPX_ERR_MASKED, but for what destroys.
+ *
+ * Plans are given up: they can be destroyed, and those with max_tokens_per_rank
+ * can be given new routing; anything else is EPX_ERR_STATE.  An operation that
+ * was open has failed, also one that epx_complete would have finished.  Ranks
+ * may have been at different operations when the failure found them: where to
+ * go on is theirs to agree on.  In a group that works, too, what a peer has not
+ * completed by then fails.  Synchronize queues first; no collective call of
+ * this rank may run meanwhile.
+ *
+ * A rank that was stopped and goes on may still finish rows that it was writing
+ * to EPX memory that was open to it: docs/failures.md.
+ *
+ * EPX_OK at once when no rank is new and the group has not failed.
+ * EPX_ERR_TIMEOUT names the ranks that did not call in time, or tells that
+ * nobody is known to be lost and nobody was named; the call can then be made
+ * again, with those ranks.  CPU groups of one node; EPX_ERR_UNSUPPORTED with
+ * others.
+ */
+EPX_API epx_status_t epx_group_mask(epx_group_t *group, const int32_t *ranks,
+                                    int32_t num_ranks);
+
+/* Who is masked, as far as this rank has agreed to: masked_p is [R] and gets 1
+ * for those, 0 for others.  Local, from any thread. */
+EPX_API epx_status_t epx_group_masked(const epx_group_t *group,
+                                      int32_t *masked_p);
 
 typedef struct epx_group_info {
     size_t size;
@@ -546,10 +591,13 @@ typedef struct epx_counts { /* not the function's name, for C++ */
     const int64_t *expert_offsets; /* [L + 1] first row of each local expert in
                                    EXPERT_MAJOR and EXPERT_SLOTS; the last entry
                                    is the end; zero in RANK_MAJOR */
+    /* Entries of this rank's topk_idx whose expert's rank is masked: they count
+     * as -1. */
+    int64_t num_dropped;
 } epx_plan_counts_t;
 
 #define EPX_PLAN_COUNTS_INIT \
-    { sizeof(epx_plan_counts_t), 0, 0, 0, 0, 0, 0, 0, 0 }
+    { sizeof(epx_plan_counts_t), 0, 0, 0, 0, 0, 0, 0, 0, 0 }
 
 /*
  * Blocks the host until the plan's counts are known: everything before it on
@@ -695,6 +743,9 @@ typedef struct epx_dispatch_args {
      * overlap.  epx_complete adds what it waits.  Rows of other nodes are not
      * counted.  Optional, for this rank alone. */
     int64_t *wait_ns;
+    /* [T, K], set to 1 for entries that are dropped since their expert's rank
+     * is masked (epx_group_mask), else 0; optional, for this rank alone. */
+    uint8_t *dropped;
 } epx_dispatch_args_t;
 
 #define EPX_DISPATCH_ARGS_INIT     \
@@ -703,6 +754,7 @@ typedef struct epx_dispatch_args {
       0,                           \
       (epx_dtype_t)0,              \
       EPX_QUANTIZE_NONE,           \
+      0,                           \
       0,                           \
       0,                           \
       0,                           \

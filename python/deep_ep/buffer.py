@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """DeepEP's first interface."""
 
-from typing import Any, Callable, List, Optional, Tuple, Union
+from typing import Any, Callable, List, Optional, Set, Tuple, Union
 
 import epx
 import torch
@@ -509,13 +509,27 @@ class Buffer:
     def low_latency_update_mask_buffer(
         self, rank_to_mask: int, mask: bool = False
     ) -> None:
-        """Not supported, but for what changes nothing: no rank is masked."""
+        """Goes on without a rank, and those that are lost.
+
+        Collective over the ranks that remain, unlike DeepEP's.  A rank cannot
+        be taken back.
+        """
         if mask:
-            raise unsupported("to mask a rank")
+            for lane in self._lanes:
+                lane.mask(rank_to_mask)
+        elif rank_to_mask in self._masked():
+            raise unsupported("to take a masked rank back")
 
     def low_latency_query_mask_buffer(self, mask_status: torch.Tensor) -> None:
-        """Writes [R] of int32: 0, since no rank is masked."""
+        """Writes [R] of int32: 1 for ranks that are masked, else 0."""
         mask_status.zero_()
+        for rank in self._masked():
+            mask_status[rank] = 1
 
     def low_latency_clean_mask_buffer(self) -> None:
-        """Nothing: no rank is masked."""
+        """Nothing, unless a rank is masked: then a new buffer is needed."""
+        if self._masked():
+            raise unsupported("to take masked ranks back")
+
+    def _masked(self) -> Set[int]:
+        return {rank for lane in self._lanes for rank in lane.group.masked()}

@@ -97,6 +97,12 @@ class Lane:
         if self._queue is not None and not self._queue.idle:
             self._queue.synchronize()
 
+    def mask(self, rank: int) -> None:
+        """Goes on without a rank; what was queued is over, or has failed."""
+        with contextlib.suppress(epx.Error):
+            self.settle()
+        self.group.mask([rank])
+
     def current_stream(self) -> Optional[int]:
         """Where a call runs that is not asynchronous and waits for no event.
 

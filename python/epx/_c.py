@@ -77,6 +77,7 @@ class NetworkConfig(Struct):
         ("adaptive_routing", c_int32),
         ("num_lanes", c_int32),
         ("core", c_int32),
+        ("wire", c_char_p),
     ]
 
 
@@ -148,6 +149,7 @@ class PlanCounts(Struct):
         ("rank_tokens", POINTER(c_int64)),
         ("expert_rows", POINTER(c_int64)),
         ("expert_offsets", POINTER(c_int64)),
+        ("num_dropped", c_int64),
     ]
 
 
@@ -181,6 +183,7 @@ class DispatchArgs(Struct):
         ("topk_idx", c_void_p),
         ("recv_expert_totals", c_void_p),
         ("wait_ns", c_void_p),
+        ("dropped", c_void_p),
     ]
 
 
@@ -257,6 +260,8 @@ _CALLS = {
     "epx_group_create": [POINTER(GroupConfig), POINTER(c_void_p)],
     "epx_group_destroy": [c_void_p],
     "epx_group_abort": [c_void_p],
+    "epx_group_mask": [c_void_p, POINTER(c_int32), c_int32],
+    "epx_group_masked": [c_void_p, POINTER(c_int32)],
     "epx_group_status": [c_void_p],
     "epx_group_query": [c_void_p, POINTER(GroupInfo)],
     "epx_mem_alloc": [c_void_p, c_uint64, POINTER(c_void_p)],

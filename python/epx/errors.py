@@ -23,12 +23,13 @@ class Status(enum.IntEnum):
     ERR_NO_MEMORY = -20
     ERR_HEAP_EXHAUSTED = -21
     ERR_SYSTEM = -22
-    # a peer: the group can no longer be used
+    # a peer: the group can no longer be used, or goes on without a rank
     ERR_TIMEOUT = -40
     ERR_PEER_LOST = -41
     ERR_PEER_DATA = -42
     ERR_AUTH = -43
     ERR_ABORTED = -44
+    ERR_MASKED = -45
     # the group: every rank sees the same error
     ERR_MISMATCH = -60
     ERR_CAPACITY = -61

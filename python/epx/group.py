@@ -44,6 +44,7 @@ class Network(NamedTuple):
     adaptive_routing: int = -1
     num_lanes: int = -1
     core: int = -1
+    wire: Optional[str] = None
 
     def to_c(self) -> _c.NetworkConfig:
         """The struct."""
@@ -163,6 +164,21 @@ class Group:
     def abort(self) -> None:
         """Ends every call that waits, here and on the peers, with an error."""
         _c.lib.epx_group_abort(self.handle)
+
+    def mask(self, ranks: Sequence[int] = ()) -> None:
+        """Goes on without some ranks, and those that are known to be lost.
+
+        Collective over the ranks that remain, who need not name the same.
+        Their plans want new routing (``Plan.update``), or new ones are made.
+        """
+        array = (ctypes.c_int32 * len(ranks))(*ranks)
+        _c.lib.epx_group_mask(self.handle, array, len(ranks))
+
+    def masked(self) -> List[int]:
+        """The ranks that are masked."""
+        found = (ctypes.c_int32 * self.num_ranks)()
+        _c.lib.epx_group_masked(self.handle, found)
+        return [rank for rank in range(self.num_ranks) if found[rank]]
 
     def local_experts(
         self, num_experts: int, rank: Optional[int] = None

@@ -67,6 +67,7 @@ class Counts(NamedTuple):
     rank_tokens: List[int]
     expert_rows: List[int]
     expert_offsets: List[int]
+    num_dropped: int
 
 
 class Received(NamedTuple):
@@ -176,6 +177,7 @@ class Plan:
             found.rank_tokens[: self.group.num_ranks],
             found.expert_rows[:num_local],
             found.expert_offsets[: num_local + 1],
+            found.num_dropped,
         )
 
     @property
@@ -211,6 +213,7 @@ class Plan:
         recv_scales: Any = None,
         recv_expert_totals: Any = None,
         wait_ns: Any = None,
+        dropped: Any = None,
         num_rows: Optional[int] = None,
         send_only: bool = False,
         num_workers: int = 0,
@@ -233,6 +236,8 @@ class Plan:
                 arrive for each local expert.
             wait_ns: [R] of int64, to which are added the nanoseconds that this
                 rank waits for each.
+            dropped: [T, K] of uint8, to be 1 for entries that count as -1
+                since their expert's rank is masked, else 0.
             num_rows: rows to receive, for a caller that knows the counts.
             send_only: only start; ``complete`` finishes.
             num_workers: threads or SMs, 0: the group's.
@@ -290,8 +295,13 @@ class Plan:
             recv_x, recv_scales, recv_topk_idx, weights, src_token, counts
         )
         args.wait_ns = self._waits(wait_ns)
+        if dropped is not None:
+            of_type("dropped", dropped, _c.BYTES)
+            args.dropped = dense(
+                "dropped", dropped, (self.num_tokens, self.topk)
+            )
         given = (x, topk_idx, scales, topk_weights, recv_expert_totals)
-        used = (*given, wait_ns, received)
+        used = (*given, wait_ns, dropped, received)
         self._run(_c.lib.epx_dispatch, args, stream, send_only, used)
         return received
 

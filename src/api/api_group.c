@@ -13,6 +13,7 @@
 #include "core/clock.h"
 #include "core/env.h"
 #include "core/lost.h"
+#include "core/mask.h"
 #include "core/watch.h"
 #include "engine/engine.h"
 #include "fabric/fabric.h"
@@ -477,6 +478,7 @@ join_segments(const birth_t *birth)
         goto out; /* a peer has died, and would be missed in the gather, too */
     }
     if (status == EPX_OK) {
+        epx__mask_open(group);
         epx__store_u32(&group->is_joined, 1);
         status = group->engine->open(group);
     }
@@ -594,11 +596,20 @@ epx_group_destroy(epx_group_t *group)
 epx_status_t
 epx_group_abort(epx_group_t *group)
 {
+    uint32_t epoch;
+
     if (group == NULL) {
         return epx__fail(EPX_ERR_NULL, "group is null");
     }
-    epx__group_end(group, epx__fail(EPX_ERR_ABORTED,
-                                    "rank %d aborted the group", group->rank));
+    epx__store_u32(&group->is_aborted, 1);
+    /* An epoch that begins this moment may not have seen that. */
+    do {
+        epoch = epx__load_u32(&group->epoch);
+        epx__group_end_epoch(group, epoch,
+                             epx__fail(EPX_ERR_ABORTED,
+                                       "rank %d aborted the group",
+                                       group->rank));
+    } while (epx__load_u32(&group->epoch) != epoch);
     return EPX_OK;
 }
 
@@ -619,6 +630,9 @@ epx_group_status(const epx_group_t *group)
     (void)pthread_mutex_lock(&shared->state_lock);
     broken = shared->broken;
     (void)pthread_mutex_unlock(&shared->state_lock);
+    if (epx__mask_holds(group, group->rank)) {
+        return epx__mask_refuse(group);
+    }
     return broken.status == EPX_OK ? EPX_OK : epx__error_restore(&broken);
 }
 

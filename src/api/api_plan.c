@@ -229,7 +229,7 @@ epx_plan_counts(epx_plan_t *plan, epx_plan_counts_t *counts)
     return status == EPX_OK
                ? epx__args_return(
                      counts, &now, sizeof(now),
-                     EPX__BYTES_THROUGH(epx_plan_counts_t, expert_offsets),
+                     EPX__BYTES_THROUGH(epx_plan_counts_t, num_dropped),
                      "counts")
                : status;
 }

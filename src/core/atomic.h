@@ -8,6 +8,7 @@
 #ifndef EPX_CORE_ATOMIC_H
 #define EPX_CORE_ATOMIC_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -40,6 +41,38 @@ static inline uint32_t
 epx__add_u32(uint32_t *word, uint32_t value)
 {
     return __atomic_add_fetch(word, value, __ATOMIC_SEQ_CST);
+}
+
+/* Earlier loads, also plain ones, come before later ones. */
+static inline void
+epx__fence_acquire(void)
+{
+    __atomic_thread_fence(__ATOMIC_ACQUIRE);
+}
+
+/* Whether *word was *expected_p and has become `value`; else *expected_p is
+ * what it is. */
+static inline bool
+epx__swap_u32(uint32_t *word, uint32_t *expected_p, uint32_t value)
+{
+    return __atomic_compare_exchange_n(word, expected_p, value, false,
+                                       __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+}
+
+static inline uint16_t
+epx__load_u16(const uint16_t *word)
+{
+    return __atomic_load_n(word, __ATOMIC_SEQ_CST);
+}
+
+/* Whether *word was 0 and has become `value`. */
+static inline bool
+epx__claim_u16(uint16_t *word, uint16_t value)
+{
+    uint16_t free = 0;
+
+    return __atomic_compare_exchange_n(word, &free, value, false,
+                                       __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
 }
 
 /* Copy what a peer may be changing to memory of our own, once: the compiler may

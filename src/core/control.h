@@ -6,6 +6,7 @@
  *     offset of the segment
  *     0         header           identity of the segment, checked on attach
  *     1024      vitals           whether its rank lives (core/lost.h)
+ *     2048      roll             of rank 0: who is masked (core/mask.h)
  *     gates     [16][2]          one line each: futex word, sleepers, wake_at
  *     arrivals  [16][2][R]       one line each: the last step that source
  *                                signalled at this gate
@@ -34,8 +35,9 @@
 #define EPX__LINE           64
 #define EPX__PAGE           4096
 #define EPX__SEGMENT_MAGIC  UINT64_C(0x746e656d67657358) /* "Xsegment" */
-#define EPX__LAYOUT_VERSION 3
+#define EPX__LAYOUT_VERSION 4
 #define EPX__VITALS         1024
+#define EPX__ROLL           2048 /* u16 [1024], to the end of the page */
 
 typedef struct epx__segment_header {
     uint64_t magic;
@@ -51,8 +53,10 @@ typedef struct epx__segment_header {
 typedef struct epx__vitals {
     uint64_t beat;     /* raised as long as the owner's process runs */
     uint32_t has_left; /* has destroyed its group: signals no more */
-    uint32_t unused[13];
-    /* 1 + the rank that found the group failed, and has a verdict. */
+    uint32_t joined;   /* has ended what it did before this epoch */
+    uint32_t unused[12];
+    /* The epoch, above 16 bits: 1 + the rank that found the group failed, and
+     * has a verdict.  Only grows. */
     uint32_t alarm;
     uint32_t unused_too[15];
     /* Why the owner's group failed: written before the alarm is raised. */
@@ -229,6 +233,12 @@ EPX__INLINE epx__vitals_t *
 epx__map_vitals(void *segment)
 {
     return (epx__vitals_t *)(void *)((char *)segment + EPX__VITALS);
+}
+
+EPX__INLINE uint16_t *
+epx__map_roll(void *segment)
+{
+    return (uint16_t *)(void *)((char *)segment + EPX__ROLL);
 }
 
 EPX__INLINE uint32_t

@@ -4,34 +4,47 @@
 #include "core/atomic.h"
 #include "core/clock.h"
 #include "core/lost.h"
+#include "core/mask.h"
 #include "core/rank_list.h"
 
 #include <inttypes.h>
+#include <sched.h>
 #include <string.h>
 
-/* The first error is the one that counts: false for any other. */
+/* The first error of an epoch is the one that counts: false for any other. */
 static bool
-note(epx_group_t *group, const epx__error_t *error, bool is_told)
+note(epx_group_t *group, uint32_t epoch, const epx__error_t *error,
+     bool is_told)
 {
     bool is_first;
 
     (void)pthread_mutex_lock(&group->state_lock);
-    is_first = group->broken.status == EPX_OK;
+    is_first =
+        group->broken.status == EPX_OK && epx__load_u32(&group->epoch) == epoch;
     if (is_first) {
         group->broken = *error;
         group->is_told = is_told;
+        (void)epx__add_u32(&group->num_tellers, 1);
     }
     (void)pthread_mutex_unlock(&group->state_lock);
     return is_first;
 }
 
 static bool
-break_group(epx_group_t *group, const epx__error_t *error, bool is_told)
+break_group(epx_group_t *group, uint32_t epoch, const epx__error_t *error,
+            bool is_told)
 {
-    bool is_first = note(group, error, is_told);
+    bool is_first = note(group, epoch, error, is_told);
 
     if (is_first) {
-        epx__lost_tell(group, error);
+        /* Who is masked has nothing to tell. */
+        if (error->status != EPX_ERR_MASKED) {
+            epx__lost_tell(group, epoch, error);
+        }
+        (void)epx__add_u32(&group->num_tellers, UINT32_MAX);
+        if (epx__load_u32(&group->has_remote) != 0) {
+            group->remote.tell(group->remote.context, error);
+        }
         epx__group_wake(group);
     }
     return is_first;
@@ -43,27 +56,40 @@ epx__group_break(epx_group_t *group, epx_status_t status)
     epx__error_t error;
 
     epx__error_save(&error, status);
-    (void)break_group(group, &error, true);
+    (void)break_group(group, epx__load_u32(&group->epoch), &error, true);
     return status;
+}
+
+void
+epx__group_end_epoch(epx_group_t *group, uint32_t epoch, epx_status_t status)
+{
+    epx__error_t error;
+
+    epx__error_save(&error, status);
+    (void)break_group(group, epoch, &error, false);
 }
 
 void
 epx__group_end(epx_group_t *group, epx_status_t status)
 {
-    epx__error_t error;
+    epx__group_end_epoch(group, epx__load_u32(&group->epoch), status);
+}
 
-    epx__error_save(&error, status);
-    (void)break_group(group, &error, false);
+void
+epx__group_adopt_epoch(epx_group_t *group, uint32_t epoch,
+                       const epx__error_t *error)
+{
+    /* This rank tells it again, before it may leave: else a peer that has not
+     * yet heard of the failure could take the leaving for its cause. */
+    if (break_group(group, epoch, error, false)) {
+        epx__log(EPX__LOG_ERROR, "%s", error->text);
+    }
 }
 
 void
 epx__group_adopt(epx_group_t *group, const epx__error_t *error)
 {
-    /* This rank tells it again, before it may leave: else a peer that has not
-     * yet heard of the failure could take the leaving for its cause. */
-    if (break_group(group, error, false)) {
-        epx__log(EPX__LOG_ERROR, "%s", error->text);
-    }
+    epx__group_adopt_epoch(group, epx__load_u32(&group->epoch), error);
 }
 
 static bool
@@ -80,7 +106,17 @@ has_failed(epx_group_t *group)
 bool
 epx__group_is_broken(epx_group_t *group)
 {
-    return has_failed(group) || epx__lost_hear(group);
+    return has_failed(group) || epx__mask_hear(group) || epx__lost_hear(group);
+}
+
+/* No call returns an error before the peers of this node have been told of it:
+ * they may be reading what the caller changes next. */
+static void
+wait_for_tellers(const epx_group_t *group)
+{
+    while (epx__load_u32(&group->num_tellers) != 0) {
+        (void)sched_yield();
+    }
 }
 
 epx_status_t
@@ -88,11 +124,13 @@ epx__group_restore(epx_group_t *group)
 {
     epx__error_t broken;
 
+    wait_for_tellers(group);
     (void)pthread_mutex_lock(&group->state_lock);
     broken = group->broken;
     group->is_told = true;
     (void)pthread_mutex_unlock(&group->state_lock);
-    return epx__error_restore(&broken);
+    return epx__mask_holds(group, group->rank) ? epx__mask_refuse(group)
+                                               : epx__error_restore(&broken);
 }
 
 epx_status_t
@@ -103,6 +141,10 @@ epx__group_check(epx_group_t *group)
 
     if (!epx__group_is_broken(group)) {
         return EPX_OK;
+    }
+    wait_for_tellers(group);
+    if (epx__mask_holds(group, group->rank)) {
+        return epx__mask_refuse(group);
     }
     (void)pthread_mutex_lock(&group->state_lock);
     broken = group->broken;
@@ -115,12 +157,28 @@ epx__group_check(epx_group_t *group)
                : epx__error_restore(&broken);
 }
 
+epx_status_t
+epx__group_check_read(epx_group_t *group)
+{
+    epx__fence_acquire(); /* what was read, before the alarm and the roll */
+    return epx__group_is_broken(group) ? epx__group_restore(group) : EPX_OK;
+}
+
 void
 epx__group_heap_free(epx_group_t *group, void *block)
 {
-    if (!epx__group_is_broken(group)) {
+    if (epx__group_is_broken(group)) {
+        epx__heap_retire(&group->heap, block, epx__load_u32(&group->epoch));
+    } else {
         (void)epx__heap_free(&group->heap, block);
     }
+}
+
+void
+epx__group_heap_free_old(epx_group_t *group, void *block)
+{
+    epx__heap_retire(&group->heap, block, 0);
+    epx__mask_reclaim(group);
 }
 
 void
@@ -194,6 +252,9 @@ epx__signal_with(epx_group_t *group, int32_t peer, uint64_t step,
     void *segment = group->peers[peer].base;
     const void *from = NULL;
 
+    if (epx__is_masked(group, peer)) {
+        return;
+    }
     if (payload != EPX__PAYLOAD_NONE) {
         from = payload_at(group, epx__group_segment(group), step, payload);
     }
@@ -255,7 +316,8 @@ is_missing(const void *context, int32_t rank)
     const wait_t *wait = context;
 
     return (!wait->is_near || epx__is_near(&wait->group->nodes, rank)) &&
-           arrival_of(wait, rank) < wait->step;
+           arrival_of(wait, rank) < wait->step &&
+           !epx__is_masked(wait->group, rank);
 }
 
 /* How many ranks from *first_p on have not signalled; moves *first_p to the
@@ -299,7 +361,7 @@ check_arrivals(const wait_t *wait, const char *what)
         bool counts = !wait->is_near || epx__is_near(&group->nodes, rank);
         uint64_t step = counts ? arrival_of(wait, rank) : wait->step;
 
-        if (step != wait->step) {
+        if (step != wait->step && !epx__is_masked(group, rank)) {
             return epx__group_break(group,
                                     epx__fail(EPX_ERR_PEER_DATA,
                                               "rank %d signalled step %" PRIu64

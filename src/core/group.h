@@ -89,6 +89,13 @@ struct epx_group {
     void *net_control;
     epx__heap_t heap;
 
+    /* Who is masked (core/mask.h).  The first three are atomic, and change
+     * under both locks. */
+    uint32_t epoch; /* how many are */
+    uint64_t masked[EPX_MAX_RANKS / 64];
+    uint32_t is_aborted;
+    const uint16_t *roll; /* NULL: nobody can be */
+
     const struct epx__fabric_ops *fabric;
     void *fabric_state;
     const struct epx__engine_ops *engine;
@@ -102,6 +109,7 @@ struct epx_group {
 
     pthread_mutex_t state_lock; /* guards what follows */
     epx__error_t broken;        /* EPX_OK while the group works */
+    uint32_t num_tellers;       /* atomic: threads that raise the alarm */
     bool is_told;               /* a call has returned that error */
     int32_t num_plans;
     int32_t num_queues;
@@ -114,9 +122,15 @@ epx_status_t epx__group_break(epx_group_t *group, epx_status_t status);
 
 /* The same outside of any operation: the next one reports it. */
 void epx__group_end(epx_group_t *group, epx_status_t status);
+/* The same for what was found in this epoch, and is of no account once another
+ * has begun. */
+void epx__group_end_epoch(epx_group_t *group, uint32_t epoch,
+                          epx_status_t status);
 
 /* The same for an error that a peer has told of. */
 void epx__group_adopt(epx_group_t *group, const epx__error_t *error);
+void epx__group_adopt_epoch(epx_group_t *group, uint32_t epoch,
+                            const epx__error_t *error);
 
 /* EPX_OK; the error that broke the group, when no call has returned it yet; or
  * EPX_ERR_BROKEN with its sentence. */
@@ -125,15 +139,31 @@ epx_status_t epx__group_check(epx_group_t *group);
 /* The error that broke it, as this call's. */
 epx_status_t epx__group_restore(epx_group_t *group);
 
+/* What has been read from peers is whole only if none had given up by then, and
+ * so may have changed it: the group's error when one had. */
+epx_status_t epx__group_check_read(epx_group_t *group);
+
 /* Whether it has failed, here or, as far as has been heard, at a peer. */
 bool epx__group_is_broken(epx_group_t *group);
 
 /* Give back a block that peers wrote to; not once the group is broken, when
- * they may still do so: then it goes with the group. */
+ * they may still do so: then it goes with the group, or is given back when all
+ * that could write are known to be gone. */
 void epx__group_heap_free(epx_group_t *group, void *block);
+/* The same for a block that peers wrote to in an earlier epoch. */
+void epx__group_heap_free_old(epx_group_t *group, void *block);
 
 /* Add to num_plans or num_queues. */
 void epx__group_count(epx_group_t *group, int32_t *counter, int32_t change);
+
+/* Whether this rank's group goes on without that one. */
+static inline bool
+epx__is_masked(const epx_group_t *group, int32_t rank)
+{
+    return (__atomic_load_n(&group->masked[rank / 64], __ATOMIC_RELAXED) >>
+                (rank % 64) &
+            1) != 0;
+}
 
 static inline char *
 epx__group_segment(const epx_group_t *group)
@@ -143,7 +173,7 @@ epx__group_segment(const epx_group_t *group)
 
 /* Tell `peer` that what belongs to this gate of the step is in place: a release
  * of everything written before; the waits below acquire it.  A peer of another
- * node that cannot be told breaks the group. */
+ * node that cannot be told breaks the group; a masked one is not told. */
 void epx__signal(epx_group_t *group, int32_t peer, uint64_t step,
                  epx__gate_t gate);
 /* The same; with it comes this rank's own post or the first `bytes` of its
@@ -157,8 +187,9 @@ void epx__signal_near(epx_group_t *group, uint64_t step, epx__gate_t gate);
 void epx__arrive(const epx__map_t *map, void *segment, uint32_t source,
                  uint64_t step, epx__gate_t gate);
 
-/* Wait until every rank has signalled; breaks the group and names the missing
- * ranks when the timeout passes.  `what` completes "timed out in WHAT". */
+/* Wait until every rank that is not masked has signalled; breaks the group and
+ * names the missing ranks when the timeout passes.  `what` completes "timed out
+ * in WHAT". */
 epx_status_t epx__wait_all(epx_group_t *group, uint64_t step, epx__gate_t gate,
                            const char *what);
 /* The same for the ranks of this node alone. */

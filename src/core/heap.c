@@ -12,6 +12,8 @@ typedef struct epx__heap_block {
     uint64_t offset;
     uint64_t bytes;
     bool used;
+    bool is_retired; /* used, but nobody's */
+    uint32_t epoch;  /* in which it was retired */
 } block_t;
 
 static block_t *
@@ -20,7 +22,7 @@ block_new(uint64_t offset, uint64_t bytes, block_t *next)
     block_t *block = malloc(sizeof(*block));
 
     if (block != NULL) {
-        *block = (block_t){ next, offset, bytes, false };
+        *block = (block_t){ .next = next, .offset = offset, .bytes = bytes };
     }
     return block;
 }
@@ -154,6 +156,7 @@ release_locked(epx__heap_t *heap, uint64_t offset)
         return false;
     }
     block->used = false;
+    block->is_retired = false;
     merge_with_next(block);
     if (before != NULL && !before->used) {
         merge_with_next(before);
@@ -181,6 +184,36 @@ epx__heap_free(epx__heap_t *heap, void *ptr)
                              "%p is in the heap but not the start of an "
                              "allocation, or is freed already",
                              ptr);
+}
+
+void
+epx__heap_retire(epx__heap_t *heap, const void *ptr, uint32_t epoch)
+{
+    uint64_t offset = (uint64_t)((uintptr_t)ptr - (uintptr_t)heap->base);
+
+    (void)pthread_mutex_lock(&heap->lock);
+    for (block_t *block = heap->blocks; block != NULL; block = block->next) {
+        if (block->offset == offset) {
+            block->is_retired = true;
+            block->epoch = epoch;
+        }
+    }
+    (void)pthread_mutex_unlock(&heap->lock);
+}
+
+void
+epx__heap_reclaim(epx__heap_t *heap, uint32_t epoch)
+{
+    block_t *block;
+
+    (void)pthread_mutex_lock(&heap->lock);
+    do {
+        block = heap->blocks;
+        while (block != NULL && (!block->is_retired || block->epoch >= epoch)) {
+            block = block->next;
+        }
+    } while (block != NULL && release_locked(heap, block->offset));
+    (void)pthread_mutex_unlock(&heap->lock);
 }
 
 bool

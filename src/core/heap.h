@@ -33,6 +33,11 @@ epx_status_t epx__heap_alloc(epx__heap_t *heap, uint64_t bytes,
                              const char *what, void **ptr_p);
 epx_status_t epx__heap_free(epx__heap_t *heap, void *ptr);
 
+/* Instead: nobody gets the block before what was retired in its epoch, a number
+ * of the caller's, is reclaimed: everything from before `epoch`. */
+void epx__heap_retire(epx__heap_t *heap, const void *ptr, uint32_t epoch);
+void epx__heap_reclaim(epx__heap_t *heap, uint32_t epoch);
+
 /* Whether ptr points into the segment; then *left_p is what its block holds
  * from ptr on (0 when it is in no block). */
 bool epx__heap_find(epx__heap_t *heap, const void *ptr, uint64_t *left_p);

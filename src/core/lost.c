@@ -23,8 +23,26 @@ is_joined(const epx_group_t *group)
     return epx__load_u32(&group->is_joined) != 0;
 }
 
+/* The epoch of an alarm, and 1 + the rank that raised it. */
+#define EPOCH_SHIFT 16
+#define RANK_MASK   0xffffu
+
+/* An alarm of an earlier epoch, from a rank that has been masked since and goes
+ * on where it was stopped, must not hide a later one. */
+static void
+raise_alarm(epx__vitals_t *vitals, uint32_t epoch, int32_t rank)
+{
+    uint32_t alarm = epoch << EPOCH_SHIFT | ((uint32_t)rank + 1);
+    uint32_t old = epx__load_u32(&vitals->alarm);
+
+    /* Releases the verdict; acquired in epx__lost_hear(). */
+    while (old >> EPOCH_SHIFT <= epoch &&
+           !epx__swap_u32(&vitals->alarm, &old, alarm)) {
+    }
+}
+
 void
-epx__lost_tell(epx_group_t *group, const epx__error_t *error)
+epx__lost_tell(epx_group_t *group, uint32_t epoch, const epx__error_t *error)
 {
     epx__vitals_t *own = epx__lost_vitals(group, group->rank);
 
@@ -36,15 +54,11 @@ epx__lost_tell(epx_group_t *group, const epx__error_t *error)
         (void)snprintf(own->text, sizeof(own->text), "%.*s",
                        (int)sizeof(own->text) - 1, error->text);
     }
-    if (epx__load_u32(&group->has_remote) != 0) {
-        group->remote.tell(group->remote.context, error);
-    }
     for (int32_t rank = 0; rank < group->num_ranks; rank++) {
         epx__vitals_t *vitals = epx__lost_vitals(group, rank);
 
         if (vitals != NULL && rank != group->rank) {
-            /* Releases the verdict; acquired in epx__lost_hear(). */
-            epx__store_u32(&vitals->alarm, (uint32_t)group->rank + 1);
+            raise_alarm(vitals, epoch, group->rank);
             epx__ring(&group->map, group->peers[rank].base);
         }
     }
@@ -102,27 +116,29 @@ epx__lost_hear(epx_group_t *group)
 {
     const epx__vitals_t *own = epx__lost_vitals(group, group->rank);
     epx__error_t error;
-    uint32_t alarm;
+    uint32_t epoch, alarm;
 
     if (!is_joined(group) || own == NULL) {
         return false;
     }
+    epoch = epx__load_u32(&group->epoch);
     alarm = epx__load_u32(&own->alarm);
-    if (alarm == 0) {
+    if (alarm == 0 || alarm >> EPOCH_SHIFT < epoch) {
         return false;
     }
-    if (alarm <= (uint32_t)group->num_ranks &&
+    alarm &= RANK_MASK;
+    if (alarm != 0 && alarm <= (uint32_t)group->num_ranks &&
         epx__lost_vitals(group, (int32_t)(alarm - 1)) != NULL) {
         error = read_verdict(group, (int32_t)(alarm - 1));
     } else {
         error.status = EPX_ERR_PEER_DATA;
         (void)snprintf(error.text, sizeof(error.text),
-                       "some peer told rank %d of a failure at rank %u, which "
+                       "some peer told rank %d of a failure at rank %d, which "
                        "is none of its peers",
-                       group->rank, alarm - 1);
+                       group->rank, (int32_t)alarm - 1);
     }
-    epx__group_adopt(group, &error);
-    return true;
+    epx__group_adopt_epoch(group, epoch, &error);
+    return epx__load_u32(&group->epoch) == epoch;
 }
 
 void

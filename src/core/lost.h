@@ -15,8 +15,10 @@
 
 #include "core/group.h"
 
-/* The group has failed here, with this error: tell the peers. */
-void epx__lost_tell(epx_group_t *group, const epx__error_t *error);
+/* The group has failed here, in this epoch and with this error: tell the peers
+ * of this node. */
+void epx__lost_tell(epx_group_t *group, uint32_t epoch,
+                    const epx__error_t *error);
 
 /* Take over the error of a peer whose group has failed, if one has told;
  * returns whether. */

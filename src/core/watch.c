@@ -4,6 +4,7 @@
 #include "core/atomic.h"
 #include "core/clock.h"
 #include "core/lost.h"
+#include "core/mask.h"
 #include "core/rank_list.h"
 #include "core/thread.h"
 
@@ -24,7 +25,7 @@ typedef enum fate {
 
 typedef struct watched {
     int32_t rank;
-    fate_t fate;
+    uint32_t fate; /* atomic fate_t */
     bool is_news;
     uint64_t beat;   /* the last that was heard */
     uint32_t missed; /* own beats since then */
@@ -77,9 +78,26 @@ decide(watch_t *watch, int32_t i, fate_t fate)
     bool has_left =
         is_joined(watch) && epx__lost_has_left(watch->group, peer->rank);
 
-    peer->fate = has_left ? FATE_LEFT : fate;
+    epx__store_u32(&peer->fate, has_left ? FATE_LEFT : fate);
     peer->is_news = !has_left;
-    close_fd(&watch->polls[i].fd);
+    if (has_left || fate != FATE_SILENT) {
+        close_fd(&watch->polls[i].fd);
+    }
+}
+
+/* A process has ended; if it was lost before, its memory is free only now. */
+static void
+end_peer(watch_t *watch, int32_t i)
+{
+    if (watch->peers[i].fate == FATE_SILENT) {
+        epx__store_u32(&watch->peers[i].fate, FATE_ENDED);
+        close_fd(&watch->polls[i].fd);
+    } else {
+        decide(watch, i, FATE_ENDED);
+    }
+    if (is_joined(watch)) {
+        epx__mask_reclaim(watch->group);
+    }
 }
 
 static void
@@ -128,7 +146,7 @@ look(watch_t *watch, int64_t next_ns)
     }
     for (int32_t i = 0; i < watch->num_peers; i++) {
         if (watch->polls[i].revents != 0) {
-            decide(watch, i, FATE_ENDED);
+            end_peer(watch, i);
         }
     }
     return watch->polls[watch->num_peers].revents == 0;
@@ -147,18 +165,20 @@ is_in_news(const void *context, int32_t rank)
     for (int32_t i = 0; i < news->watch->num_peers; i++) {
         const watched_t *peer = &news->watch->peers[i];
 
-        if (peer->rank == rank && peer->fate == news->fate) {
-            return peer->is_news;
+        if (peer->rank == rank && peer->fate == (uint32_t)news->fate) {
+            return peer->is_news && !epx__is_masked(news->watch->group, rank);
         }
     }
     return false;
 }
 
-/* End the group for the peers that have just met this fate. */
+/* End the group for the peers that have just met this fate.  Should a new epoch
+ * begin meanwhile, its beginner sees their fates afterwards. */
 static void
 report(watch_t *watch, fate_t fate)
 {
     epx_group_t *group = watch->group;
+    uint32_t epoch = epx__load_u32(&group->epoch);
     news_t news = { watch, fate };
     int32_t count = 0;
     epx__rank_list_t list;
@@ -181,7 +201,7 @@ report(watch_t *watch, fate_t fate)
                            count == 1 ? "is" : "are",
                            (double)group->lost_after_ns * 1e-9);
     }
-    epx__group_end(group, status);
+    epx__group_end_epoch(group, epoch, status);
 }
 
 static void *
@@ -257,6 +277,33 @@ epx__watch_open(epx_group_t *group, const epx__watch_peer_t *peers,
         watch->has_thread = status == EPX_OK;
     }
     return status;
+}
+
+static fate_t
+fate_of(const epx_group_t *group, int32_t rank)
+{
+    const watch_t *watch = group->watch;
+
+    for (int32_t i = 0; watch != NULL && i < watch->num_peers; i++) {
+        if (watch->peers[i].rank == rank) {
+            return (fate_t)epx__load_u32(&watch->peers[i].fate);
+        }
+    }
+    return FATE_ALIVE;
+}
+
+bool
+epx__watch_has_lost(const epx_group_t *group, int32_t rank)
+{
+    return fate_of(group, rank) != FATE_ALIVE;
+}
+
+bool
+epx__watch_has_ended(const epx_group_t *group, int32_t rank)
+{
+    fate_t fate = fate_of(group, rank);
+
+    return fate == FATE_ENDED || fate == FATE_LEFT;
 }
 
 void

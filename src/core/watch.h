@@ -29,6 +29,12 @@ typedef struct epx__watch_peer {
 epx_status_t epx__watch_open(epx_group_t *group, const epx__watch_peer_t *peers,
                              int32_t num_peers);
 
+/* Whether a peer is lost, in an earlier epoch as well; and whether its process
+ * has ended, so that it writes no more.  From any thread; group->watch may be
+ * NULL. */
+bool epx__watch_has_lost(const epx_group_t *group, int32_t rank);
+bool epx__watch_has_ended(const epx_group_t *group, int32_t rank);
+
 /* group->watch may be NULL. */
 void epx__watch_close(epx_group_t *group);
 

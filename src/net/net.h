@@ -71,6 +71,13 @@ typedef void epx__net_lost_t(void *context, int32_t rank, epx_status_t status,
 typedef void epx__net_failed_t(void *context, int32_t rank,
                                const epx__error_t *error);
 
+/* How bytes move: net_wire.h. */
+typedef enum epx__net_wire {
+    EPX__NET_WIRE_AUTO = 0, /* RMA where the network does puts by itself */
+    EPX__NET_WIRE_AM,
+    EPX__NET_WIRE_RMA,
+} epx__net_wire_t;
+
 typedef struct epx__net_config {
     int32_t rank;
     int32_t num_ranks;
@@ -107,13 +114,13 @@ typedef struct epx__net_config {
     const char *device;
     const char *address;    /* numeric, for heartbeats; NULL: the interface's */
     const char *transports; /* NULL: "tcp" for an interface, else all */
+    epx__net_wire_t wire;   /* the same on all ranks, once it is chosen */
     const epx__net_setting_t *settings; /* ended by a NULL name; or NULL */
 } epx__net_config_t;
 
 /*
  * Join the network.  Collective: a rank that cannot take part tells the others,
- * and all fail.  Peers are not connected yet when this returns; what is sent
- * waits until they are.
+ * and all fail.  All peers are connected when this returns.
  */
 epx_status_t epx__net_open(epx__net_t **net_p, const epx__net_config_t *config);
 
@@ -158,7 +165,9 @@ epx_status_t epx__net_signal(epx__net_t *net, int32_t peer, uint64_t step,
 /*
  * Let source fill both halves of a slot, `bytes` each (half 1 is turn 1's).
  * The slot stays open until it is closed; its first turn is `turn`, 1 when the
- * channel is new.
+ * channel is new.  If it has been open before, source learns of it by a signal
+ * of this rank: the second wire tells by a message ahead of that where the slot
+ * is now.
  */
 epx_status_t epx__net_slot_open(epx__net_t *net, uint32_t channel,
                                 int32_t source, uint64_t turn,

@@ -22,6 +22,41 @@ typedef struct epx__net_message {
     void *backend_data;
 } epx__net_message_t;
 
+/* A message on the second wire: it is put in parts. */
+typedef struct epx__net_put {
+    epx__net_t *net;
+    int32_t rank;
+    void *backend_data;
+    epx__net_message_t *message;
+    uint64_t word;    /* to be put last: what it says, */
+    uint64_t word_at; /* and where */
+    uint32_t pending; /* puts and flushes that have not ended */
+    bool is_last;     /* the word is on its way */
+    bool has_failed;
+} epx__net_put_t;
+
+/* Puts into memory of peers.  Each put and each flush ends in
+ * epx__net_put_ended, once, from within itself or a later poll. */
+typedef struct epx__net_puts {
+    /* Whether the network does them by itself, and not by messages. */
+    bool (*are_native)(const epx__net_config_t *config);
+    /* Let peers put to this memory, until it is taken back or closed: the note
+     * tells them how. */
+    epx_status_t (*share)(void *state, void *memory, uint64_t bytes,
+                          epx__net_note_t *note, void **share_p);
+    void (*unshare)(void *state, void *share);
+    /* What a peer's note tells, ready for use until close; NULL: it cannot be.
+     * `old` is a reach that is not used any more, or NULL. */
+    void *(*reach)(void *state, int32_t peer, const epx__net_note_t *note,
+                   void *old);
+    /* The range stays until the end, which says nothing of the peer's memory.
+     */
+    void (*put)(void *state, int32_t peer, void *reach, uint64_t address,
+                const struct iovec *range, epx__net_put_t *put);
+    /* All that has been put to the peer before is there when this has ended. */
+    void (*flush)(void *state, int32_t peer, epx__net_put_t *put);
+} epx__net_puts_t;
+
 typedef struct epx__net_backend {
     const char *name;
     /* *address_p is what peers need to connect, *address_bytes_p of
@@ -32,6 +67,9 @@ typedef struct epx__net_backend {
                          int *fd_p);
     epx_status_t (*connect)(void *state, int32_t peer, const void *address,
                             size_t address_bytes);
+    /* Once all ranks have connected, time and again: whether all peers are, at
+     * both ends; NULL: connect has done all. */
+    bool (*settle)(void *state);
     /* Errors come by epx__net_sent. */
     void (*post)(void *state, int32_t peer, epx__net_message_t *message);
     /* Do what is to be done, by the functions below.  Returns whether there was
@@ -43,6 +81,7 @@ typedef struct epx__net_backend {
      * in later polls. */
     void (*cancel_peer)(void *state, int32_t peer);
     void (*close)(void *state);
+    const epx__net_puts_t *puts; /* NULL: there is no second wire */
 } epx__net_backend_t;
 
 extern const epx__net_backend_t epx__net_ucx;
@@ -61,6 +100,9 @@ void epx__net_landed(epx__net_t *net, int32_t rank, uint64_t landing, bool ok);
 
 /* The message is the net's again.  Not proof that it was delivered. */
 void epx__net_sent(epx__net_t *net, int32_t rank, epx__net_message_t *message);
+
+/* A put or a flush is over. */
+void epx__net_put_ended(epx__net_put_t *put, bool ok);
 
 /* Not from within a callback of the network library. */
 void epx__net_link_lost(epx__net_t *net, int32_t rank, const char *why);

@@ -93,6 +93,19 @@ check_piece(const epx__net_view_t *view, const epx__net_header_t *header)
 }
 
 static const char *
+check_note(const epx__net_view_t *view, const epx__net_header_t *header)
+{
+    if (header->channel >= view->num_channels) {
+        return "for a channel that there is not";
+    }
+    return header->turn == 0 || header->bytes != sizeof(epx__net_note_t) ||
+                   header->gate != 0 || header->step != 0 ||
+                   header->offset != 0 || header->total != 0
+               ? "with fields that a note has not"
+               : NULL;
+}
+
+static const char *
 check_kind(const epx__net_view_t *view, const epx__net_header_t *header)
 {
     switch (header->kind) {
@@ -113,6 +126,9 @@ check_kind(const epx__net_view_t *view, const epx__net_header_t *header)
         return check_signal(view, header);
     case EPX__NET_KIND_PIECE:
         return check_piece(view, header);
+    case EPX__NET_KIND_NOTE:
+        return view->has_notes ? check_note(view, header)
+                               : "of a kind that there is not";
     default:
         return "of a kind that there is not";
     }

@@ -43,11 +43,51 @@ list_numbers(const epx_network_config_t *network, number_t *numbers)
     memcpy(numbers, all, sizeof(all));
 }
 
+/* By epx__net_wire_t. */
+static const char *const wire_names[] = { "auto", "am", "rma" };
+
+#define NUM_WIRES (sizeof(wire_names) / sizeof(*wire_names))
+
+static size_t
+find_wire(const char *name)
+{
+    size_t i = 0;
+
+    while (i < NUM_WIRES && strcmp(name, wire_names[i]) != 0) {
+        i++;
+    }
+    return i;
+}
+
+static epx_status_t
+complete_wire(epx_network_config_t *network)
+{
+    bool is_given = network->wire != NULL;
+
+    if (!is_given) {
+        network->wire = epx__env_string("EPX_NET_WIRE");
+    }
+    if (network->wire == NULL) {
+        network->wire = wire_names[EPX__NET_WIRE_AUTO];
+    }
+    return find_wire(network->wire) < NUM_WIRES
+               ? EPX_OK
+               : epx__fail(is_given ? EPX_ERR_INVALID : EPX_ERR_ENVIRONMENT,
+                           "%s is \"%.60s\"; allowed are \"auto\", \"am\" and "
+                           "\"rma\"",
+                           is_given ? "config->network->wire" : "EPX_NET_WIRE",
+                           network->wire);
+}
+
 epx_status_t
 epx__network_complete(epx_network_config_t *network)
 {
     number_t numbers[NUM_NUMBERS];
+    epx_status_t status = complete_wire(network);
 
+    if (status != EPX_OK) {
+        return status;
+    }
     if (network->device == NULL) {
         network->device = epx__env_string("EPX_NET_DEVICE");
     }
@@ -188,6 +228,7 @@ epx__group_join_nodes(epx_group_t *group, const epx_bootstrap_t *bootstrap,
         .backend = &epx__net_ucx,
         .device = network->device,
         .transports = network->transports,
+        .wire = (epx__net_wire_t)find_wire(network->wire),
         .settings = settings,
     };
     epx__net_t *net;

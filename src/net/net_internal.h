@@ -21,6 +21,9 @@
 /* Bytes of pieces that a peer has not acknowledged. */
 #define EPX__NET_CREDIT_BYTES ((uint64_t)8 << 20)
 
+/* Ranges of a piece on the second wire, where each is a put. */
+#define EPX__NET_PUT_RANGES 256
+
 /* A signal, or a transfer that is to be cut into pieces. */
 typedef struct epx__net_job {
     epx__net_header_t header; /* of its first message */
@@ -51,6 +54,27 @@ typedef struct epx__net_outgoing {
     bool is_posted; /* the backend has it */
     bool is_acked;
 } epx__net_outgoing_t;
+
+/* Half of a slot of this rank, while its source may put to it. */
+typedef struct epx__net_lent {
+    void *share; /* the backend's */
+    epx__net_note_t note;
+    epx__net_done_t told; /* that note */
+} epx__net_lent_t;
+
+/* The place of a turn's half of a slot in the tables of halves. */
+static inline uint64_t
+epx__net_half(uint32_t channel, uint64_t turn)
+{
+    return (uint64_t)channel * 2 + turn % 2;
+}
+
+/* Memory of a peer that this rank may put to. */
+typedef struct epx__net_reach {
+    void *reach; /* the backend's; NULL: none has been told */
+    uint64_t address;
+    uint64_t bytes;
+} epx__net_reach_t;
 
 typedef enum epx__net_beat_state {
     EPX__BEAT_NONE = 0,
@@ -94,6 +118,15 @@ typedef struct epx__net_peer {
     const char *doom;           /* why it is bad; not yet acted on */
     epx__net_verdict_t verdict; /* where its own lands */
 
+    /* The second wire. */
+    epx__net_put_t *puts; /* [EPX__NET_WINDOW + 1] by sequence, and of `ack` */
+    epx__net_reach_t box; /* that the peer keeps for this rank */
+    epx__net_reach_t *slots_there; /* [num_channels * 2] by half */
+    epx__net_lent_t **lent;        /* [num_channels * 2] this rank's */
+    epx__net_note_t note;          /* where the peer's land */
+    bool owes_note;     /* a transfer waits for one, which must be on the way */
+    uint64_t box_acked; /* what its box has last said */
+
     struct {
         epx__net_beat_state_t state;
         int fd;
@@ -127,6 +160,9 @@ struct epx__net {
     epx__map_t map;
     const epx__net_backend_t *backend;
     void *state;
+    const epx__net_puts_t *puts; /* NULL: on the first wire */
+    epx__net_box_t box;
+    char *boxes;            /* [num_ranks][box.bytes] */
     epx__net_peer_t *peers; /* [num_ranks] */
     epx__net_beats_t beats;
     epx__net_stats_t stats; /* shared */
@@ -159,6 +195,36 @@ struct epx__net {
     bool has_thread;
     pthread_t thread;
 };
+
+/* --- net_open.c --- */
+/* What a rank tells all others; how to reach it, or that it cannot be. */
+typedef struct epx__net_card {
+    uint64_t magic;
+    uint64_t group_id[2];
+    int32_t rank;
+    int32_t status; /* EPX_OK, or why it cannot take part */
+    uint64_t num_channels;
+    uint64_t count_row_bytes;
+    char backend[16];
+    struct sockaddr_storage beat_address;
+    unsigned char beat_token[16];
+    uint32_t address_bytes;
+    uint32_t wire;         /* epx__net_wire_t, which it has chosen */
+    epx__net_note_t boxes; /* on the second wire */
+    unsigned char address[EPX__NET_ADDRESS_BYTES];
+} epx__net_card_t;
+
+/* All that a rank can do by itself; the card tells of it. */
+epx_status_t epx__net_open_alone(epx__net_t *net,
+                                 const epx__net_config_t *config,
+                                 epx__net_card_t *card);
+
+/* --- net_meet.c --- */
+epx_status_t epx__net_meet(epx__net_t *net, const epx__net_config_t *config,
+                           int64_t deadline_ns);
+/* Until all peers are connected, at both ends; the thread is at work. */
+epx_status_t epx__net_settle(epx__net_t *net, const epx__net_config_t *config,
+                             int64_t deadline_ns);
 
 /* --- net_ring.c --- */
 void epx__net_ring_init(epx__net_ring_t *ring);
@@ -195,8 +261,45 @@ bool epx__net_is_drained(epx__net_t *net, int32_t peer);
 /* End all that was to go to a peer that is gone. */
 void epx__net_drop_all(epx__net_t *net, int32_t rank);
 
+/* --- net_put.c --- */
+/* Hand a message to the wire that the net uses. */
+void epx__net_move(epx__net_t *net, int32_t rank, epx__net_message_t *message);
+/* Whether the peer has told where the transfer belongs. */
+bool epx__net_has_place(epx__net_t *net, int32_t rank,
+                        const epx__net_job_t *job);
+/* The peer's note on half of a slot has landed. */
+void epx__net_told(epx__net_t *net, int32_t rank,
+                   const epx__net_header_t *header);
+
+/* --- net_box.c --- */
+/* Memory for what peers put, and the note that tells them of it. */
+epx_status_t epx__net_boxes_open(epx__net_t *net, epx__net_note_t *note);
+/* What the peer has told of its own. */
+epx_status_t epx__net_boxes_reach(epx__net_t *net, int32_t rank,
+                                  const epx__net_note_t *note);
+/* Take what peers have put; returns whether there was anything. */
+bool epx__net_boxes_poll(epx__net_t *net);
+void epx__net_boxes_close(epx__net_t *net);
+/* Let source put to its slot, and tell it; let it no more. */
+epx_status_t epx__net_slot_lend(epx__net_t *net, uint32_t channel,
+                                int32_t source, uint64_t turn,
+                                void *const halves[2], uint64_t bytes);
+epx_status_t epx__net_slot_take_back(epx__net_t *net, uint32_t channel,
+                                     int32_t source, int64_t deadline_ns);
+
+/* --- net_submit.c --- */
+epx_status_t epx__net_submit(epx__net_t *net, int32_t rank, int ring,
+                             const epx__net_job_t *job);
+
+/* --- net_receive.c --- */
+/* The peer is bad: it has sent a message WHY.  Returns EPX__NET_DROP. */
+uint64_t epx__net_refuse(epx__net_t *net, int32_t rank, const char *why);
+
 /* --- net_thread.c --- */
 void *epx__net_thread_main(void *argument);
+/* Be the one thread that is at the net's work; nobody is for long. */
+void epx__net_crank_take(epx__net_t *net);
+void epx__net_crank_leave(epx__net_t *net);
 /* Do what is to be done for a peer, here and now; false: another thread is at
  * the net's work, and will. */
 bool epx__net_serve_now(epx__net_t *net, int32_t peer);

@@ -11,22 +11,6 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-/* What a rank tells all others; how to reach it, or that it cannot be. */
-typedef struct card {
-    uint64_t magic;
-    uint64_t group_id[2];
-    int32_t rank;
-    int32_t status; /* EPX_OK, or why it cannot take part */
-    uint64_t num_channels;
-    uint64_t count_row_bytes;
-    char backend[16];
-    struct sockaddr_storage beat_address;
-    unsigned char beat_token[16];
-    uint32_t address_bytes;
-    uint32_t unused;
-    unsigned char address[EPX__NET_ADDRESS_BYTES];
-} card_t;
-
 static bool
 is_remote(const epx__net_config_t *config, int32_t rank)
 {
@@ -100,6 +84,18 @@ make_peer(epx__net_t *net, int32_t rank)
         return epx__fail(EPX_ERR_NO_MEMORY, "no memory for a link to rank %d",
                          rank);
     }
+    if (net->puts != NULL) {
+        size_t num_halves = 2 * (size_t)net->config.num_channels;
+
+        peer->puts = calloc(EPX__NET_WINDOW + 1, sizeof(*peer->puts));
+        peer->slots_there = calloc(num_halves, sizeof(*peer->slots_there));
+        peer->lent = calloc(num_halves, sizeof(*peer->lent));
+    }
+    if (net->puts != NULL && (peer->puts == NULL || peer->slots_there == NULL ||
+                              peer->lent == NULL)) {
+        return epx__fail(EPX_ERR_NO_MEMORY, "no memory for puts to rank %d",
+                         rank);
+    }
     epx__net_ring_init(&peer->rings[0]);
     epx__net_ring_init(&peer->rings[1]);
     peer->next_sent = 1;
@@ -157,13 +153,34 @@ make_descriptors(epx__net_t *net)
     return watch(net, net->wake_fd);
 }
 
-/* All that a rank can do by itself. */
 static epx_status_t
-open_alone(epx__net_t *net, const epx__net_config_t *config, card_t *card)
+choose_wire(epx__net_t *net, const epx__net_config_t *config)
+{
+    const epx__net_puts_t *puts = config->backend->puts;
+
+    if (config->wire == EPX__NET_WIRE_RMA && puts == NULL) {
+        return epx__fail(EPX_ERR_UNSUPPORTED,
+                         "the network %s has no second wire",
+                         config->backend->name);
+    }
+    if (config->wire == EPX__NET_WIRE_RMA ||
+        (config->wire == EPX__NET_WIRE_AUTO && puts != NULL &&
+         puts->are_native(config))) {
+        net->puts = puts;
+    }
+    return EPX_OK;
+}
+
+epx_status_t
+epx__net_open_alone(epx__net_t *net, const epx__net_config_t *config,
+                    epx__net_card_t *card)
 {
     size_t address_bytes = 0;
     epx_status_t status = check_config(config);
 
+    if (status == EPX_OK) {
+        status = choose_wire(net, config);
+    }
     if (status == EPX_OK) {
         status = make_peers(net);
     }
@@ -177,124 +194,16 @@ open_alone(epx__net_t *net, const epx__net_config_t *config, card_t *card)
     if (status == EPX_OK) {
         status = watch(net, net->backend_fd);
     }
+    if (status == EPX_OK && net->puts != NULL) {
+        status = epx__net_boxes_open(net, &card->boxes);
+    }
     if (status == EPX_OK && config->beat_ns > 0) {
         status = epx__net_beats_open(net);
     }
     card->address_bytes = (uint32_t)address_bytes;
+    card->wire = net->puts != NULL ? EPX__NET_WIRE_RMA : EPX__NET_WIRE_AM;
     card->beat_address = net->beats.address;
     memcpy(card->beat_token, net->beats.token, sizeof(card->beat_token));
-    return status;
-}
-
-/* What the peer says of itself, before anything of it is used. */
-static epx_status_t
-check_card(const epx__net_t *net, const card_t *own, const card_t *card,
-           int32_t rank)
-{
-    if (card->magic != own->magic || card->rank != rank ||
-        memcmp(card->group_id, own->group_id, sizeof(card->group_id)) != 0 ||
-        card->address_bytes > sizeof(card->address)) {
-        return epx__fail(EPX_ERR_PEER_DATA,
-                         "rank %d does not say how to reach it in the way that "
-                         "rank %d does: another version or another group",
-                         rank, net->config.rank);
-    }
-    if (card->status != EPX_OK) {
-        return epx__fail(EPX_ERR_PEER_LOST,
-                         "rank %d cannot take part in the network: %s", rank,
-                         epx_status_string((epx_status_t)card->status));
-    }
-    if (memcmp(card->backend, own->backend, sizeof(own->backend)) != 0 ||
-        card->num_channels != own->num_channels ||
-        card->count_row_bytes != own->count_row_bytes) {
-        return epx__fail(EPX_ERR_MISMATCH,
-                         "rank %d uses %.16s with %" PRIu64
-                         " channels, rank %d %.16s with %" PRIu64,
-                         net->config.rank, own->backend, own->num_channels,
-                         rank, card->backend, card->num_channels);
-    }
-    return EPX_OK;
-}
-
-static epx_status_t
-connect_all(epx__net_t *net, const card_t *cards)
-{
-    const card_t *own = &cards[net->config.rank];
-    epx_status_t status = EPX_OK;
-
-    for (int32_t rank = 0; rank < net->config.num_ranks && status == EPX_OK;
-         rank++) {
-        epx__net_peer_t *peer = &net->peers[rank];
-
-        status = check_card(net, own, &cards[rank], rank);
-        if (status != EPX_OK || peer->state == EPX__PEER_NONE) {
-            continue;
-        }
-        peer->beat.address = cards[rank].beat_address;
-        memcpy(peer->beat.token, cards[rank].beat_token,
-               sizeof(peer->beat.token));
-        status = net->backend->connect(net->state, rank, cards[rank].address,
-                                       cards[rank].address_bytes);
-    }
-    return status;
-}
-
-/* All ranks, or none: nobody waits for one that has failed. */
-static epx_status_t
-agree(const epx__net_config_t *config, epx_status_t status, int32_t *statuses,
-      int64_t deadline_ns)
-{
-    const int32_t own = status;
-    epx_status_t gathered = config->allgather(
-        config->allgather_context, &own, statuses, sizeof(own), deadline_ns);
-
-    for (int32_t rank = 0;
-         status == EPX_OK && gathered == EPX_OK && rank < config->num_ranks;
-         rank++) {
-        if (statuses[rank] != EPX_OK) {
-            return epx__fail(EPX_ERR_PEER_LOST,
-                             "rank %d cannot reach its peers: %s", rank,
-                             epx_status_string((epx_status_t)statuses[rank]));
-        }
-    }
-    return status != EPX_OK ? status : gathered;
-}
-
-static epx_status_t
-meet(epx__net_t *net, const epx__net_config_t *config)
-{
-    size_t num_ranks = (size_t)config->num_ranks;
-    int64_t deadline = epx__deadline_ns(config->timeout_ns);
-    card_t *cards = calloc(num_ranks + 1, sizeof(*cards));
-    int32_t *statuses = calloc(num_ranks, sizeof(*statuses));
-    card_t *own = cards == NULL ? NULL : &cards[num_ranks];
-    epx__error_t error = { .status = EPX_OK };
-    epx_status_t status;
-
-    if (cards == NULL || statuses == NULL) {
-        status = epx__fail(EPX_ERR_NO_MEMORY, "no memory for %zu addresses",
-                           num_ranks);
-        goto free_cards;
-    }
-    *own = (card_t){ .magic = EPX__NET_MAGIC | (uint64_t)EPX__NET_VERSION << 32,
-                     .group_id = { config->group_id[0], config->group_id[1] },
-                     .rank = config->rank,
-                     .num_channels = config->num_channels,
-                     .count_row_bytes = config->map->count_row_bytes };
-    (void)strncpy(own->backend, net->backend->name, sizeof(own->backend) - 1);
-    own->status = open_alone(net, config, own);
-    epx__error_save(&error, own->status);
-    status = config->allgather(config->allgather_context, own, cards,
-                               sizeof(*own), deadline);
-    if (error.status != EPX_OK) {
-        status = epx__error_restore(&error);
-    } else if (status == EPX_OK) {
-        status = connect_all(net, cards);
-        status = agree(config, status, statuses, deadline);
-    }
-free_cards:
-    free(statuses);
-    free(cards);
     return status;
 }
 
@@ -321,6 +230,7 @@ release(epx__net_t *net)
         net->backend->close(net->state);
     }
     epx__net_beats_close(net);
+    epx__net_boxes_close(net);
     for (int32_t rank = 0; net->peers != NULL && rank < net->config.num_ranks;
          rank++) {
         epx__net_peer_t *peer = &net->peers[rank];
@@ -339,6 +249,18 @@ release(epx__net_t *net)
     free(net->ready);
     free(net->peers);
     free(net);
+}
+
+/* The thread delivers what there is until then. */
+static void
+stop(epx__net_t *net, int64_t close_by_ns)
+{
+    net->close_by_ns = close_by_ns;
+    epx__store_u32(&net->closing, 1);
+    if (net->has_thread) {
+        epx__net_mark(net, net->config.rank);
+        (void)pthread_join(net->thread, NULL);
+    }
 }
 
 static epx__net_t *
@@ -368,13 +290,14 @@ epx_status_t
 epx__net_open(epx__net_t **net_p, const epx__net_config_t *config)
 {
     epx__net_t *net = new_net(config);
+    int64_t deadline = epx__deadline_ns(config->timeout_ns);
     epx_status_t status;
 
     *net_p = NULL;
     if (net == NULL) {
         return epx__fail(EPX_ERR_NO_MEMORY, "no memory for the network");
     }
-    status = meet(net, config);
+    status = epx__net_meet(net, config, deadline);
     if (status != EPX_OK) {
         goto release_net;
     }
@@ -394,9 +317,17 @@ epx__net_open(epx__net_t **net_p, const epx__net_config_t *config)
         net->has_thread = true;
         pin(net);
     }
+    status = net->backend->settle != NULL
+                 ? epx__net_settle(net, config, deadline)
+                 : EPX_OK;
+    if (status != EPX_OK) {
+        goto stop_thread;
+    }
     *net_p = net;
     return EPX_OK;
 
+stop_thread:
+    stop(net, 0);
 release_net:
     release(net);
     return status;
@@ -409,14 +340,9 @@ epx__net_close(epx__net_t *net)
         return;
     }
     /* When the group has failed, there is nothing more to deliver than that. */
-    net->close_by_ns = epx__deadline_ns(epx__load_u32(&net->is_told) != 0
-                                            ? 2 * net->config.beat_ns
-                                            : net->config.timeout_ns);
-    epx__store_u32(&net->closing, 1);
-    if (net->has_thread) {
-        epx__net_mark(net, net->config.rank);
-        (void)pthread_join(net->thread, NULL);
-    }
+    stop(net, epx__deadline_ns(epx__load_u32(&net->is_told) != 0
+                                   ? 2 * net->config.beat_ns
+                                   : net->config.timeout_ns));
     release(net);
 }
 

@@ -4,8 +4,8 @@
 #include "core/group.h"
 #include "net/net_internal.h"
 
-static uint64_t
-refuse(epx__net_t *net, int32_t rank, const char *why)
+uint64_t
+epx__net_refuse(epx__net_t *net, int32_t rank, const char *why)
 {
     epx__net_count(&net->stats.refused, 1);
     if (rank >= 0 && net->peers[rank].doom == NULL) {
@@ -61,6 +61,9 @@ place(epx__net_t *net, int32_t rank, const epx__net_header_t *header,
     case EPX__NET_KIND_VERDICT:
         *to_p = &net->peers[rank].verdict;
         return true;
+    case EPX__NET_KIND_NOTE:
+        *to_p = &net->peers[rank].note;
+        return true;
     case EPX__NET_KIND_PIECE:
         return place_piece(net, &net->peers[rank], header, to_p);
     default:
@@ -89,7 +92,7 @@ epx__net_came(epx__net_t *net, int32_t rank, const void *bytes_of_header,
     const char *why;
 
     if (peer == NULL) {
-        return refuse(net, rank, "without being known");
+        return epx__net_refuse(net, rank, "without being known");
     }
     if (epx__net_state(peer) == EPX__PEER_GONE || peer->doom != NULL) {
         return EPX__NET_DROP;
@@ -104,10 +107,11 @@ epx__net_came(epx__net_t *net, int32_t rank, const void *bytes_of_header,
         .next_received = peer->next_received,
         .started = peer->started,
         .next_sent = peer->next_sent,
+        .has_notes = net->puts != NULL,
     };
     why = epx__net_check(&view, bytes_of_header, header_bytes, bytes, &header);
     if (why != NULL) {
-        return refuse(net, rank, why);
+        return epx__net_refuse(net, rank, why);
     }
     epx__net_acked(net, rank, header.acked, header.acked_bits);
     if (header.kind == EPX__NET_KIND_ACK) {
@@ -119,7 +123,7 @@ epx__net_came(epx__net_t *net, int32_t rank, const void *bytes_of_header,
         return EPX__NET_DROP;
     }
     if (!place(net, rank, &header, to_p)) {
-        return refuse(net, rank, "for a slot that was being closed");
+        return epx__net_refuse(net, rank, "for a slot that was being closed");
     }
     peer->started |= UINT64_C(1) << (header.sequence - peer->next_received);
     peer->landings[header.sequence % EPX__NET_WINDOW] = header;
@@ -184,6 +188,8 @@ epx__net_landed(epx__net_t *net, int32_t rank, uint64_t landing, bool ok)
         epx__net_event_raise(net);
     } else if (header->kind == EPX__NET_KIND_VERDICT) {
         epx__net_heard(net, rank);
+    } else if (header->kind == EPX__NET_KIND_NOTE) {
+        epx__net_told(net, rank, header);
     } else if (ok) {
         arrive(net, rank, header->step, header->gate);
     }

@@ -30,7 +30,11 @@ stamp(epx__net_t *net, epx__net_peer_t *peer, epx__net_header_t *header)
     header->source = (uint32_t)net->config.rank;
     header->acked = peer->next_received - 1;
     header->acked_bits = peer->finished;
-    peer->ack_due = 0;
+    /* On the second wire the end that a farewell announces may cut it short:
+     * what it acknowledges is said once more, and flushed. */
+    if (net->puts == NULL || header->kind != EPX__NET_KIND_BYE) {
+        peer->ack_due = 0;
+    }
 }
 
 /* The message in the place of next_sent is complete but for what all have. */
@@ -50,7 +54,7 @@ post(epx__net_t *net, int32_t rank, epx__net_outgoing_t *out)
     peer->credit_used += header->bytes;
     epx__net_count(&net->stats.messages_sent, 1);
     epx__net_count(&net->stats.bytes_sent, header->bytes);
-    net->backend->post(net->state, rank, &out->message);
+    epx__net_move(net, rank, &out->message);
 }
 
 static void
@@ -64,24 +68,27 @@ post_signal(epx__net_t *net, int32_t rank, const epx__net_job_t *job)
                                          .one = job->one };
     out->message.ranges = &out->message.one;
     out->message.header.bytes = job->bytes;
-    out->done = NULL;
+    out->done = job->done;
     post(net, rank, out);
 }
 
-/* Whole ranges as far as they fit into a piece, or a part of one. */
+/* Whole ranges as far as they fit into a piece, or a part of one; empty ranges
+ * do not count. */
 static void
-cut(epx__net_peer_t *peer, const epx__net_job_t *job,
+cut(epx__net_peer_t *peer, const epx__net_job_t *job, uint32_t max_ranges,
     epx__net_message_t *message)
 {
     const struct iovec *range = job->ranges + peer->job_range;
     uint64_t bytes = 0;
-    uint32_t count = 0;
+    uint32_t count = 0, used = 0;
 
     message->header = job->header;
     message->header.offset += peer->job_cut;
     while (peer->job_offset == 0 && peer->job_range + count < job->num_ranges &&
-           range[count].iov_len <= EPX__NET_PIECE_BYTES - bytes) {
+           range[count].iov_len <= EPX__NET_PIECE_BYTES - bytes &&
+           (used < max_ranges || range[count].iov_len == 0)) {
         bytes += range[count].iov_len;
+        used += range[count].iov_len > 0;
         count++;
     }
     message->ranges = range;
@@ -113,7 +120,8 @@ post_piece(epx__net_t *net, int32_t rank, const epx__net_job_t *job)
     epx__net_outgoing_t *out = outgoing(peer, peer->next_sent);
     bool is_last;
 
-    cut(peer, job, &out->message);
+    cut(peer, job, net->puts != NULL ? EPX__NET_PUT_RANGES : UINT32_MAX,
+        &out->message);
     is_last = peer->job_cut == job->bytes;
     out->done = job->done;
     if (is_last) { /* which takes over what the job has counted */
@@ -151,7 +159,8 @@ epx__net_pump(epx__net_t *net, int32_t rank)
         take(net, &peer->rings[0]);
     }
     while (has_room(peer) && peer->credit_used < EPX__NET_CREDIT_BYTES &&
-           (job = epx__net_ring_first(&peer->rings[1])) != NULL) {
+           (job = epx__net_ring_first(&peer->rings[1])) != NULL &&
+           epx__net_has_place(net, rank, job)) {
         if (post_piece(net, rank, job)) {
             take(net, &peer->rings[1]);
         }
@@ -184,7 +193,7 @@ epx__net_send_ack(epx__net_t *net, int32_t rank)
     stamp(net, peer, &peer->ack.header);
     peer->ack_is_posted = true;
     epx__net_count(&net->stats.acks_sent, 1);
-    net->backend->post(net->state, rank, &peer->ack);
+    epx__net_move(net, rank, &peer->ack);
 }
 
 /* Both have happened, in either order: its memory is the engine's again. */

@@ -46,8 +46,9 @@ check_peer(epx__net_t *net, int32_t rank)
 }
 
 /* Rings are emptied at once, but for what a peer's window holds back. */
-static epx_status_t
-submit(epx__net_t *net, int32_t rank, int ring, const epx__net_job_t *job)
+epx_status_t
+epx__net_submit(epx__net_t *net, int32_t rank, int ring,
+                const epx__net_job_t *job)
 {
     epx__net_peer_t *peer = &net->peers[rank];
     int64_t deadline = 0;
@@ -106,7 +107,7 @@ epx__net_signal(epx__net_t *net, int32_t peer, uint64_t step, epx__gate_t gate,
     /* Nobody writes to what is sent. */
     job.one = (struct iovec){ (void *)(uintptr_t)from, job.bytes };
     job.num_ranges = job.bytes > 0;
-    return submit(net, peer, 0, &job);
+    return epx__net_submit(net, peer, 0, &job);
 }
 
 /* The bytes of the ranges; false: more than there can be. */
@@ -157,7 +158,7 @@ epx__net_send(epx__net_t *net, const epx__net_send_t *send)
     if (send->done != NULL) {
         (void)epx__add_u32(&send->done->pending, 1);
     }
-    status = submit(net, send->peer, 1, &job);
+    status = epx__net_submit(net, send->peer, 1, &job);
     if (status != EPX_OK && send->done != NULL) {
         (void)epx__add_u32(&send->done->pending, (uint32_t)-1);
     }

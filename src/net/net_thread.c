@@ -4,6 +4,7 @@
 #include "net/net_internal.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <stdio.h>
 #include <sys/epoll.h>
 #include <unistd.h>
@@ -20,6 +21,9 @@
  * it goes on. */
 #define PARK_NS     (100 * EPX__NS_PER_MS / 1000)
 #define PARK_MAX_NS EPX__NS_PER_MS
+
+/* How often a thread that sleeps looks into the boxes: puts wake nobody. */
+#define BOX_NS EPX__NS_PER_MS
 
 static void
 wake_gates(epx__net_t *net)
@@ -159,7 +163,8 @@ look_for_silence(epx__net_t *net, int64_t now)
         epx__net_peer_t *peer = &net->peers[rank];
         int64_t limit = (int64_t)net->config.lost_after_ns;
         bool is_owing =
-            peer->next_acked != peer->next_sent && now - peer->heard_ns > limit;
+            (peer->next_acked != peer->next_sent || peer->owes_note) &&
+            now - peer->heard_ns > limit;
         bool is_still = peer->beat.state == EPX__BEAT_UP &&
                         now - peer->beat.heard_ns > limit;
         uint32_t state = epx__net_state(peer);
@@ -248,6 +253,10 @@ progress(epx__net_t *net, int64_t now, bool may_sleep, int64_t *wake_ns_p)
     any = serve_all(net, false);
     any = net->backend->poll(net->state, now, may_sleep && !any, wake_ns_p) ||
           any;
+    if (net->puts != NULL) {
+        any = epx__net_boxes_poll(net) || any;
+        *wake_ns_p = now + BOX_NS < *wake_ns_p ? now + BOX_NS : *wake_ns_p;
+    }
     if (epx__load_u32(&net->closing) != 0) {
         any = start_to_part(net) || any;
         net->has_closed = has_parted(net) || now >= net->close_by_ns;
@@ -280,6 +289,22 @@ static void
 leave_crank(epx__net_t *net)
 {
     __atomic_store_n(&net->crank, 0, __ATOMIC_RELEASE);
+}
+
+void
+epx__net_crank_take(epx__net_t *net)
+{
+    while (!net->config.is_manual && !take_crank(net)) {
+        (void)sched_yield();
+    }
+}
+
+void
+epx__net_crank_leave(epx__net_t *net)
+{
+    if (!net->config.is_manual) {
+        leave_crank(net);
+    }
 }
 
 int64_t

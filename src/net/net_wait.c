@@ -246,7 +246,7 @@ epx__net_slot_open(epx__net_t *net, uint32_t channel, int32_t source,
         /* Acquired in the check of a piece. */
         epx__store_release_u64(&half->open_turn, t);
     }
-    return EPX_OK;
+    return epx__net_slot_lend(net, channel, source, turn, halves, bytes);
 }
 
 void
@@ -280,7 +280,7 @@ epx__net_slot_close(epx__net_t *net, uint32_t channel, int32_t source,
         uint32_t event = epx__net_event(net);
 
         if (is_quiet(slot)) {
-            return EPX_OK;
+            return epx__net_slot_take_back(net, channel, source, deadline_ns);
         }
         if (epx__now_ns() >= deadline_ns) {
             return epx__fail(EPX_ERR_TIMEOUT,

@@ -8,6 +8,19 @@
  * has been received in the other direction: everything up to `acked`, and
  * acked + 1 + i where bit i of acked_bits is set.  So acknowledgements may be
  * lost in others, repeated, or overtaken.
+ *
+ * There are two wires for that, and a net uses one.  On the first a backend
+ * takes header and payload to the peer, in a message of its own.  On the second
+ * it puts them into the peer's memory: the payload of a piece straight into the
+ * slot, all else into the box that the peer keeps for this source.
+ *
+ *   sender                                  receiver
+ *   puts: payload, header                   looks at the word of the sequence
+ *   flush: they are there                   number that is next
+ *   put: the word, which is the number      checks and takes the message
+ *
+ * Nothing is assumed of the order in which puts land, but that flush means what
+ * it says; and that a word of 8 bytes lands whole.
  */
 #ifndef EPX_NET_NET_WIRE_H
 #define EPX_NET_NET_WIRE_H
@@ -34,12 +47,24 @@ typedef enum epx__net_kind {
     EPX__NET_KIND_PIECE,   /* of a transfer */
     EPX__NET_KIND_VERDICT, /* the sender's group has failed; the payload is an
                               epx__net_verdict_t */
+    EPX__NET_KIND_NOTE,    /* second wire: where a turn's half of a slot is, for
+                              it and all later ones; an epx__net_note_t */
 } epx__net_kind_t;
 
 typedef struct epx__net_verdict {
     int32_t status;
     char text[508];
 } epx__net_verdict_t;
+
+/* Memory of this rank that a peer may put to. */
+#define EPX__NET_KEY_BYTES 448
+typedef struct epx__net_note {
+    uint64_t address; /* here; peers only add to it */
+    uint64_t bytes;
+    uint32_t key_bytes;
+    uint32_t unused;
+    unsigned char key[EPX__NET_KEY_BYTES]; /* the backend's */
+} epx__net_note_t;
 
 typedef struct epx__net_header {
     uint32_t magic;
@@ -60,6 +85,37 @@ typedef struct epx__net_header {
 } epx__net_header_t;
 
 _Static_assert(sizeof(epx__net_header_t) == 88, "no padding on the wire");
+
+/*
+ * What a rank keeps for each source of the second wire: a box, alike on all
+ * ranks.  All offsets are multiples of 8.
+ *
+ *   0                    what the source has received: `acked`
+ *   8 (1 + s mod 64)     the word of sequence number s
+ *   cells + (s mod 64) * cell_bytes    its header, then up to inline_bytes
+ *
+ * A longer payload is of a piece, and lies in the slot.
+ */
+typedef struct epx__net_box {
+    uint64_t cells;
+    uint64_t cell_bytes;
+    uint64_t inline_bytes;
+    uint64_t bytes; /* of a box */
+} epx__net_box_t;
+
+epx__net_box_t epx__net_box_make(const epx__map_t *map);
+
+static inline uint64_t
+epx__net_box_word(uint64_t sequence)
+{
+    return sizeof(uint64_t) * (1 + sequence % EPX__NET_WINDOW);
+}
+
+static inline uint64_t
+epx__net_box_cell(const epx__net_box_t *box, uint64_t sequence)
+{
+    return box->cells + sequence % EPX__NET_WINDOW * box->cell_bytes;
+}
 
 /*
  * One half of a slot: the memory for every other turn of a channel.  Engines
@@ -95,6 +151,7 @@ typedef struct epx__net_view {
     uint64_t next_received;       /* all before it have landed */
     uint64_t started;             /* bit i: next_received + i has come */
     uint64_t next_sent;           /* the next sequence number to source */
+    bool has_notes;               /* on the second wire */
 } epx__net_view_t;
 
 /*

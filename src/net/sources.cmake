@@ -3,7 +3,8 @@ set(EPX_UCX AUTO CACHE STRING
     "other hosts by UCX: ON, OFF, or AUTO where its headers are found")
 set_property(CACHE EPX_UCX PROPERTY STRINGS AUTO ON OFF)
 
-foreach(source beat check end group interface open receive ring send submit thread wait)
+foreach(source beat box check end group interface meet open put receive ring send
+    submit thread wait)
   target_sources(epx_objects PRIVATE
     ${CMAKE_CURRENT_SOURCE_DIR}/net/net_${source}.c)
 endforeach()
@@ -20,7 +21,7 @@ if(EPX_UCX)
   endif()
 endif()
 if(epx_ucx_headers)
-  set(ucx_sources ucx_backend.c ucx_library.c ucx_settings.c)
+  set(ucx_sources ucx_backend.c ucx_greet.c ucx_library.c ucx_puts.c ucx_settings.c)
   target_include_directories(epx_objects SYSTEM PRIVATE ${UCX_INCLUDE_DIR})
   target_link_libraries(epx_objects PUBLIC ${CMAKE_DL_LIBS})
   message(STATUS "UCX: headers in ${UCX_INCLUDE_DIR}")

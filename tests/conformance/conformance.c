@@ -20,6 +20,7 @@ typedef struct options {
     uint64_t timeout_s;
     uint64_t max_workers;
     uint64_t num_nodes;
+    uint64_t masks;
     net_kind_t net;
     epx_layout_t layout;
     uint64_t first_seed;
@@ -54,6 +55,9 @@ static const char help[] =
     "                        cut: then a message vanishes or a rank is cut "
     "off,\n"
     "                        and calls may fail, but not with wrong bits\n"
+    "  --masks 0|1           whether some ranks are masked half-way (0); CPUs "
+    "and\n"
+    "                        one node alone\n"
     "  -v                    print every shape\n"
     "  -h, --help            this text\n"
     "\n"
@@ -185,6 +189,11 @@ take_option(int option, const char *value, options_t *options)
                    : bad_option("--nodes", value);
     case 'M':
         return take_net(value, options);
+    case 'm':
+        return parse_number(value, '\0', &options->masks, &rest) &&
+                       options->masks <= 1
+                   ? 0
+                   : bad_option("--masks", value);
     case 'v':
         options->verbose = true;
         return 0;
@@ -208,6 +217,7 @@ parse_options(int argc, char **argv, options_t *options)
         { "workers", required_argument, NULL, 'w' },
         { "nodes", required_argument, NULL, 'N' },
         { "net", required_argument, NULL, 'M' },
+        { "masks", required_argument, NULL, 'm' },
         { "help", no_argument, NULL, 'h' },
         { NULL, 0, NULL, 0 },
     };
@@ -246,6 +256,7 @@ draw(const options_t *options, shape_t *shape, uint64_t seed,
     shape->timeout_s = options->timeout_s;
     shape->max_workers = (int32_t)options->max_workers;
     shape->num_nodes = (int32_t)options->num_nodes;
+    shape->has_masks = options->masks != 0;
 }
 
 static void
@@ -270,6 +281,9 @@ tell_failure(const options_t *options, const shape_t *shape, const char *text)
     if (options->num_nodes > 1) {
         printf(" --nodes %llu --net %s", (unsigned long long)options->num_nodes,
                net_names[options->net]);
+    }
+    if (options->masks) {
+        printf(" --masks 1");
     }
     if (options->real) {
         printf(" --real-routing %s", options->real);

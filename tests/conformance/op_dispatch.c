@@ -235,6 +235,32 @@ own_outputs(op_t *op, epx_dispatch_args_t *expected)
     return EPX_OK;
 }
 
+/* Which entries count as -1, where there are masks. */
+static epx_status_t
+own_dropped(op_t *op)
+{
+    const oracle_t *oracle = op->batch->oracle;
+    int32_t topk = op->batch->plan->topk;
+    int64_t tokens = op_tokens(op, op->rank);
+    void *twin;
+    uint8_t *expected;
+
+    if (op->memory->device != EPX_DEVICE_CPU || !rng_one_in(&op->rng, 2)) {
+        return EPX_OK;
+    }
+    op->dispatch.dropped =
+        own_output(op, "dropped", EPX_BYTES, tokens * topk, &twin);
+    if (!op->dispatch.dropped) {
+        return EPX_ERR_NO_MEMORY;
+    }
+    expected = twin;
+    for (int64_t i = 0; i < tokens * topk; i++) {
+        expected[i] =
+            oracle_is_dropped(oracle, op->rank, i / topk, (int32_t)(i % topk));
+    }
+    return EPX_OK;
+}
+
 epx_status_t
 op_prepare_dispatch(op_t *op)
 {
@@ -252,6 +278,9 @@ op_prepare_dispatch(op_t *op)
     status = own_inputs(op, &all[op->rank]);
     if (status == EPX_OK) {
         status = own_outputs(op, &expected);
+    }
+    if (status == EPX_OK) {
+        status = own_dropped(op);
     }
     if (status == EPX_OK) {
         status = op_make_waits(op, &op->dispatch.wait_ns);

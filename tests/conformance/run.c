@@ -25,6 +25,7 @@ typedef struct run {
     const shape_t *shape;
     memory_t *memory;
     bool destroys_together; /* peers still need the group when one is done */
+    bool is_masked;         /* the others go on without this rank */
     rng_t rng;              /* for what this rank decides alone */
     epx_group_t *group;
     int32_t num_workers;
@@ -39,8 +40,10 @@ synchronize(run_t *run)
 {
     if (run->group) {
         run->memory->ops->synchronize(run->memory, run->stream);
-        world_failed(run->self, epx_group_status(run->group),
-                     "epx_group_status");
+        if (!run->is_masked) {
+            world_failed(run->self, epx_group_status(run->group),
+                         "epx_group_status");
+        }
     }
 }
 
@@ -126,6 +129,12 @@ check_group(run_t *run, const epx_group_config_t *config)
         world_fail(self, "the group has %d nodes instead of %d", info.num_nodes,
                    count_nodes(run->shape));
     }
+    if (epx_group_mask(run->group, NULL, 0) !=
+        (config->device == EPX_DEVICE_CPU && info.num_nodes == 1
+             ? EPX_OK
+             : EPX_ERR_UNSUPPORTED)) {
+        world_fail(self, "epx_group_mask without ranks: %s", epx_last_error());
+    }
     if (config->num_workers && info.num_workers != config->num_workers) {
         world_fail(self, "asked for %d workers, got %d", config->num_workers,
                    info.num_workers);
@@ -170,12 +179,16 @@ open_group(run_t *run)
 static oracle_t *
 make_oracle(const run_t *run, const batch_t *batch)
 {
-    oracle_t *oracle = oracle_create(run->shape->num_ranks, batch->args);
+    bool masked[WORLD_MAX_RANKS];
     int32_t node_of[WORLD_MAX_RANKS];
+    oracle_t *oracle;
 
     for (int32_t r = 0; r < run->shape->num_ranks; r++) {
         node_of[r] = shape_node(run->shape, r);
+        masked[r] = batch->index >= shape_mask_batch(run->shape) &&
+                    shape_masks(run->shape, r);
     }
+    oracle = oracle_create_masked(run->shape->num_ranks, batch->args, masked);
     oracle_set_nodes(oracle, node_of);
     return oracle;
 }
@@ -310,17 +323,17 @@ check_counts(run_t *run, plan_run_t *pr, int32_t b)
                      "epx_plan_counts")) {
         return false;
     }
-    const int64_t wants[] = { want.num_rows, want.num_recv_tokens,
-                              want.num_recv_rows, want.first_expert,
-                              want.num_local_experts };
-    const int64_t gots[] = { got.num_rows, got.num_recv_tokens,
-                             got.num_recv_rows, got.first_expert,
-                             got.num_local_experts };
+    const int64_t wants[] = { want.num_rows,          want.num_recv_tokens,
+                              want.num_recv_rows,     want.first_expert,
+                              want.num_local_experts, want.num_dropped };
+    const int64_t gots[] = { got.num_rows,          got.num_recv_tokens,
+                             got.num_recv_rows,     got.first_expert,
+                             got.num_local_experts, got.num_dropped };
 
     same_list(self,
               "{num_rows, num_recv_tokens, num_recv_rows, first_expert, "
-              "num_local_experts}",
-              wants, gots, 5);
+              "num_local_experts, num_dropped}",
+              wants, gots, 6);
     same_list(self, "rank_tokens", want.rank_tokens, got.rank_tokens,
               run->shape->num_ranks);
     same_list(self, "expert_rows", want.expert_rows, got.expert_rows,
@@ -526,6 +539,86 @@ run_batch(run_t *run, int32_t b)
     return true;
 }
 
+/* ---- masks ---- */
+
+/* The others go on without this rank: every call tells so. */
+static void
+be_masked(run_t *run)
+{
+    const struct timespec nap = { 0, 1000000 };
+    world_rank_t *self = run->self;
+    epx_status_t status = EPX_OK;
+
+    run->is_masked = true;
+    for (int i = 0; i < 20000 && status != EPX_ERR_MASKED; i++) {
+        nanosleep(&nap, NULL);
+        status = epx_group_status(run->group);
+    }
+    if (status != EPX_ERR_MASKED) {
+        world_fail(self, "masked, epx_group_status is %d", (int)status);
+    }
+    status = epx_group_mask(run->group, NULL, 0);
+    if (status != EPX_ERR_MASKED) {
+        world_fail(self, "masked, epx_group_mask is %d: %s", (int)status,
+                   epx_last_error());
+    }
+    for (int32_t p = 0; p < run->shape->num_plans; p++) {
+        plan_run_t *pr = &run->plans[p];
+
+        if (pr->plan && pr->shape->max_tokens_per_rank) {
+            status = epx_plan_update(pr->plan, 0, NULL, NULL);
+            if (status != EPX_ERR_MASKED) {
+                world_fail(self, "masked, epx_plan_update is %d: %s",
+                           (int)status, epx_last_error());
+            }
+        }
+    }
+}
+
+/* All that remain name those to be masked. */
+static bool
+go_on_without(run_t *run)
+{
+    const shape_t *shape = run->shape;
+    world_rank_t *self = run->self;
+    int32_t named[WORLD_MAX_RANKS], masked[WORLD_MAX_RANKS];
+    int32_t num_named = 0;
+
+    for (int32_t r = 0; r < shape->num_ranks; r++) {
+        if (shape_masks(shape, r)) {
+            named[num_named++] = r;
+        }
+    }
+    if (world_failed(self, epx_group_mask(run->group, named, num_named),
+                     "epx_group_mask") ||
+        world_failed(self, epx_group_masked(run->group, masked),
+                     "epx_group_masked")) {
+        return false;
+    }
+    for (int32_t r = 0; r < shape->num_ranks; r++) {
+        if (masked[r] != (shape_masks(shape, r) ? 1 : 0)) {
+            world_fail(self, "rank %d: expected mask %d, got %d", r,
+                       shape_masks(shape, r) ? 1 : 0, masked[r]);
+        }
+    }
+    return !self->failed;
+}
+
+/* Every rank comes here, also one that has failed. */
+static bool
+mask(run_t *run, bool ok)
+{
+    synchronize(run);
+    if (!world_all_well(run->self) || !ok) {
+        return false;
+    }
+    if (shape_masks(run->shape, run->self->rank)) {
+        be_masked(run);
+        return true;
+    }
+    return go_on_without(run);
+}
+
 /* ---- tearing down ---- */
 
 static void
@@ -567,11 +660,18 @@ run_shape(world_rank_t *self, const shape_t *shape, memory_t *memory)
             most_batches = run->plans[p].shape->num_batches;
         }
     }
-    for (int32_t b = 0; ok && b < most_batches; b++) {
-        ok = run_batch(run, b);
+    for (int32_t b = 0; b < most_batches; b++) {
+        if (shape->has_masks && b == shape_mask_batch(shape)) {
+            ok = mask(run, ok);
+        }
+        if (run->is_masked) {
+            most_batches = b;
+        } else if (ok) {
+            ok = run_batch(run, b);
+        }
     }
     synchronize(run);
-    ok = ok && epx_group_status(run->group) == EPX_OK;
+    ok = ok && (run->is_masked || epx_group_status(run->group) == EPX_OK);
     for (int32_t b = 0; run->group && (!ok || shape->async) && b < most_batches;
          b++) {
         check_ops(run, b, ok);

@@ -449,6 +449,30 @@ shape_node(const shape_t *shape, int32_t rank)
     }
 }
 
+bool
+shape_masks(const shape_t *shape, int32_t rank)
+{
+    rng_t rng = rng_of(shape->seed, 78, (uint64_t)rank);
+
+    return shape->has_masks &&
+           rank != (int32_t)(shape->seed % (uint64_t)shape->num_ranks) &&
+           rng_one_in(&rng, 3);
+}
+
+int32_t
+shape_mask_batch(const shape_t *shape)
+{
+    rng_t rng = rng_of(shape->seed, 78, WORLD_MAX_RANKS);
+    int32_t most = 0;
+
+    for (int32_t p = 0; p < shape->num_plans; p++) {
+        if (shape->plans[p].num_batches > most) {
+            most = shape->plans[p].num_batches;
+        }
+    }
+    return (int32_t)rng_int(&rng, 0, most - 1);
+}
+
 const char *
 layout_name(epx_layout_t layout)
 {
@@ -521,6 +545,12 @@ shape_print(const shape_t *shape, FILE *stream)
             shape->name ? shape->name : "", shape->num_ranks,
             shape->own_bootstrap ? " own-bootstrap" : "",
             shape->jitter ? " jitter" : "", shape->async ? " async" : "");
+    for (int32_t r = 0; r < shape->num_ranks; r++) {
+        if (shape_masks(shape, r)) {
+            fprintf(stream, "  rank %d is masked before batch %d\n", r,
+                    shape_mask_batch(shape));
+        }
+    }
     for (int32_t p = 0; p < shape->num_plans; p++) {
         print_plan(&shape->plans[p], shape->num_ranks, stream);
     }

@@ -106,6 +106,7 @@ typedef struct shape {
     int32_t max_workers; /* of a rank */
     int32_t num_ranks;
     int32_t num_nodes; /* 1, unless the ranks are to be spread over several */
+    bool has_masks;    /* some ranks are masked before some batch */
     bool own_bootstrap;
     bool jitter; /* ranks dawdle before some calls */
     bool async;  /* results are checked at the end only */
@@ -119,6 +120,10 @@ void shape_print(const shape_t *shape, FILE *stream);
 
 /* Which of the nodes a rank is on: in blocks, in turn, or at random. */
 int32_t shape_node(const shape_t *shape, int32_t rank);
+
+/* Whether a rank is masked, and before which batch; not all ranks are. */
+bool shape_masks(const shape_t *shape, int32_t rank);
+int32_t shape_mask_batch(const shape_t *shape);
 
 const char *layout_name(epx_layout_t layout);
 

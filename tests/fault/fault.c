@@ -2,7 +2,7 @@
 /*
  * The fault suite: rounds with random faults (fault.h).
  *
- *     fault [--rounds N] [--seed S] [--bound-ms B] [--kind kill|stop|...]
+ *     fault [--rounds N] [--seed S] [--bound-ms B] [--kind 0|1|2] [--masks 0|1]
  *
  * The survivors of each fault must be told within the bound.  Ends with how
  * long that took.  Every round is a function of its seed, times apart.
@@ -36,6 +36,7 @@ typedef struct options {
     int64_t bound_ms;
     int64_t kind; /* -1: all */
     int64_t nodes;
+    int64_t masks; /* -1: now and then */
 } options_t;
 
 /* How long survivors took to be told. */
@@ -111,6 +112,18 @@ draw_round(fault_round_t *round, const options_t *options, uint64_t seed)
          round->which == POINT_IN_COMBINE_HOOK)) {
         round->is_split = true;
     }
+    round->masks = options->nodes == 1 && round->phase != FAULT_IN_END &&
+                   (options->masks < 0 ? rng_one_in(&rng, 2) : options->masks);
+    round->keeps_plan = rng_one_in(&rng, 2);
+    round->routes_ride = round->layout == EPX_LAYOUT_EXPERT_SLOTS &&
+                         round->phase != FAULT_AT_POINT && rng_one_in(&rng, 2);
+    round->second = -1;
+    if (round->masks && round->num_ranks > 2 && rng_one_in(&rng, 3)) {
+        round->second =
+            (round->victim + (int32_t)rng_int(&rng, 1, round->num_ranks - 1)) %
+            round->num_ranks;
+        round->second_delay_us = (uint32_t)rng_int(&rng, 0, 3000);
+    }
     round->port = free_ports(20000 + 2 * (int32_t)rng_int(&rng, 0, 5999));
     /* Nobody is told of a rank that never came but by the clock. */
     round->timeout_ns = round->phase <= FAULT_IN_GATHER ? UINT64_C(3000000000)
@@ -123,13 +136,16 @@ describe(const fault_round_t *round)
 {
     fprintf(stderr,
             "round with --seed %" PRIu64 ": %d ranks, %s rank %d %s (%d, layer "
-            "%d, %u us), layout %d%s%s%s%s, hidden %d\n",
+            "%d, %u us), layout %d%s%s%s%s, hidden %d%s%s, then %d (%u us)\n",
             round->seed, round->num_ranks, kind_names[round->kind],
             round->victim, phase_names[round->phase], round->which,
             round->layer, round->delay_us, (int)round->layout,
             round->is_queued ? ", queued" : "",
             round->is_split ? ", split" : "", round->has_slots ? ", slots" : "",
-            round->in_heap ? ", in the heap" : "", round->hidden);
+            round->in_heap ? ", in the heap" : "", round->hidden,
+            round->masks ? ", masks" : "",
+            round->keeps_plan ? ", keeps its plan" : "", round->second,
+            round->second_delay_us);
 }
 
 /* ---- a round's processes ---- */
@@ -167,7 +183,8 @@ end_victim(fault_round_t *round, pid_t pid, int64_t deadline_ns)
 
     while (round->kind == FAULT_STOP_CONTINUE && fault_now_ns() < deadline_ns &&
            __atomic_load_n(&round->num_told, __ATOMIC_SEQ_CST) <
-               round->num_ranks - 1) {
+               round->num_ranks - 1 - (round->second >= 0) &&
+           __atomic_load_n(&round->num_gone_on, __ATOMIC_SEQ_CST) == 0) {
         (void)nanosleep(&nap, NULL);
     }
     if (round->kind == FAULT_STOP_CONTINUE) {
@@ -203,7 +220,9 @@ run_round(fault_round_t *round)
         end_victim(round, pids[round->victim], deadline_ns);
     }
     for (int32_t rank = 0; rank < round->num_ranks; rank++) {
-        if (rank != round->victim) {
+        if (rank == round->second) {
+            (void)waitpid(pids[rank], NULL, 0);
+        } else if (rank != round->victim) {
             (void)reap(round, rank, pids[rank], deadline_ns);
         }
     }
@@ -253,7 +272,7 @@ note_times(const fault_round_t *round, times_t *times)
     for (int32_t rank = 0; rank < round->num_ranks; rank++) {
         int64_t told = round->reports[rank].told_ns;
 
-        if (told != 0 && rank != round->victim) {
+        if (told != 0 && rank != round->victim && rank != round->second) {
             times->ns[times->count++] = told - round->struck_ns;
         }
     }
@@ -281,9 +300,14 @@ static options_t
 parse_options(int argc, char **argv)
 {
     const char *rounds = getenv("EPX_FAULT_ROUNDS");
-    options_t options = { rounds == NULL ? 40
-                                         : parse("EPX_FAULT_ROUNDS", rounds, 1),
-                          1, 2000, -1, 1 };
+    options_t options = {
+        rounds == NULL ? 40 : parse("EPX_FAULT_ROUNDS", rounds, 1),
+        1,
+        2000,
+        -1,
+        1,
+        -1
+    };
 
     for (int i = 1; i + 1 < argc; i += 2) {
         if (strcmp(argv[i], "--rounds") == 0) {
@@ -296,6 +320,8 @@ parse_options(int argc, char **argv)
             options.kind = parse(argv[i], argv[i + 1], 0) % FAULT_NUM_KINDS;
         } else if (strcmp(argv[i], "--nodes") == 0) {
             options.nodes = parse(argv[i], argv[i + 1], 1);
+        } else if (strcmp(argv[i], "--masks") == 0) {
+            options.masks = parse(argv[i], argv[i + 1], 0) != 0;
         } else {
             fprintf(stderr, "fault: unknown option %s\n", argv[i]);
             exit(2);
@@ -312,7 +338,7 @@ main(int argc, char **argv)
                                 MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     times_t times[FAULT_NUM_KINDS * FAULT_NUM_PHASES];
     size_t most = (size_t)options.rounds * FAULT_MAX_RANKS;
-    int64_t num_bad = 0;
+    int64_t num_bad = 0, num_gone_on = 0;
 
     for (int i = 0; i < FAULT_NUM_KINDS * FAULT_NUM_PHASES; i++) {
         times[i] = (times_t){ calloc(most, sizeof(int64_t)), 0 };
@@ -324,6 +350,7 @@ main(int argc, char **argv)
     for (int64_t i = 0; i < options.rounds; i++) {
         draw_round(round, &options, (uint64_t)(options.seed + i));
         num_bad += !run_round(round);
+        num_gone_on += round->num_gone_on;
         note_times(round,
                    &times[round->kind * FAULT_NUM_PHASES + round->phase]);
     }
@@ -341,6 +368,7 @@ main(int argc, char **argv)
         free(times[i].ns);
     }
     (void)munmap(round, sizeof(*round));
+    printf("%" PRId64 " epochs were begun after a mask\n", num_gone_on);
     printf("%" PRId64 " of %" PRId64 " rounds went wrong\n", num_bad,
            options.rounds);
     return num_bad == 0 ? 0 : 1;

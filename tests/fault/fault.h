@@ -2,7 +2,9 @@
 /*
  * One round of the fault suite: some processes make a group and run layers in
  * it, one of them is killed or stopped, and the others must end as they ought
- * to, leave nothing behind, and make a new group without it.
+ * to, leave nothing behind, and make a new group without it; or they mask it
+ * and go on in the group that they have, while sometimes a second one is
+ * killed.
  */
 #ifndef TESTS_FAULT_FAULT_H
 #define TESTS_FAULT_FAULT_H
@@ -74,6 +76,10 @@ typedef struct fault_round {
     bool has_slots;
     bool routes_ride; /* EPX_NEW_ROUTING, from the second layer on */
     bool in_heap;     /* arrays */
+    bool masks;       /* the survivors go on in their group */
+    bool keeps_plan;
+    int32_t second; /* who is killed a while after the victim; -1: nobody */
+    uint32_t second_delay_us;
     int32_t hidden;
     int32_t port;
     uint64_t timeout_ns;
@@ -82,6 +88,8 @@ typedef struct fault_round {
     int64_t struck_ns;     /* atomic; 0: not yet */
     int32_t num_told;      /* atomic: survivors that are done with the group */
     int32_t num_at_layers; /* atomic: ranks whose group is made */
+    int32_t num_gone_on;   /* atomic: survivors that have begun an epoch */
+    int32_t has_left[FAULT_MAX_RANKS]; /* atomic: is done with the group */
     fault_report_t reports[FAULT_MAX_RANKS];
 } fault_round_t;
 
@@ -128,6 +136,13 @@ fault_layers_t *fault_layers_open(fault_round_t *round, epx_group_t *group,
  * *wrong_p is NULL or what was wrong. */
 epx_status_t fault_layers_run(fault_layers_t *layers, int32_t layer,
                               const char **wrong_p);
+
+/* Ranks have been masked: whose experts get nothing from now on. */
+void fault_layers_mask(fault_layers_t *layers, const int32_t *masked);
+
+/* Destroys the plan; whether the heap then is as it was before the first, or
+ * the group has failed, whose blocks go with it. */
+bool fault_layers_are_clean(fault_layers_t *layers);
 
 void fault_layers_close(fault_layers_t *layers);
 

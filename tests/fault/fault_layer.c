@@ -9,6 +9,7 @@
 #endif
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 enum { TOPK = 3, EXPERTS = 7, MOST_TOKENS = 12 };
 
@@ -27,6 +28,9 @@ struct fault_layers {
     float *out; /* [MOST_TOKENS, H] */
     float *recv;
     int32_t *src_token;
+    int32_t masked[FAULT_MAX_RANKS];
+    uint8_t dropped[MOST_TOKENS * TOPK];
+    uint64_t free_bytes; /* of the heap, without a plan */
 };
 
 static float
@@ -88,7 +92,8 @@ multiplicity(const fault_layers_t *l, int64_t t)
     int32_t count = 0;
 
     for (int k = 0; k < TOPK; k++) {
-        bool counts = experts[k] >= 0;
+        bool counts =
+            experts[k] >= 0 && l->masked[rank_of_expert(l, experts[k])] == 0;
 
         for (int j = 0; j < k && counts; j++) {
             counts =
@@ -116,6 +121,24 @@ check_out(const fault_layers_t *l, int32_t layer)
     return NULL;
 }
 
+static const char *
+check_dropped(const fault_layers_t *l, const epx_plan_counts_t *counts)
+{
+    int64_t num_dropped = 0;
+
+    for (int64_t i = 0; i < l->num_tokens * TOPK; i++) {
+        int64_t expert = l->topk_idx[i];
+        uint8_t drops =
+            expert >= 0 && l->masked[rank_of_expert(l, expert)] != 0;
+
+        num_dropped += drops;
+        if (l->dropped[i] != drops) {
+            return "an entry is dropped, or not, against the masks";
+        }
+    }
+    return counts->num_dropped == num_dropped ? NULL : "num_dropped is wrong";
+}
+
 /* A row that says whose it is must be all that. */
 static bool
 row_is_right(const fault_layers_t *l, int64_t row, int32_t rank, int32_t layer)
@@ -138,6 +161,9 @@ check_received(const fault_layers_t *l, const epx_plan_counts_t *counts,
 
     if (l->round->layout == EPX_LAYOUT_RANK_MAJOR) {
         for (int32_t rank = 0; rank < l->info.num_ranks; rank++) {
+            if (l->masked[rank] != 0 && counts->rank_tokens[rank] != 0) {
+                return "a masked rank has sent tokens";
+            }
             for (int64_t i = 0; i < counts->rank_tokens[rank]; i++, row++) {
                 if (!row_is_right(l, row, rank, layer)) {
                     return "a received row is wrong";
@@ -152,6 +178,7 @@ check_received(const fault_layers_t *l, const epx_plan_counts_t *counts,
             float rank = l->recv[row * l->round->hidden];
 
             if (rank < 0 || rank >= (float)l->info.num_ranks ||
+                l->masked[(int32_t)rank] != 0 ||
                 !row_is_right(l, row, (int32_t)rank, layer)) {
                 return "a received row of an expert is wrong";
             }
@@ -246,6 +273,7 @@ fault_layers_run(fault_layers_t *l, int32_t layer, const char **wrong_p)
     dispatch.recv_x = l->recv;
     dispatch.recv_rows = l->num_rows;
     dispatch.recv_src_token = l->src_token;
+    dispatch.dropped = FAULT_DEVICE == EPX_DEVICE_CPU ? l->dropped : NULL;
     dispatch.flags = (l->round->is_split ? EPX_SEND_ONLY : 0) |
                      (rides ? EPX_NEW_ROUTING : 0);
     dispatch.num_tokens = rides ? l->num_tokens : 0;
@@ -260,6 +288,9 @@ fault_layers_run(fault_layers_t *l, int32_t layer, const char **wrong_p)
         return status;
     }
     *wrong_p = check_received(l, &counts, layer);
+    if (*wrong_p == NULL) {
+        *wrong_p = check_dropped(l, &counts);
+    }
     l->at(l->context, layer, POINT_BETWEEN);
     combine.x = l->recv;
     combine.num_rows = l->num_rows;
@@ -299,6 +330,15 @@ give(const fault_layers_t *l, void *memory)
     }
 }
 
+static uint64_t
+free_bytes(epx_group_t *group)
+{
+    epx_group_info_t info = EPX_GROUP_INFO_INIT;
+
+    (void)epx_group_query(group, &info);
+    return info.heap_free_bytes;
+}
+
 fault_layers_t *
 fault_layers_open(fault_round_t *round, epx_group_t *group,
                   void (*at)(void *context, int32_t layer, fault_point_t point),
@@ -327,7 +367,34 @@ fault_layers_open(fault_round_t *round, epx_group_t *group,
         fault_layers_close(l);
         return NULL;
     }
+    l->free_bytes = free_bytes(group);
     return l;
+}
+
+void
+fault_layers_mask(fault_layers_t *l, const int32_t *masked)
+{
+    memcpy(l->masked, masked, (size_t)l->info.num_ranks * sizeof(*masked));
+    if (!l->round->keeps_plan) {
+        (void)epx_plan_destroy(l->plan);
+        l->plan = NULL;
+    }
+}
+
+bool
+fault_layers_are_clean(fault_layers_t *l)
+{
+    int64_t give_up = fault_now_ns() + INT64_C(10000000000);
+    bool is_clean;
+
+    (void)epx_plan_destroy(l->plan);
+    l->plan = NULL;
+    do { /* what the victim could write to is free once its end is noticed */
+        (void)usleep(100);
+        is_clean = free_bytes(l->group) == l->free_bytes ||
+                   epx_group_status(l->group) != EPX_OK;
+    } while (!is_clean && fault_now_ns() < give_up);
+    return is_clean;
 }
 
 void

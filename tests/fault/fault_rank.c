@@ -11,7 +11,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { END_LAYERS = 3, NEW_LAYERS = 3 };
+enum { END_LAYERS = 3, NEW_LAYERS = 3, MORE_LAYERS = 20 };
 
 /* The fault must have come long before. */
 static const int64_t patience_ns = INT64_C(30000000000);
@@ -25,6 +25,7 @@ typedef struct life {
     int32_t num_gathers;
     pthread_t striker;
     bool has_striker;
+    int32_t last_layer; /* where run_layers stops; 0: only at the fault */
 } life_t;
 
 /* ---- the fault ---- */
@@ -228,12 +229,29 @@ create_group(life_t *life)
 }
 
 static bool
-names_the_victim(const fault_round_t *round)
+names(int32_t rank)
 {
     char name[32];
 
-    (void)snprintf(name, sizeof(name), "rank %d ", round->victim);
+    (void)snprintf(name, sizeof(name), "rank %d ", rank);
     return strncmp(epx_last_error(), name, strlen(name)) == 0;
+}
+
+static bool
+names_the_victim(const fault_round_t *round)
+{
+    return names(round->victim) ||
+           (round->second >= 0 &&
+            (names(round->second) ||
+             strncmp(epx_last_error(), "ranks ", 6) == 0));
+}
+
+/* Whether this rank's end is nobody's business. */
+static bool
+is_struck(const life_t *life)
+{
+    return life->rank == life->round->victim ||
+           life->rank == life->round->second;
 }
 
 /* The fault has come to light. */
@@ -248,7 +266,7 @@ check_told(const life_t *life, epx_status_t status)
     report->told_ns = fault_now_ns();
     took =
         report->told_ns - __atomic_load_n(&round->struck_ns, __ATOMIC_SEQ_CST);
-    if (life->rank == round->victim) {
+    if (is_struck(life)) {
         return; /* let go on, it need only end */
     }
     if (!has_struck(round)) {
@@ -280,7 +298,8 @@ check_broken(const life_t *life)
         fault_complain(life->round, life->rank, "epx_group_status is EPX_OK");
     }
     next = epx_mem_alloc(life->group, 64, &memory);
-    if (next != EPX_ERR_BROKEN) {
+    if (next != EPX_ERR_BROKEN &&
+        (next != EPX_ERR_MASKED || !is_struck(life))) {
         fault_complain(life->round, life->rank, "the next call gives %d: %s",
                        (int)next, epx_last_error());
     }
@@ -296,7 +315,7 @@ run_layers(life_t *life, fault_layers_t *layers)
     epx_status_t status = EPX_OK;
 
     while (status == EPX_OK &&
-           (round->phase != FAULT_IN_END || report->num_layers < END_LAYERS)) {
+           (life->last_layer == 0 || report->num_layers < life->last_layer)) {
         const char *wrong;
 
         if (fault_now_ns() > give_up) {
@@ -311,6 +330,79 @@ run_layers(life_t *life, fault_layers_t *layers)
         report->num_layers += status == EPX_OK;
     }
     return status;
+}
+
+/* Who is masked, which is nobody that takes part. */
+static void
+check_masks(const life_t *life, const int32_t *masked)
+{
+    fault_round_t *round = life->round;
+
+    for (int32_t rank = 0; rank < round->num_ranks; rank++) {
+        if (masked[rank] == 0
+                ? rank == round->victim
+                : rank != round->victim && rank != round->second &&
+                      __atomic_load_n(&round->has_left[rank],
+                                      __ATOMIC_SEQ_CST) == 0) {
+            fault_complain(round, life->rank, "the mask of rank %d is %d", rank,
+                           masked[rank]);
+        }
+    }
+}
+
+/* Without those that are lost, as often as it takes.  The first layer of each
+ * epoch has a number that all can tell. */
+static void
+go_on(life_t *life, fault_layers_t *layers)
+{
+    fault_round_t *round = life->round;
+    epx_status_t status;
+
+    do {
+        int32_t masked[FAULT_MAX_RANKS];
+        int32_t count = 0;
+
+        status = epx_group_mask(life->group, NULL, 0);
+        if (life->rank == round->victim && status == EPX_ERR_MASKED) {
+            return; /* it was let go on */
+        }
+        if (status != EPX_OK ||
+            epx_group_masked(life->group, masked) != EPX_OK) {
+            fault_complain(round, life->rank, "epx_group_mask gives %d: %s",
+                           (int)status, epx_last_error());
+            return;
+        }
+        for (int32_t rank = 0; rank < round->num_ranks; rank++) {
+            count += masked[rank];
+        }
+        check_masks(life, masked);
+        fault_layers_mask(layers, masked);
+        (void)__atomic_add_fetch(&round->num_gone_on, 1, __ATOMIC_SEQ_CST);
+        round->reports[life->rank].num_layers = 1000 * count;
+        life->last_layer = 1000 * count + MORE_LAYERS;
+        status = run_layers(life, layers);
+    } while (status == EPX_ERR_PEER_LOST);
+    /* Else blocks that the victim may still write to are kept. */
+    if (round->kind == FAULT_KILL && !fault_layers_are_clean(layers)) {
+        fault_complain(round, life->rank, "some of the heap is lost");
+    }
+    if (status != EPX_OK) {
+        fault_complain(round, life->rank, "going on: status %d: %s",
+                       (int)status, epx_last_error());
+    }
+}
+
+static void *
+strike_second(void *argument)
+{
+    const life_t *life = argument;
+
+    while (!has_struck(life->round)) {
+        (void)usleep(100);
+    }
+    (void)usleep(life->round->second_delay_us);
+    (void)raise(SIGKILL);
+    return NULL;
 }
 
 static void
@@ -330,12 +422,21 @@ use_group(life_t *life)
     } else {
         start_striker(life, FAULT_ANY_TIME, strike_later);
         start_striker(life, FAULT_AT_SIGNAL, strike_after_signal);
+        if (life->rank == round->second) {
+            life->has_striker =
+                pthread_create(&life->striker, NULL, strike_second, life) == 0;
+        }
+        life->last_layer = round->phase == FAULT_IN_END ? END_LAYERS : 0;
         status = run_layers(life, layers);
     }
     if (status != EPX_OK) {
         check_told(life, status);
         check_broken(life);
     }
+    if (status != EPX_OK && layers != NULL && round->masks) {
+        go_on(life, layers);
+    }
+    __atomic_store_n(&round->has_left[life->rank], 1, __ATOMIC_SEQ_CST);
     start_striker(life, FAULT_IN_END, strike_later);
     if (layers != NULL) {
         fault_layers_close(layers);
@@ -434,9 +535,12 @@ fault_rank_main(fault_round_t *round, int32_t rank)
             (void)pthread_join(life.striker, NULL);
         }
     }
+    if (rank == round->second) {
+        (void)raise(SIGKILL);
+    }
     check_holdings(&life, "after the fault", &before);
     (void)__atomic_add_fetch(&round->num_told, 1, __ATOMIC_SEQ_CST);
-    if (rank != round->victim) {
+    if (rank != round->victim && round->second < 0) {
         start_anew(&life);
         check_holdings(&life, "after a new group", &before);
     }

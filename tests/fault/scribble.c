@@ -74,12 +74,12 @@ scribble(void *argument)
     const epx__map_t *map = &self->group->map;
     char *segment = self->group->peers[1 - SCRIBBLER].base;
     rng_t rng = rng_of(self->seed, 77, 0);
-    /* Where the ranges of the region begin; the first has no more than vitals.
-     */
+    /* Where the ranges of the region begin; the first has the vitals and the
+     * roll. */
     const size_t begins[] = { EPX__VITALS, map->gates, map->arrivals,
                               map->posts, map->counts };
-    const size_t ends[] = { EPX__VITALS + sizeof(epx__vitals_t), map->arrivals,
-                            map->posts, map->counts, map->heap };
+    const size_t ends[] = { EPX__PAGE, map->arrivals, map->posts, map->counts,
+                            map->heap };
     /* Most rounds keep to one: else all fail at the first step. */
     int64_t part = rng_int(&rng, 0, 5);
     int64_t pause_us = rng_int(&rng, 0, 300);
@@ -125,6 +125,9 @@ run_layers(int32_t rank, epx_group_t *group)
     if (status != EPX_OK && epx_last_error()[0] == '\0') {
         fault_complain(round, rank, "status %d without a sentence",
                        (int)status);
+    }
+    if (status != EPX_OK && round->seed % 4 == 0) {
+        (void)epx_group_mask(group, NULL, 0); /* with a roll of any kind */
     }
     if (layers != NULL) {
         fault_layers_close(layers);

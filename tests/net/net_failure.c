@@ -271,10 +271,11 @@ strike(const world_t *world, const pid_t *pids)
 }
 
 static void
-run(scenario_t *scenario, bool apart)
+run(epx__net_wire_t wire, scenario_t *scenario, bool apart)
 {
     world_t world = world_make(scenario->num_ranks, &epx__net_ucx);
 
+    world.wire = wire;
     world.argument = scenario;
     if (scenario->what == STOP_SHORTLY) {
         world.lost_after_ns = (uint64_t)(10 * EPX__NS_PER_SEC);
@@ -318,7 +319,7 @@ cut_main(rank_t *rank)
 }
 
 static void
-run_simulated(uint64_t seed)
+run_simulated(epx__net_wire_t wire, uint64_t seed)
 {
     const sim_faults_t faults = { .max_delay_ns = EPX__NS_PER_MS / 4,
                                   .repeated_per_mille = 100,
@@ -328,10 +329,10 @@ run_simulated(uint64_t seed)
     sim_t *sim = sim_create(3, seed, &faults);
 
     world.backend_context = sim;
+    world.wire = wire;
     world.argument = &scenario;
     world.beat_ns = 0;
-    world.lost_after_ns = (uint64_t)(200 * EPX__NS_PER_MS);
-    world.timeout_ns = (uint64_t)(2 * EPX__NS_PER_SEC);
+    world.lost_after_ns = (uint64_t)(500 * EPX__NS_PER_MS);
     world_run_threads(&world, cut_main);
     sim_destroy(sim);
 }
@@ -347,18 +348,30 @@ main(void)
     };
     scenario_t cut = { "silent cut", CUT, 2, 1 };
 
-    for (uint64_t seed = 1; seed <= 5; seed++) {
-        run_simulated(seed);
+    static const epx__net_wire_t wires[] = { EPX__NET_WIRE_AM,
+                                             EPX__NET_WIRE_RMA };
+
+    for (int w = 0; w < 2; w++) {
+        for (uint64_t seed = 1; seed <= 5; seed++) {
+            run_simulated(wires[w], seed);
+        }
     }
     if (!has_ucx()) {
         return 77;
     }
-    for (size_t i = 0; i < sizeof(local) / sizeof(local[0]); i++) {
-        run(&local[i], false);
-    }
-    if (hosts_make()) {
-        run(&cut, true);
-        hosts_remove();
+    for (int w = 0; w < 2; w++) {
+        for (size_t i = 0; i < sizeof(local) / sizeof(local[0]); i++) {
+            /* UCX 1.13, where it emulates puts, aborts when the sender dies
+             * before it is told that its put has landed. */
+            if (wires[w] == EPX__NET_WIRE_AM ||
+                local[i].what != KILL_STREAMING) {
+                run(wires[w], &local[i], false);
+            }
+        }
+        if (hosts_make()) {
+            run(wires[w], &cut, true);
+            hosts_remove();
+        }
     }
     return 0;
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* Signals and transfers arrive whole and right, over UCX and over the simulated
- * network at its worst. */
+ * network at its worst, on both wires. */
 #include "exchange.h"
 #include "needs.h"
 #include "sim.h"
@@ -14,8 +14,8 @@ static const uint64_t large_sizes[] = { 1 << 20, (1 << 20) + 1, 64 << 20,
 #define COUNT(array) ((int)(sizeof(array) / sizeof((array)[0])))
 
 static void
-over_sim(int32_t num_ranks, const uint64_t *sizes, int num_sizes,
-         uint64_t num_seeds)
+over_sim(epx__net_wire_t wire, int32_t num_ranks, const uint64_t *sizes,
+         int num_sizes, uint64_t num_seeds)
 {
     const sim_faults_t faults = { .max_delay_ns = EPX__NS_PER_MS / 2,
                                   .retransmit_ns = 2 * EPX__NS_PER_MS,
@@ -29,6 +29,7 @@ over_sim(int32_t num_ranks, const uint64_t *sizes, int num_sizes,
         sim_t *sim = sim_create(num_ranks, seed, &faults);
 
         world.backend_context = sim;
+        world.wire = wire;
         world.beat_ns = 0;
         world.argument = &exchange;
         world_run_threads(&world, exchange_main);
@@ -37,12 +38,13 @@ over_sim(int32_t num_ranks, const uint64_t *sizes, int num_sizes,
 }
 
 static void
-over_ucx(int32_t num_ranks, const uint64_t *sizes, int num_sizes,
-         bool processes)
+over_ucx(epx__net_wire_t wire, int32_t num_ranks, const uint64_t *sizes,
+         int num_sizes, bool processes)
 {
     exchange_t exchange = { sizes, num_sizes, 1 };
     world_t world = world_make(num_ranks, &epx__net_ucx);
 
+    world.wire = wire;
     world.argument = &exchange;
     if (processes) {
         world_run_processes(&world, exchange_main, NULL, NULL);
@@ -54,15 +56,22 @@ over_ucx(int32_t num_ranks, const uint64_t *sizes, int num_sizes,
 int
 main(void)
 {
-    over_sim(2, small_sizes, COUNT(small_sizes), 20);
-    over_sim(4, small_sizes, COUNT(small_sizes), 10);
-    over_sim(2, large_sizes, COUNT(large_sizes), 1);
+    static const epx__net_wire_t wires[] = { EPX__NET_WIRE_AM,
+                                             EPX__NET_WIRE_RMA };
+
+    for (int i = 0; i < 2; i++) {
+        over_sim(wires[i], 2, small_sizes, COUNT(small_sizes), 20);
+        over_sim(wires[i], 4, small_sizes, COUNT(small_sizes), 10);
+        over_sim(wires[i], 2, large_sizes, COUNT(large_sizes), 1);
+    }
     if (!has_ucx()) {
         return 77;
     }
-    over_ucx(2, small_sizes, COUNT(small_sizes), true);
-    over_ucx(4, small_sizes, COUNT(small_sizes), true);
-    over_ucx(2, large_sizes, COUNT(large_sizes), true);
-    over_ucx(3, small_sizes, COUNT(small_sizes), false);
+    for (int i = 0; i < 2; i++) {
+        over_ucx(wires[i], 2, small_sizes, COUNT(small_sizes), true);
+        over_ucx(wires[i], 4, small_sizes, COUNT(small_sizes), true);
+        over_ucx(wires[i], 2, large_sizes, COUNT(large_sizes), true);
+        over_ucx(wires[i], 3, small_sizes, COUNT(small_sizes), false);
+    }
     return 0;
 }

@@ -10,9 +10,11 @@
 #include <unistd.h>
 
 typedef enum what {
-    COMES,  /* a message reaches a rank */
-    LANDS,  /* its bytes do */
-    IS_SENT /* the sender gets its message back */
+    COMES,   /* a message reaches a rank */
+    LANDS,   /* its bytes do */
+    IS_SENT, /* the sender gets its message back */
+    IS_PUT,  /* bytes get into a peer's memory, behind its back */
+    FLUSHES, /* all that was put before has */
 } what_t;
 
 /* Something that happens to a rank at some time. */
@@ -28,8 +30,19 @@ typedef struct item {
     bool is_slow;
     bool is_cancelled;
     uint64_t bytes;
+    epx__net_put_t *put;
+    uint64_t number; /* of puts and flushes of this rank */
+    uint64_t address;
+    const char *from;
     unsigned char payload[];
 } item_t;
+
+/* Memory that peers may put to. */
+typedef struct share {
+    struct share *next;
+    uint64_t address;
+    uint64_t bytes;
+} share_t;
 
 typedef struct node {
     sim_t *sim;
@@ -40,6 +53,8 @@ typedef struct node {
     item_t *items;     /* by due_ns */
     bool *is_linked;   /* [num_ranks] */
     uint64_t *counter; /* [num_ranks] messages to each */
+    uint64_t num_puts;
+    share_t *shares;
     bool is_cut;
 } node_t;
 
@@ -115,6 +130,12 @@ sim_destroy(sim_t *sim)
 
             node->items = item->next;
             free(item);
+        }
+        while (node->shares != NULL) {
+            share_t *share = node->shares;
+
+            node->shares = share->next;
+            free(share);
         }
         (void)close(node->fd);
         free(node->is_linked);
@@ -299,6 +320,209 @@ come(node_t *node, item_t *item)
     return true;
 }
 
+/* --- Puts -------------------------------------------------------------- */
+
+/* Whether the peer has lent the bytes; locked. */
+static bool
+is_lent(const node_t *to, uint64_t address, uint64_t bytes)
+{
+    for (const share_t *share = to->shares; share != NULL;
+         share = share->next) {
+        if (address >= share->address &&
+            address - share->address <= share->bytes &&
+            bytes <= share->bytes - (address - share->address)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static void
+write_there(uint64_t address, const char *from, uint64_t bytes)
+{
+    char *to = (char *)(uintptr_t)address;
+
+    if (bytes == sizeof(uint64_t)) { /* words land whole */
+        uint64_t word;
+
+        memcpy(&word, from, sizeof(word));
+        __atomic_store_n((uint64_t *)(void *)to, word, __ATOMIC_RELEASE);
+    } else {
+        memcpy(to, from, bytes);
+    }
+}
+
+/* As a network card does it: the peer's threads are not asked. */
+static bool
+come_to_put(node_t *node, item_t *item)
+{
+    sim_t *sim = node->sim;
+    node_t *to = &sim->nodes[item->peer];
+    uint64_t bytes = item->is_slow ? item->bytes / 2 : item->bytes;
+    bool is_linked, is_cut, ok;
+
+    (void)pthread_mutex_lock(&sim->mutex);
+    is_cut = node->is_cut || to->is_cut;
+    is_linked = node->is_linked[item->peer] && to->is_linked[node->rank];
+    ok = is_linked && !item->is_cancelled &&
+         is_lent(to, item->address, item->bytes);
+    if (ok && !is_cut) {
+        write_there(item->address, item->from, bytes);
+    }
+    (void)pthread_mutex_unlock(&sim->mutex);
+    if (ok && (is_cut || item->is_slow)) {
+        if (!is_cut) { /* the rest comes later */
+            item->address += bytes;
+            item->from += bytes;
+            item->bytes -= bytes;
+            item->is_slow = false;
+        }
+        put_back(node, item,
+                 node->now_ns + sim->faults.max_delay_ns / 2 +
+                     (is_cut ? EPX__NS_PER_MS : 0));
+        return false;
+    }
+    epx__net_put_ended(item->put, ok);
+    return true;
+}
+
+static bool
+come_to_flush(node_t *node, item_t *item)
+{
+    bool is_behind = false;
+
+    (void)pthread_mutex_lock(&node->sim->mutex);
+    for (const item_t *at = node->items; at != NULL; at = at->next) {
+        is_behind =
+            is_behind || (at->what == IS_PUT && at->peer == item->peer &&
+                          at->number < item->number);
+    }
+    (void)pthread_mutex_unlock(&node->sim->mutex);
+    if (is_behind && !item->is_cancelled) {
+        put_back(node, item, node->now_ns + EPX__NS_PER_MS / 50);
+        return false;
+    }
+    epx__net_put_ended(item->put, !item->is_cancelled);
+    return true;
+}
+
+static void
+sim_start(node_t *node, item_t *item, epx__net_put_t *put)
+{
+    sim_t *sim = node->sim;
+    uint64_t state;
+
+    (void)pthread_mutex_lock(&sim->mutex);
+    item->put = put;
+    item->number = node->num_puts++;
+    state =
+        mix(sim->seed ^ mix((uint64_t)node->rank << 32) ^ mix(item->number));
+    item->due_ns = node->now_ns + delay(sim, &state);
+    item->is_cancelled = !node->is_linked[item->peer];
+    if (item->what == IS_PUT) {
+        /* In two parts, but for words. */
+        item->is_slow = item->bytes > sizeof(uint64_t) &&
+                        happens(&state, sim->faults.slow_per_mille);
+        if (happens(&state, sim->faults.lost_per_mille)) {
+            item->due_ns += sim->faults.retransmit_ns;
+            sim->num_lost++;
+        }
+        sim->num_messages++;
+        if (sim->num_messages == sim->faults.cut_at) {
+            sim->nodes[sim->faults.cut_rank].is_cut = true;
+        }
+        if (sim->num_messages == sim->faults.vanishes_at) {
+            item->due_ns = INT64_MAX; /* until it is cancelled */
+        }
+    }
+    insert(node, item);
+    (void)pthread_mutex_unlock(&sim->mutex);
+}
+
+static void
+sim_put(void *argument, int32_t rank, void *reach, uint64_t address,
+        const struct iovec *range, epx__net_put_t *put)
+{
+    item_t *item = new_item(IS_PUT, rank, 0, 0);
+
+    (void)reach;
+    item->address = address;
+    item->from = range->iov_base;
+    item->bytes = range->iov_len;
+    sim_start(argument, item, put);
+}
+
+static void
+sim_flush(void *argument, int32_t rank, epx__net_put_t *put)
+{
+    sim_start(argument, new_item(FLUSHES, rank, 0, 0), put);
+}
+
+static bool
+sim_are_native(const epx__net_config_t *config)
+{
+    (void)config;
+    return false; /* only when asked for */
+}
+
+static epx_status_t
+sim_share(void *argument, void *memory, uint64_t bytes, epx__net_note_t *note,
+          void **share_p)
+{
+    node_t *node = argument;
+    share_t *share = calloc(1, sizeof(*share));
+
+    *share = (share_t){ node->shares, (uint64_t)(uintptr_t)memory, bytes };
+    note->address = share->address;
+    note->bytes = bytes;
+    note->key_bytes = sizeof(bytes);
+    memcpy(note->key, &bytes, sizeof(bytes));
+    (void)pthread_mutex_lock(&node->sim->mutex);
+    node->shares = share;
+    (void)pthread_mutex_unlock(&node->sim->mutex);
+    *share_p = share;
+    return EPX_OK;
+}
+
+static void
+sim_unshare(void *argument, void *share)
+{
+    node_t *node = argument;
+    share_t **at = &node->shares;
+
+    (void)pthread_mutex_lock(&node->sim->mutex);
+    while (*at != share) {
+        at = &(*at)->next;
+    }
+    *at = (*at)->next;
+    (void)pthread_mutex_unlock(&node->sim->mutex);
+    free(share);
+}
+
+/* The key of memory is its size. */
+static void *
+sim_reach(void *argument, int32_t rank, const epx__net_note_t *note, void *old)
+{
+    node_t *node = argument;
+
+    (void)old;
+    return note->key_bytes == sizeof(note->bytes) &&
+                   memcmp(note->key, &note->bytes, sizeof(note->bytes)) == 0
+               ? &node->sim->nodes[rank]
+               : NULL;
+}
+
+static const epx__net_puts_t sim_puts = {
+    .are_native = sim_are_native,
+    .share = sim_share,
+    .unshare = sim_unshare,
+    .reach = sim_reach,
+    .put = sim_put,
+    .flush = sim_flush,
+};
+
+/* ----------------------------------------------------------------------- */
+
 static bool
 sim_poll(void *argument, int64_t now_ns, bool may_sleep, int64_t *wake_ns_p)
 {
@@ -318,6 +542,10 @@ sim_poll(void *argument, int64_t now_ns, bool may_sleep, int64_t *wake_ns_p)
             is_over = come(node, item);
         } else if (item->what == IS_SENT) {
             epx__net_sent(node->net, item->peer, item->message);
+        } else if (item->what == IS_PUT) {
+            is_over = come_to_put(node, item);
+        } else if (item->what == FLUSHES) {
+            is_over = come_to_flush(node, item);
         } else {
             if (item->bytes > 0 && !item->is_cancelled) {
                 memcpy(item->to, item->payload, item->bytes);
@@ -357,7 +585,9 @@ sim_connect(void *argument, int32_t rank, const void *address,
     if (address_bytes != 1 || *(const char *)address != 's') {
         return epx__fail(EPX_ERR_PEER_DATA, "rank %d is no simulation", rank);
     }
+    (void)pthread_mutex_lock(&node->sim->mutex);
     node->is_linked[rank] = true;
+    (void)pthread_mutex_unlock(&node->sim->mutex);
     return EPX_OK;
 }
 
@@ -366,10 +596,21 @@ sim_cancel_peer(void *argument, int32_t rank)
 {
     node_t *node = argument;
 
-    node->is_linked[rank] = false;
+    item_t *items;
+
     (void)pthread_mutex_lock(&node->sim->mutex);
-    for (item_t *item = node->items; item != NULL; item = item->next) {
+    node->is_linked[rank] = false;
+    items = node->items;
+    node->items = NULL;
+    while (items != NULL) {
+        item_t *item = items;
+
+        items = item->next;
         item->is_cancelled = item->is_cancelled || item->peer == rank;
+        if (item->is_cancelled && item->due_ns == INT64_MAX) {
+            item->due_ns = node->now_ns;
+        }
+        insert(node, item);
     }
     (void)pthread_mutex_unlock(&node->sim->mutex);
 }
@@ -379,9 +620,11 @@ sim_close(void *argument)
 {
     node_t *node = argument;
 
+    (void)pthread_mutex_lock(&node->sim->mutex);
     for (int32_t rank = 0; rank < node->sim->num_ranks; rank++) {
         node->is_linked[rank] = false;
     }
+    (void)pthread_mutex_unlock(&node->sim->mutex);
 }
 
 const epx__net_backend_t sim_backend = {
@@ -392,4 +635,5 @@ const epx__net_backend_t sim_backend = {
     .poll = sim_poll,
     .cancel_peer = sim_cancel_peer,
     .close = sim_close,
+    .puts = &sim_puts,
 };

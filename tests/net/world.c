@@ -82,6 +82,7 @@ rank_open(rank_t *rank)
         .backend = world->backend,
         .backend_context = world->backend_context,
         .device = world->device,
+        .wire = world->wire,
         .settings = world->settings,
     };
 

@@ -36,6 +36,7 @@ typedef struct world {
     const epx__net_backend_t *backend;
     void *backend_context;
     const char *device;
+    epx__net_wire_t wire;
     const epx__net_setting_t *settings;
     uint64_t beat_ns;
     uint64_t lost_after_ns;

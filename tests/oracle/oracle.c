@@ -177,7 +177,7 @@ count_tokens(const oracle_t *o, struct oracle_view *view)
 }
 
 static void
-make_view(oracle_t *o, int32_t rank)
+open_view(oracle_t *o, int32_t rank)
 {
     struct oracle_view *view = &o->views[rank];
     epx_plan_counts_t *counts = &view->counts;
@@ -192,6 +192,13 @@ make_view(oracle_t *o, int32_t rank)
     counts->rank_tokens = view->rank_tokens;
     counts->expert_rows = view->expert_rows;
     counts->expert_offsets = view->expert_offsets;
+}
+
+static void
+make_view(oracle_t *o, int32_t rank)
+{
+    struct oracle_view *view = &o->views[rank];
+
     if (o->common.layout == EPX_LAYOUT_RANK_MAJOR) {
         place_by_rank(o, view);
     } else {
@@ -205,15 +212,46 @@ gather_idx(oracle_t *o, int32_t rank, const epx_plan_args_t *args)
 {
     int64_t *to = o->expert_idx + o->base[rank] * args->topk;
 
-    for (int64_t i = 0; i < args->num_tokens * args->topk; i++) {
+    for (int64_t i = 0; i < o->num_tokens[rank] * args->topk; i++) {
         to[i] = args->idx_dtype == EPX_I64
                     ? ((const int64_t *)args->topk_idx)[i]
                     : ((const int32_t *)args->topk_idx)[i];
     }
 }
 
+/* The entries of `rank` for experts of masked ranks. */
+static void
+drop_idx(oracle_t *o, int32_t rank, const bool *masked)
+{
+    epx_plan_counts_t *counts = &o->views[rank].counts;
+
+    for (int64_t t = 0; t < o->num_tokens[rank]; t++) {
+        for (int32_t k = 0; k < o->common.topk; k++) {
+            int64_t at = (o->base[rank] + t) * o->common.topk + k;
+            int32_t to = oracle_rank_of_expert(o, o->expert_idx[at]);
+
+            if (to >= 0 && masked[to]) {
+                o->expert_idx[at] = -1;
+                o->is_dropped[at] = true;
+                counts->num_dropped++;
+            }
+        }
+    }
+}
+
 oracle_t *
 oracle_create(int32_t num_ranks, const epx_plan_args_t *args)
+{
+    bool *masked = oracle_alloc(num_ranks, sizeof(*masked));
+    oracle_t *o = oracle_create_masked(num_ranks, args, masked);
+
+    free(masked);
+    return o;
+}
+
+oracle_t *
+oracle_create_masked(int32_t num_ranks, const epx_plan_args_t *args,
+                     const bool *masked)
 {
     oracle_t *o = oracle_alloc(1, sizeof(*o));
     int64_t total = 0;
@@ -227,16 +265,21 @@ oracle_create(int32_t num_ranks, const epx_plan_args_t *args)
     o->views = oracle_alloc(num_ranks, sizeof(*o->views));
     for (int32_t r = 0; r < num_ranks; r++) {
         o->base[r] = total;
-        o->num_tokens[r] = args[r].num_tokens;
-        total += args[r].num_tokens;
+        o->num_tokens[r] = masked[r] ? 0 : args[r].num_tokens;
+        total += o->num_tokens[r];
     }
     o->expert_idx = oracle_alloc(total * args[0].topk, sizeof(int64_t));
+    o->is_dropped = oracle_alloc(total * args[0].topk, sizeof(bool));
     o->row_of = oracle_alloc(total * args[0].topk, sizeof(int64_t));
     for (int64_t i = 0; i < total * args[0].topk; i++) {
         o->row_of[i] = -1;
     }
     for (int32_t r = 0; r < num_ranks; r++) {
         gather_idx(o, r, &args[r]);
+        open_view(o, r);
+    }
+    for (int32_t r = 0; r < num_ranks; r++) {
+        drop_idx(o, r, masked);
     }
     for (int32_t r = 0; r < num_ranks; r++) {
         make_view(o, r);
@@ -267,6 +310,7 @@ oracle_destroy(oracle_t *o)
         free(o->node_of);
         free(o->base);
         free(o->expert_idx);
+        free(o->is_dropped);
         free(o->row_of);
         free(o);
     }
@@ -309,4 +353,10 @@ oracle_row_of(const oracle_t *o, int32_t src_rank, int64_t token, int32_t k,
 {
     *rank_p = oracle_rank_of_expert(o, oracle_expert(o, src_rank, token, k));
     return o->row_of[(o->base[src_rank] + token) * o->common.topk + k];
+}
+
+bool
+oracle_is_dropped(const oracle_t *o, int32_t src_rank, int64_t token, int32_t k)
+{
+    return o->is_dropped[(o->base[src_rank] + token) * o->common.topk + k];
 }

@@ -44,6 +44,10 @@ typedef struct oracle_row {
 /* args[num_ranks] as each rank gives them to epx_plan_create; they must be
  * right.  topk_idx is read only here. */
 oracle_t *oracle_create(int32_t num_ranks, const epx_plan_args_t *args);
+/* The same when the ranks of masked, [num_ranks], are: they have no tokens, and
+ * entries for their experts count as -1. */
+oracle_t *oracle_create_masked(int32_t num_ranks, const epx_plan_args_t *args,
+                               const bool *masked);
 void oracle_destroy(oracle_t *oracle);
 /* Which node each rank is on, [R]; without this all are on one. */
 void oracle_set_nodes(oracle_t *oracle, const int32_t *node_of);
@@ -62,6 +66,10 @@ const oracle_row_t *oracle_rows(const oracle_t *oracle, int32_t rank,
  * when the entry is -1.  In RANK_MAJOR several k share a row. */
 int64_t oracle_row_of(const oracle_t *oracle, int32_t src_rank, int64_t token,
                       int32_t k, int32_t *rank_p);
+
+/* Whether (src_rank, token, k) counts as -1 for its expert's rank is masked. */
+bool oracle_is_dropped(const oracle_t *oracle, int32_t src_rank, int64_t token,
+                       int32_t k);
 
 /* ---- dispatch ---- */
 

@@ -19,6 +19,7 @@ struct oracle {
     int32_t *node_of;          /* [R] */
     int64_t *base;             /* [R]: tokens of the ranks before */
     int64_t *expert_idx;       /* [all tokens, K] */
+    bool *is_dropped;          /* [all tokens, K] */
     int64_t *row_of;           /* [all tokens, K] */
     struct oracle_view *views; /* [R] */
 };

@@ -43,6 +43,40 @@ def network() -> None:
         pytest.skip(f"NOT CHECKED between nodes: {said.splitlines()[0]}")
 
 
+def join_by(wires: list[str]) -> list[str]:
+    """What a group of two nodes says, whose ranks want these wires."""
+    said = [""] * len(wires)
+
+    def join(bootstrap: epx.bootstrap.Bootstrap, rank: int) -> None:
+        try:
+            network = epx.Network(device="lo", wire=wires[rank])
+            with epx.Group(
+                bootstrap, heap_bytes=16 << 20, network=network, node=rank + 1
+            ) as group:
+                x = np.full((2, 4096), group.rank + 1, np.float32)
+                plan = group.plan(np.array([[0, 1], [1, -1]]), 2)
+                out = plan.combine(plan.dispatch(x).x).x
+                np.testing.assert_array_equal(out, x * [[2], [1]])
+        except BaseException as error:
+            said[rank] = f"{type(error).__name__}: {error}"
+
+    threads = [
+        threading.Thread(target=join, args=(it, rank))
+        for rank, it in enumerate(epx.bootstrap.threads(len(wires)))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return said
+
+
+def test_the_wire() -> None:
+    assert join_by(["rma", "rma"]) == ["", ""]
+    for said in join_by(["am", "rma"]):
+        assert said.startswith("GroupError") and "EPX_NET_WIRE" in said, said
+
+
 def test_the_groups_config() -> None:
     found, failed = {}, []
 

@@ -86,6 +86,37 @@ bootstrap_of_threads(void **state)
         CONFIG_WITH(bootstrap, &bad_bootstrap, status, word); \
     } while (0)
 
+#define NETWORK_WITH(field, value, status, word)                \
+    do {                                                        \
+        epx_network_config_t network = EPX_NETWORK_CONFIG_INIT; \
+                                                                \
+        network.field = value;                                  \
+        CONFIG_WITH(network, &network, status, word);           \
+    } while (0)
+
+static void
+network_config(void **state)
+{
+    epx_group_config_t config = EPX_GROUP_CONFIG_INIT;
+    epx_bootstrap_t *bootstrap;
+    epx_group_t *group;
+
+    (void)state;
+    WORKS(epx_bootstrap_threads_create(1, &bootstrap));
+    config.bootstrap = bootstrap;
+    config.heap_bytes = 1 << 20;
+    NETWORK_WITH(size, 5, EPX_ERR_INVALID, "5");
+    NETWORK_WITH(service_level, 16, EPX_ERR_INVALID, "16");
+    NETWORK_WITH(num_lanes, 0, EPX_ERR_INVALID, "0");
+    NETWORK_WITH(wire, "", EPX_ERR_INVALID, "\"\"");
+    NETWORK_WITH(wire, "RMA", EPX_ERR_INVALID, "\"RMA\"");
+    assert_int_equal(setenv("EPX_NET_WIRE", "puts", 1), 0);
+    REFUSED(epx_group_create(&config, &group), EPX_ERR_ENVIRONMENT,
+            "EPX_NET_WIRE is \"puts\"");
+    assert_int_equal(unsetenv("EPX_NET_WIRE"), 0);
+    epx_bootstrap_destroy(bootstrap);
+}
+
 static void
 group_config(void **state)
 {
@@ -698,6 +729,7 @@ main(void)
         cmocka_unit_test(null_is_allowed_where_documented),
         cmocka_unit_test(bootstrap_of_threads),
         cmocka_unit_test(group_config),
+        cmocka_unit_test(network_config),
         cmocka_unit_test(group_with_something_alive),
         cmocka_unit_test(memory),
         cmocka_unit_test(plan_arguments),

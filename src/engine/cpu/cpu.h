@@ -37,6 +37,10 @@ typedef struct cpu_route {
     int32_t ordinal; /* among this rank's tokens that go there */
 } cpu_route_t;
 
+/* In cpu_plan_t's experts: no expert, and one whose rank is masked. */
+#define CPU_EXPERT_NONE    (-1)
+#define CPU_EXPERT_DROPPED (-2)
+
 typedef enum cpu_plan_state {
     CPU_PLAN_EMPTY = 0, /* no routing yet */
     CPU_PLAN_POSTED,    /* peers have our counts */
@@ -80,8 +84,9 @@ typedef struct cpu_plan {
     /* This rank's routing: set by cpu_plan_route. */
     int64_t num_tokens;
     int64_t token_capacity;
-    int64_t num_sent_rows;  /* in the plan's layout */
-    int32_t *experts;       /* [T, K] global indices, -1 for none */
+    int64_t num_sent_rows; /* in the plan's layout */
+    int64_t num_dropped;
+    int32_t *experts;       /* [T, K] global indices, or CPU_EXPERT_* */
     int32_t *ordinals;      /* [T, K] among this rank's rows for that expert;
                                EXPERT_MAJOR and EXPERT_SLOTS */
     cpu_route_t *routes;    /* [T, K] distinct ranks of a token, ascending;
@@ -93,7 +98,8 @@ typedef struct cpu_plan {
     int32_t *node_ordinals; /* [N, T] a token's place among them; -1 */
     bool rails_know;  /* the peers have what their lanes need of the routing */
     uint32_t *stamps; /* [E] scratch of the check for duplicates */
-    int32_t *expert_rank; /* [E] */
+    int32_t *expert_rank; /* [E], -1 where that is masked */
+    uint32_t epoch;       /* of the group, in which the plan is of use */
 
     /* Everybody's: set by cpu_plan_resolve. */
     cpu_plan_state_t state;
@@ -117,6 +123,7 @@ typedef struct cpu_plan {
 
     /* Receive slots of send-only dispatches, [2, R, T_max]. */
     char *slots;
+    uint32_t slots_epoch; /* from which on peers know them */
     uint64_t slot_bytes;
     uint64_t *peer_slots; /* [R] where each peer keeps its own; set by the
                              first exchange of counts that succeeds */
@@ -201,6 +208,12 @@ epx_status_t cpu_check_extent(const epx_group_t *group, int32_t rank,
 epx_status_t cpu_plan_open(epx_group_t *group, const epx_plan_args_t *args,
                            epx_plan_t **plan_p);
 void cpu_plan_free(cpu_plan_t *plan);
+/* Whether ranks have been masked since the plan was routed: then it is of no
+ * use, which the check says, before it is renewed. */
+bool cpu_plan_is_stale(const cpu_plan_t *plan);
+epx_status_t cpu_plan_check(const cpu_plan_t *plan);
+/* Forget everything that the plan knew. */
+void cpu_plan_renew(cpu_plan_t *plan);
 /* cpu_route.c */
 epx_status_t cpu_plan_route(cpu_plan_t *plan, int64_t num_tokens,
                             const void *topk_idx);
@@ -214,6 +227,8 @@ epx_status_t cpu_array_open(epx_group_t *group, const char *name, void *user,
 /* Whether an array would be staged. */
 bool cpu_array_is_outside(epx_group_t *group, const void *user);
 void cpu_arrays_close(epx_group_t *group, cpu_array_t *arrays);
+/* Those of an operation of an earlier epoch. */
+void cpu_arrays_give_up(epx_group_t *group, cpu_array_t *arrays);
 /* From the start of the segment; 0 when the array is not given. */
 uint64_t cpu_array_offset(const epx_group_t *group, const cpu_array_t *array);
 

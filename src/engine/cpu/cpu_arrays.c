@@ -54,6 +54,17 @@ cpu_arrays_close(epx_group_t *group, cpu_array_t *arrays)
     }
 }
 
+void
+cpu_arrays_give_up(epx_group_t *group, cpu_array_t *arrays)
+{
+    for (int i = 0; i < EPX__NUM_ARRAYS; i++) {
+        if (arrays[i].staged) {
+            epx__group_heap_free_old(group, arrays[i].heap);
+        }
+        arrays[i] = (cpu_array_t){ 0 };
+    }
+}
+
 uint64_t
 cpu_array_offset(const epx_group_t *group, const cpu_array_t *array)
 {

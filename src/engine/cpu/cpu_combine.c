@@ -313,7 +313,9 @@ check_posts(const cpu_plan_t *plan)
 
     for (int32_t r = 0; r < group->num_ranks; r++) {
         uint64_t rows =
-            epx__is_near(&group->nodes, r) ? (uint64_t)plan->rank_rows[r] : 0;
+            epx__is_near(&group->nodes, r) && !epx__is_masked(group, r)
+                ? (uint64_t)plan->rank_rows[r]
+                : 0;
         epx_status_t status = EPX_OK;
 
         if (rows > 0) {
@@ -493,6 +495,9 @@ cpu_combine_finish(cpu_plan_t *plan)
     }
     if (status == EPX_OK) {
         pull_rows(plan);
+        status = epx__group_check_read(group);
+    }
+    if (status == EPX_OK) {
         epx__signal_near(group, op->step, EPX__GATE_DONE);
         status = epx__wait_near(group, op->step, EPX__GATE_DONE,
                                 "the end of a combine");

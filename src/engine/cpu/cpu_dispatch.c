@@ -9,6 +9,7 @@
  * A send-only dispatch ends after the signal of 3 (or goes through receive
  * slots, cpu_slots.c); epx_complete does the rest.
  */
+#include "core/mask.h"
 #include "engine/common/placement.h"
 #include "engine/cpu/cpu.h"
 #include "engine/cpu/cpu_rail.h"
@@ -23,6 +24,7 @@ typedef struct job {
     cpu_engine_t *engine;
     cpu_row_format_t format;
     epx__share_t tokens;
+    bool is_cut_short; /* ranks are being masked */
 } job_t;
 
 cpu_source_row_t
@@ -68,6 +70,11 @@ send_work(void *context, int32_t worker)
             cpu_token_t token =
                 cpu_own_token(plan, plan->dispatch.args.topk_weights, t);
 
+            /* A masked rank that goes on where it was stopped ends here. */
+            if (epx__mask_has_grown(plan->base.group)) {
+                __atomic_store_n(&job->is_cut_short, true, __ATOMIC_RELAXED);
+                return;
+            }
             cpu_put_token(plan, &job->format, job->engine->targets, &token,
                           cpu_source_row(plan, scratch, t));
         }
@@ -77,7 +84,7 @@ send_work(void *context, int32_t worker)
     epx__kernels_fence();
 }
 
-static void
+static epx_status_t
 send_rows(cpu_plan_t *plan)
 {
     epx_group_t *group = plan->base.group;
@@ -97,6 +104,7 @@ send_rows(cpu_plan_t *plan)
     job.format.streams = timer.streams;
     epx__pool_run(engine->pool, num_workers, send_work, &job);
     cpu_store_stop(&timer);
+    return job.is_cut_short ? epx__group_check(group) : EPX_OK;
 }
 
 /* Every post is in: see where rows go on each rank of this node. */
@@ -107,10 +115,11 @@ open_targets(cpu_plan_t *plan)
     cpu_engine_t *engine = cpu_engine(group);
 
     for (int32_t r = 0; r < group->num_ranks; r++) {
-        epx_status_t status = epx__is_near(&group->nodes, r)
-                                  ? cpu_target_open(plan, r, &engine->posts[r],
-                                                    &engine->targets[r])
-                                  : EPX_OK;
+        epx_status_t status =
+            epx__is_near(&group->nodes, r) && !epx__is_masked(group, r)
+                ? cpu_target_open(plan, r, &engine->posts[r],
+                                  &engine->targets[r])
+                : EPX_OK;
 
         if (status != EPX_OK) {
             return epx__group_break(group, status);
@@ -168,7 +177,7 @@ send_direct(cpu_plan_t *plan, epx__post_t *post)
         status = cpu_rail_send(plan, op->lanes[EPX__LANE_OUT]);
     }
     if (status == EPX_OK) {
-        send_rows(plan);
+        status = send_rows(plan);
     }
     if (status == EPX_OK && !spans_nodes(plan)) {
         epx__signal_near(group, op->step, EPX__GATE_DONE);
@@ -389,6 +398,17 @@ receive_slots(cpu_plan_t *plan)
 }
 
 static void
+give_dropped(const cpu_plan_t *plan)
+{
+    uint8_t *dropped = plan->dispatch.args.dropped;
+    int64_t entries = plan->num_tokens * (int64_t)plan->base.key.topk;
+
+    for (int64_t i = 0; dropped != NULL && i < entries; i++) {
+        dropped[i] = plan->experts[i] == CPU_EXPERT_DROPPED;
+    }
+}
+
+static void
 give_counts(const cpu_plan_t *plan)
 {
     int32_t *counts = plan->dispatch.args.recv_expert_counts;
@@ -417,6 +437,7 @@ cpu_dispatch_finish(cpu_plan_t *plan)
     }
     if (status == EPX_OK) {
         give_counts(plan);
+        give_dropped(plan);
     }
     end_dispatch(plan);
     return status;

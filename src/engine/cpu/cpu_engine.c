@@ -189,6 +189,9 @@ run_complete(void *payload)
     cpu_plan_t *plan = ((const task_t *)payload)->plan;
     epx_status_t status = epx__group_check(plan->base.group);
 
+    if (status == EPX_OK) {
+        status = cpu_plan_check(plan);
+    }
     if (status != EPX_OK) {
         return status;
     }
@@ -335,6 +338,9 @@ engine_plan_counts(epx_plan_t *base, epx_plan_counts_t *counts)
     (void)pthread_mutex_lock(&group->op_lock);
     status = epx__group_check(group);
     if (status == EPX_OK) {
+        status = cpu_plan_check(plan);
+    }
+    if (status == EPX_OK) {
         status = cpu_plan_resolve(plan);
     }
     (void)pthread_mutex_unlock(&group->op_lock);
@@ -347,6 +353,7 @@ engine_plan_counts(epx_plan_t *base, epx_plan_counts_t *counts)
         counts->rank_tokens = plan->recv_tokens;
         counts->expert_rows = plan->expert_rows;
         counts->expert_offsets = plan->expert_offsets;
+        counts->num_dropped = plan->num_dropped;
     }
     return status;
 }
@@ -360,7 +367,8 @@ engine_plan_close(epx_plan_t *base)
 
     wait_for_queue(plan);
     (void)pthread_mutex_lock(&group->op_lock);
-    if (plan->pending != EPX__PENDING_NONE && !epx__group_is_broken(group)) {
+    if (plan->pending != EPX__PENDING_NONE && !cpu_plan_is_stale(plan) &&
+        !epx__group_is_broken(group)) {
         status = epx__fail(EPX_ERR_STATE,
                            "a plan with a send-only operation open cannot be "
                            "destroyed before epx_complete");

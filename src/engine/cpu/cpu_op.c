@@ -8,6 +8,9 @@ cpu_op_check(cpu_plan_t *plan)
     epx_status_t status = epx__group_check(plan->base.group);
 
     if (status == EPX_OK) {
+        status = cpu_plan_check(plan);
+    }
+    if (status == EPX_OK) {
         status = epx__check_pending(plan->pending);
     }
     if (status != EPX_OK) {

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: MIT */
+#include "core/atomic.h"
 #include "engine/common/describe.h"
 #include "engine/common/placement.h"
 #include "engine/cpu/cpu_rail.h"
@@ -107,7 +108,8 @@ fill_expert_rank(cpu_plan_t *plan)
 
         for (int32_t e = epx__first_expert(num_experts, num_ranks, rank);
              e < end; e++) {
-            plan->expert_rank[e] = rank;
+            plan->expert_rank[e] =
+                epx__is_masked(plan->base.group, rank) ? -1 : rank;
         }
     }
 }
@@ -138,6 +140,8 @@ cpu_plan_open(epx_group_t *group, const epx_plan_args_t *args,
     *plan = draft;
     plan->sent_rows = plan->sent_tokens + group->num_ranks;
     plan->sent_nodes = plan->sent_rows + plan->base.key.num_experts;
+    /* The masks may change before the routing comes: then it is renewed. */
+    plan->epoch = epx__load_u32(&group->epoch);
     fill_expert_rank(plan);
     status = cpu_slots_open(plan);
     if (status != EPX_OK) {
@@ -148,11 +152,50 @@ cpu_plan_open(epx_group_t *group, const epx_plan_args_t *args,
     return EPX_OK;
 }
 
+bool
+cpu_plan_is_stale(const cpu_plan_t *plan)
+{
+    return plan->epoch != epx__load_u32(&plan->base.group->epoch);
+}
+
+epx_status_t
+cpu_plan_check(const cpu_plan_t *plan)
+{
+    return cpu_plan_is_stale(plan)
+               ? epx__fail(EPX_ERR_STATE,
+                           "ranks have been masked since the plan was made or "
+                           "updated (epoch %u, now %u): %s",
+                           plan->epoch, epx__load_u32(&plan->base.group->epoch),
+                           plan->base.key.max_tokens_per_rank > 0
+                               ? "it needs new routing (epx_plan_update)"
+                               : "make a new one")
+               : EPX_OK;
+}
+
+void
+cpu_plan_renew(cpu_plan_t *plan)
+{
+    epx_group_t *group = plan->base.group;
+
+    cpu_arrays_give_up(group, plan->dispatch.arrays);
+    cpu_arrays_give_up(group, plan->combine.arrays);
+    plan->pending = EPX__PENDING_NONE;
+    plan->state = CPU_PLAN_EMPTY;
+    plan->knows_peer_slots = false;
+    plan->num_slot_dispatches = 0;
+    plan->epoch = epx__load_u32(&group->epoch);
+    fill_expert_rank(plan);
+}
+
 void
 cpu_plan_free(cpu_plan_t *plan)
 {
     epx_group_t *group = plan->base.group;
 
+    if (cpu_plan_is_stale(plan)) {
+        cpu_arrays_give_up(group, plan->dispatch.arrays);
+        cpu_arrays_give_up(group, plan->combine.arrays);
+    }
     cpu_arrays_close(group, plan->dispatch.arrays);
     cpu_arrays_close(group, plan->combine.arrays);
     cpu_rail_give(group, plan->dispatch.lanes);

@@ -48,6 +48,9 @@ counts_are_possible(const cpu_plan_t *plan, const uint32_t *counts,
         int32_t end = epx__first_expert(num_experts, num_ranks, r + 1);
         uint64_t tokens = counts[r], sum = 0;
 
+        if (tokens > 0 && epx__is_masked(plan->base.group, r)) {
+            return false;
+        }
         for (int32_t e = epx__first_expert(num_experts, num_ranks, r); e < end;
              e++) {
             if (rows[e] > tokens) {
@@ -79,6 +82,11 @@ read_count_row(cpu_plan_t *plan, int32_t peer, int64_t *num_tokens_p)
                          : plan->base.key.max_tokens_per_rank;
     epx_status_t status;
 
+    if (epx__is_masked(group, peer)) {
+        memset(plan->count_row, 0, num_counts * sizeof(uint32_t));
+        plan->peer_slots[peer] = 0;
+        return EPX_OK;
+    }
     if (peer == group->rank) {
         /* Not from shared memory: our rows are placed by these. */
         memcpy(plan->count_row, plan->sent_tokens,

@@ -103,7 +103,7 @@ take_ranks(cpu_plan_t *plan, rank_set_t *set, int32_t num_words,
 
 static inline void
 route_tokens(cpu_plan_t *plan, int64_t num_tokens, const void *topk_idx,
-             bool is_64)
+             bool is_64, bool has_masks)
 {
     int64_t topk = plan->base.key.topk;
     int32_t num_words = (plan->base.group->num_ranks + 63) / 64;
@@ -119,7 +119,10 @@ route_tokens(cpu_plan_t *plan, int64_t num_tokens, const void *topk_idx,
             int32_t expert = (int32_t)read_index(topk_idx, is_64, i);
 
             plan->experts[i] = expert;
-            if (expert >= 0) {
+            if (has_masks && expert >= 0 && plan->expert_rank[expert] < 0) {
+                plan->experts[i] = CPU_EXPERT_DROPPED;
+                plan->num_dropped++;
+            } else if (expert >= 0) {
                 int32_t rank = plan->expert_rank[expert];
                 uint32_t ordinal = plan->sent_rows[expert]++;
 
@@ -188,12 +191,13 @@ static epx_status_t
 check_routing(cpu_plan_t *plan, int64_t num_tokens, const void *topk_idx)
 {
     epx_group_t *group = plan->base.group;
+    bool is_stale = cpu_plan_is_stale(plan);
     epx_status_t status = epx__group_check(group);
 
     if (status != EPX_OK) {
         return status;
     }
-    if (plan->pending != EPX__PENDING_NONE) {
+    if (plan->pending != EPX__PENDING_NONE && !is_stale) {
         return epx__fail(EPX_ERR_STATE,
                          "the plan has a send-only operation open; "
                          "epx_complete must come before its next routing");
@@ -203,7 +207,7 @@ check_routing(cpu_plan_t *plan, int64_t num_tokens, const void *topk_idx)
                  ? validate(plan, num_tokens, topk_idx, true)
                  : validate(plan, num_tokens, topk_idx, false);
     /* Its old counts, if nobody asked for them, have been sent by everyone. */
-    if (status == EPX_OK && plan->state == CPU_PLAN_POSTED) {
+    if (status == EPX_OK && plan->state == CPU_PLAN_POSTED && !is_stale) {
         (void)cpu_plan_resolve(plan);
         status = epx__group_check(group);
     }
@@ -215,9 +219,13 @@ cpu_plan_route(cpu_plan_t *plan, int64_t num_tokens, const void *topk_idx)
 {
     epx_group_t *group = plan->base.group;
     size_t num_counts = cpu_num_counts(plan);
-    bool is_first = plan->state == CPU_PLAN_EMPTY;
+    bool is_first;
     epx_status_t status = check_routing(plan, num_tokens, topk_idx);
 
+    if (status == EPX_OK && cpu_plan_is_stale(plan)) {
+        cpu_plan_renew(plan);
+    }
+    is_first = plan->state == CPU_PLAN_EMPTY;
     if (status == EPX_OK) {
         status = cpu_step_begin(group, &plan->base, EPX__STEP_COUNTS,
                                 &plan->counts_step);
@@ -229,6 +237,7 @@ cpu_plan_route(cpu_plan_t *plan, int64_t num_tokens, const void *topk_idx)
         plan->base.key.plan_id = plan->counts_step;
     }
     plan->num_tokens = num_tokens;
+    plan->num_dropped = 0;
     plan->rails_know = false;
     memset(plan->sent_tokens, 0, num_counts * sizeof(uint32_t));
     if (group->nodes.num_nodes > 1) {
@@ -236,10 +245,14 @@ cpu_plan_route(cpu_plan_t *plan, int64_t num_tokens, const void *topk_idx)
                (size_t)group->nodes.num_nodes * (size_t)plan->token_capacity *
                    sizeof(*plan->node_ordinals));
     }
-    if (plan->base.key.idx_dtype == EPX_I64) {
-        route_tokens(plan, num_tokens, topk_idx, true);
+    /* As above; with masks, which cost a little. */
+    if (plan->epoch > 0) {
+        route_tokens(plan, num_tokens, topk_idx,
+                     plan->base.key.idx_dtype == EPX_I64, true);
+    } else if (plan->base.key.idx_dtype == EPX_I64) {
+        route_tokens(plan, num_tokens, topk_idx, true, false);
     } else {
-        route_tokens(plan, num_tokens, topk_idx, false);
+        route_tokens(plan, num_tokens, topk_idx, false, false);
     }
     count_sent_rows(plan);
     plan->state = CPU_PLAN_POSTED;

@@ -19,6 +19,7 @@
  */
 #include "core/atomic.h"
 #include "core/clock.h"
+#include "core/mask.h"
 #include "engine/common/placement.h"
 #include "engine/cpu/cpu.h"
 #include "engine/cpu/cpu_rows.h"
@@ -60,6 +61,7 @@ typedef struct job {
     char **far_slots;   /* [R] sending: those for ranks of other nodes */
     epx__share_t share; /* of tokens when sending, of sources when packing */
     bool bad_peer;      /* some slot held an impossible value */
+    bool is_cut_short;  /* ranks are being masked */
 } job_t;
 
 /* The slots for a source's tokens, among those of a rank. */
@@ -133,6 +135,10 @@ send_work(void *context, int32_t worker)
             const cpu_route_t *routes = plan->routes + t * topk;
             cpu_source_row_t source = cpu_source_row(plan, scratch, t);
 
+            if (epx__mask_has_grown(plan->base.group)) {
+                __atomic_store_n(&job->is_cut_short, true, __ATOMIC_RELAXED);
+                return;
+            }
             for (int32_t i = 0; i < topk && routes[i].rank >= 0; i++) {
                 fill_slot(job, t, routes[i], source);
             }
@@ -293,6 +299,7 @@ cpu_slots_open(cpu_plan_t *plan)
     if (key->send_only_row_bytes == 0) {
         return EPX_OK;
     }
+    plan->slots_epoch = plan->epoch;
     plan->slot_bytes =
         cpu_slot_bytes((int32_t)key->topk, key->send_only_row_bytes);
     if (__builtin_mul_overflow(count, plan->slot_bytes, &bytes)) {
@@ -318,16 +325,23 @@ cpu_slots_open(cpu_plan_t *plan)
     return each_far_rank(plan, open_far_slot);
 }
 
-/* Once the group is broken, what peers may still write to goes with it. */
+/* Once the group is broken, peers may still write to what this gives back. */
 void
 cpu_slots_close(cpu_plan_t *plan)
 {
     epx_group_t *group = plan->base.group;
 
-    if (plan->slots == NULL || epx__group_is_broken(group)) {
+    if (plan->slots == NULL) {
+        return;
+    }
+    if (plan->slots_epoch != epx__load_u32(&group->epoch)) {
+        epx__group_heap_free_old(group, plan->slots);
         return;
     }
     if (group->nodes.num_nodes > 1) {
+        if (epx__group_is_broken(group)) {
+            return;
+        }
         if (each_far_rank(plan, close_far_slot) != EPX_OK) {
             return;
         }
@@ -348,7 +362,7 @@ cpu_slots_send(cpu_plan_t *plan, epx__post_t *post)
 
     for (int32_t r = 0; r < group->num_ranks; r++) {
         epx_status_t status =
-            epx__is_near(&group->nodes, r)
+            epx__is_near(&group->nodes, r) && !epx__is_masked(group, r)
                 ? cpu_check_extent(group, r, "receive slots",
                                    plan->peer_slots[r], count, plan->slot_bytes,
                                    EPX__LINE)
@@ -369,6 +383,9 @@ cpu_slots_send(cpu_plan_t *plan, epx__post_t *post)
     job.share.num_items = plan->num_tokens;
     job.share.grain = cpu_grain(plan->num_tokens, num_workers);
     epx__pool_run(cpu_engine(group)->pool, num_workers, send_work, &job);
+    if (job.is_cut_short) {
+        return epx__group_check(group);
+    }
     if (group->nodes.num_nodes > 1) {
         epx_status_t status = send_far_slots(plan, &job);
 

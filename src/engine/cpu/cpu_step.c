@@ -100,12 +100,17 @@ compare_posts(const epx_group_t *group, const char *what,
     int32_t first = 0;
 
     while (first < group->num_ranks - 1 &&
-           (posts[first].signature.arrays & EPX__ARRAYS_ANY) != 0) {
+           (epx__is_masked(group, first) ||
+            (posts[first].signature.arrays & EPX__ARRAYS_ANY) != 0)) {
         first++;
     }
+    /* The last one may be masked. */
+    first = epx__is_masked(group, first) ? group->rank : first;
     for (int32_t r = 0; r < group->num_ranks && status == EPX_OK; r++) {
-        status = epx__agree_signatures(what, first, &posts[first].signature, r,
-                                       &posts[r].signature);
+        if (!epx__is_masked(group, r)) {
+            status = epx__agree_signatures(what, first, &posts[first].signature,
+                                           r, &posts[r].signature);
+        }
     }
     return status;
 }
@@ -120,6 +125,10 @@ cpu_posts_wait(epx_group_t *group, uint64_t step, const char *what,
         return status;
     }
     for (int32_t peer = 0; peer < group->num_ranks; peer++) {
+        if (epx__is_masked(group, peer)) {
+            posts[peer] = (epx__post_t){ .step = step };
+            continue;
+        }
         epx__copy_in(&posts[peer],
                      epx__map_post(&group->map, epx__group_segment(group), step,
                                    (uint32_t)peer),

@@ -1,13 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Messages as UCX's active messages, and nothing else of it: no remote address
- * crosses the wire, and the peer that an endpoint belongs to is known from the
- * exchange of addresses.  Long payloads go by rendezvous, which lands them in
- * place.
+ * The first wire: messages as UCX's active messages, and nothing else of it: no
+ * remote address crosses the wire, and the peer that an endpoint belongs to is
+ * known from the exchange of addresses.  Long payloads go by rendezvous, which
+ * lands them in place.  The second wire is in ucx_puts.c.
  */
+#include "net/ucx/ucx_backend.h"
 #include "core/clock.h"
-#include "net/net_backend.h"
-#include "net/ucx/ucx_library.h"
 #include "net/ucx/ucx_settings.h"
 
 #include <stdio.h>
@@ -22,43 +21,21 @@
 /* How long requests of closed endpoints may take to end. */
 #define CLOSE_NS (5 * EPX__NS_PER_SEC)
 
-struct ucx;
-
-/* A rendezvous that is under way to this rank. */
-typedef struct landing {
-    struct ucx_peer *peer;
-    uint64_t landing; /* the net's */
-} landing_t;
-
-typedef struct ucx_peer {
-    struct ucx *ucx;
-    int32_t rank;
-    ucp_ep_h ep;     /* NULL: none, or cancelled */
-    bool has_failed; /* not yet acted on */
-    ucs_status_t failure;
-    landing_t landings[EPX__NET_WINDOW];
-} ucx_peer_t;
-
-typedef struct ucx {
-    const epx__ucx_library_t *library;
-    epx__net_t *net;
-    int32_t num_ranks;
-    ucp_context_h context;
-    ucp_worker_h worker;
-    uint64_t num_requests; /* UCX has not ended */
-    bool has_failures;
-    ucx_peer_t *peers; /* [num_ranks] */
-} ucx_t;
+void
+epx__ucx_note_failure(ucx_peer_t *peer, ucs_status_t status)
+{
+    if (peer->ep != NULL && !peer->has_failed) {
+        peer->has_failed = true;
+        peer->failure = status;
+        peer->ucx->has_failures = true;
+    }
+}
 
 static void
 on_failure(void *argument, ucp_ep_h ep, ucs_status_t status)
 {
-    ucx_peer_t *peer = argument;
-
     (void)ep;
-    peer->has_failed = true;
-    peer->failure = status;
-    peer->ucx->has_failures = true;
+    epx__ucx_note_failure(argument, status);
 }
 
 /* --- Sending ----------------------------------------------------------- */
@@ -66,8 +43,8 @@ on_failure(void *argument, ucp_ep_h ep, ucs_status_t status)
 static void
 end_send(ucx_peer_t *peer, epx__net_message_t *message, ucs_status_t status)
 {
-    if (status != UCS_OK && peer->ep != NULL && !peer->has_failed) {
-        on_failure(peer, peer->ep, status);
+    if (status != UCS_OK) {
+        epx__ucx_note_failure(peer, status);
     }
     epx__net_sent(peer->ucx->net, peer->rank, message);
 }
@@ -129,7 +106,7 @@ ucx_post(void *state, int32_t rank, epx__net_message_t *message)
 static void
 on_received(void *request, ucs_status_t status, size_t length, void *user_data)
 {
-    const landing_t *landing = user_data;
+    const ucx_landing_t *landing = user_data;
     ucx_t *ucx = landing->peer->ucx;
 
     (void)length;
@@ -172,7 +149,7 @@ receive_long(ucx_peer_t *peer, void *data, void *to, size_t bytes,
              uint64_t number)
 {
     ucx_t *ucx = peer->ucx;
-    landing_t *landing = &peer->landings[number % EPX__NET_WINDOW];
+    ucx_landing_t *landing = &peer->landings[number % EPX__NET_WINDOW];
     const ucp_request_param_t param = {
         .op_attr_mask =
             UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA,
@@ -181,7 +158,7 @@ receive_long(ucx_peer_t *peer, void *data, void *to, size_t bytes,
     };
     void *request;
 
-    *landing = (landing_t){ peer, number };
+    *landing = (ucx_landing_t){ peer, number };
     request = ucx->library->ucp_am_recv_data_nbx(ucx->worker, data, to, bytes,
                                                  &param);
     if (UCS_PTR_IS_PTR(request)) {
@@ -190,7 +167,7 @@ receive_long(ucx_peer_t *peer, void *data, void *to, size_t bytes,
         epx__net_landed(ucx->net, peer->rank, number,
                         UCS_PTR_STATUS(request) == UCS_OK);
         if (UCS_PTR_IS_ERR(request)) {
-            on_failure(peer, peer->ep, UCS_PTR_STATUS(request));
+            epx__ucx_note_failure(peer, UCS_PTR_STATUS(request));
         }
     }
     return UCS_INPROGRESS; /* the data is UCX's to release */
@@ -296,9 +273,11 @@ ucx_close(void *state)
     while (ucx->num_requests > 0 && epx__now_ns() < deadline) {
         (void)ucx->library->ucp_worker_progress(ucx->worker);
     }
+    epx__ucx_release_reaches(ucx);
     if (ucx->worker != NULL) {
         ucx->library->ucp_worker_destroy(ucx->worker);
     }
+    epx__ucx_release_shares(ucx);
     if (ucx->context != NULL) {
         ucx->library->ucp_cleanup(ucx->context);
     }
@@ -313,13 +292,22 @@ failed(const ucx_t *ucx, const char *what, ucs_status_t status)
                      ucx->library->ucs_status_string(status));
 }
 
+static bool
+uses_puts(const epx__net_config_t *config)
+{
+    return config->wire == EPX__NET_WIRE_RMA ||
+           (config->wire == EPX__NET_WIRE_AUTO &&
+            epx__ucx_has_native_puts(config));
+}
+
 static epx_status_t
 make_context(ucx_t *ucx, const epx__net_config_t *config)
 {
     const ucp_params_t params = {
         .field_mask =
             UCP_PARAM_FIELD_FEATURES | UCP_PARAM_FIELD_ESTIMATED_NUM_EPS,
-        .features = UCP_FEATURE_AM | UCP_FEATURE_WAKEUP,
+        .features = UCP_FEATURE_AM | UCP_FEATURE_WAKEUP |
+                    (uses_puts(config) ? UCP_FEATURE_RMA : 0),
         .estimated_num_eps = (size_t)config->num_ranks,
     };
     ucp_config_t *settings = NULL;
@@ -365,6 +353,9 @@ make_worker(ucx_t *ucx)
     if (status == UCS_OK) {
         status =
             ucx->library->ucp_worker_set_am_recv_handler(ucx->worker, &handler);
+    }
+    if (status == UCS_OK) {
+        status = epx__ucx_expect_greetings(ucx);
     }
     return status == UCS_OK ? EPX_OK : failed(ucx, "make a worker", status);
 }
@@ -462,8 +453,10 @@ const epx__net_backend_t epx__net_ucx = {
     .name = "ucx",
     .open = ucx_open,
     .connect = ucx_connect,
+    .settle = epx__ucx_settle,
     .post = ucx_post,
     .poll = ucx_poll,
     .cancel_peer = ucx_cancel_peer,
     .close = ucx_close,
+    .puts = &epx__ucx_puts,
 };

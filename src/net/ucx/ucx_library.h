@@ -30,6 +30,14 @@
     X(ucp_ep_close_nbx)               \
     X(ucp_am_send_nbx)                \
     X(ucp_am_recv_data_nbx)           \
+    X(ucp_mem_map)                    \
+    X(ucp_mem_unmap)                  \
+    X(ucp_rkey_pack)                  \
+    X(ucp_rkey_buffer_release)        \
+    X(ucp_ep_rkey_unpack)             \
+    X(ucp_rkey_destroy)               \
+    X(ucp_put_nbx)                    \
+    X(ucp_ep_flush_nbx)               \
     X(ucp_request_free)               \
     X(ucs_status_string)              \
     X(ucs_global_opts_set_value)

@@ -3,6 +3,7 @@
 
 #include "core/env.h"
 #include "net/net_internal.h"
+#include "net/ucx/ucx_backend.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -90,9 +91,14 @@ set_device(const epx__ucx_library_t *ucx, const epx__net_config_t *config,
     if (status != EPX_OK) {
         return status;
     }
-    return config->transports != NULL
-               ? set(ucx, settings, "TLS", transports)
-               : set_default(ucx, settings, "TLS", transports);
+    status = config->transports != NULL
+                 ? set(ucx, settings, "TLS", transports)
+                 : set_default(ucx, settings, "TLS", transports);
+    /* When a peer dies in the midst of a send that is not copied, UCX 1.13 ends
+     * it twice, which its assertions take for a reason to abort. */
+    return status == EPX_OK && strcmp(transports, "tcp") == 0
+               ? set_default(ucx, settings, "ZCOPY_THRESH", "inf")
+               : status;
 }
 
 epx_status_t
@@ -125,4 +131,45 @@ epx__ucx_settings(const epx__ucx_library_t *ucx,
     }
     *settings_p = settings;
     return EPX_OK;
+}
+
+/* Whether a list of transports names one that does puts by itself: whoever
+ * takes all on a device of InfiniBand or RoCE gets one. */
+static bool
+names_rdma(const char *transports)
+{
+    static const char *const names[] = { "all", "ib", "rc", "dc" };
+    const char *at = transports;
+
+    while (*at != '\0' && *transports != '^') {
+        size_t length = strcspn(at, ",");
+
+        for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+            size_t name = strlen(names[i]);
+
+            if (length >= name && strncmp(at, names[i], name) == 0 &&
+                (length == name || at[name] == '_')) {
+                return true;
+            }
+        }
+        at += length + (at[length] == ',');
+    }
+    return false;
+}
+
+bool
+epx__ucx_has_native_puts(const epx__net_config_t *config)
+{
+    struct sockaddr_storage address;
+    char name[64];
+    const char *device = config->device != NULL
+                             ? config->device
+                             : epx__env_string("UCX_NET_DEVICES");
+    const char *transports = config->transports != NULL
+                                 ? config->transports
+                                 : epx__env_string("UCX_TLS");
+
+    return device != NULL &&
+           !epx__net_interface(device, name, sizeof(name), &address) &&
+           names_rdma(transports != NULL ? transports : "all");
 }

@@ -1,0 +1,331 @@
+/* SPDX-License-Identifier: MIT */
+#include "core/mask.h"
+
+#include "core/clock.h"
+#include "core/lost.h"
+#include "core/rank_list.h"
+#include "core/watch.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+/* An epoch's steps start here: above all that an earlier one can take, and at a
+ * multiple of EPX__NUM_SLOTS. */
+#define EPOCH_STEPS_SHIFT 40
+
+/* How often to look whether a peer is lost, which nobody wakes this rank for.
+ */
+#define LOOK_NS EPX__NS_PER_MS
+
+void
+epx__mask_open(epx_group_t *group)
+{
+    if (group->nodes.num_nodes == 1 && epx__lost_vitals(group, 0) != NULL) {
+        group->roll = epx__map_roll(group->peers[0].base);
+    }
+}
+
+bool
+epx__mask_holds(const epx_group_t *group, int32_t rank)
+{
+    for (int32_t i = 0; group->roll != NULL && i < group->num_ranks; i++) {
+        uint16_t entry = epx__load_u16(&group->roll[i]);
+
+        if (entry == 0 || entry == (uint32_t)rank + 1) {
+            return entry != 0;
+        }
+    }
+    return false;
+}
+
+epx_status_t
+epx__mask_refuse(const epx_group_t *group)
+{
+    return epx__fail(EPX_ERR_MASKED,
+                     "rank %d is masked: the other ranks go on without it",
+                     group->rank);
+}
+
+static epx_status_t
+bad_entry(const epx_group_t *group, uint32_t at, int32_t entry)
+{
+    return epx__fail(EPX_ERR_PEER_DATA,
+                     "entry %u of the roll of masked ranks is %d; it must be "
+                     "another one of the %d ranks",
+                     at, entry - 1, group->num_ranks);
+}
+
+bool
+epx__mask_hear(epx_group_t *group)
+{
+    uint32_t epoch = epx__load_u32(&group->epoch);
+    epx__error_t error;
+    int32_t entry;
+
+    if (epx__load_u32(&group->is_joined) == 0 || !epx__mask_has_grown(group)) {
+        return false;
+    }
+    entry = epx__load_u16(&group->roll[epoch]);
+    if (entry > group->num_ranks) {
+        epx__error_save(&error, bad_entry(group, epoch, entry));
+    } else if (epx__mask_holds(group, group->rank)) {
+        epx__error_save(&error, epx__mask_refuse(group));
+    } else {
+        epx__error_save(
+            &error,
+            epx__fail(EPX_ERR_PEER_LOST,
+                      "rank %d is masked by a peer: epx_group_mask goes on "
+                      "without it",
+                      entry - 1));
+    }
+    epx__group_adopt_epoch(group, epoch, &error);
+    return epx__load_u32(&group->epoch) == epoch;
+}
+
+void
+epx__mask_reclaim(epx_group_t *group)
+{
+    /* Read first: all that it masks are seen below. */
+    uint32_t epoch = epx__load_u32(&group->epoch);
+
+    for (int32_t rank = 0; rank < group->num_ranks; rank++) {
+        if (epx__is_masked(group, rank) && !epx__lost_has_left(group, rank) &&
+            !epx__watch_has_ended(group, rank)) {
+            return;
+        }
+    }
+    epx__heap_reclaim(&group->heap, epoch);
+}
+
+/* ---- agreeing ---- */
+
+/* One call of epx__mask_agree. */
+typedef struct call {
+    epx_group_t *group;
+    const int32_t *ranks;
+    int32_t num_ranks;
+    uint32_t epoch;                      /* the roll's length */
+    uint64_t masked[EPX_MAX_RANKS / 64]; /* who stands on it */
+} call_t;
+
+static bool
+is_on_roll(const call_t *call, int32_t rank)
+{
+    return (call->masked[rank / 64] >> rank % 64 & 1) != 0;
+}
+
+/* Read all of the roll.  Peers may have written rubbish. */
+static epx_status_t
+read_roll(call_t *call)
+{
+    const epx_group_t *group = call->group;
+
+    call->epoch = 0;
+    memset(call->masked, 0, sizeof(call->masked));
+    while (call->epoch < (uint32_t)group->num_ranks) {
+        int32_t entry = epx__load_u16(&group->roll[call->epoch]);
+
+        if (entry == 0) {
+            return EPX_OK;
+        }
+        if (entry > group->num_ranks || is_on_roll(call, entry - 1)) {
+            return bad_entry(group, call->epoch, entry);
+        }
+        call->masked[(entry - 1) / 64] |= UINT64_C(1) << (entry - 1) % 64;
+        call->epoch++;
+    }
+    return epx__fail(EPX_ERR_PEER_DATA, "all %d ranks are masked",
+                     group->num_ranks);
+}
+
+static bool
+is_lost(const epx_group_t *group, int32_t rank)
+{
+    return rank != group->rank && (epx__lost_has_left(group, rank) ||
+                                   epx__watch_has_lost(group, rank));
+}
+
+/* A rank that ought to be on the roll and is not; -1 for none. */
+static int32_t
+next_to_mask(const call_t *call)
+{
+    for (int32_t i = 0; i < call->num_ranks; i++) {
+        if (!is_on_roll(call, call->ranks[i])) {
+            return call->ranks[i];
+        }
+    }
+    for (int32_t rank = 0; rank < call->group->num_ranks; rank++) {
+        if (!is_on_roll(call, rank) && is_lost(call->group, rank)) {
+            return rank;
+        }
+    }
+    return -1;
+}
+
+static void
+ring_all(const epx_group_t *group)
+{
+    for (int32_t rank = 0; rank < group->num_ranks; rank++) {
+        epx__ring(&group->map, group->peers[rank].base);
+    }
+}
+
+/* Fails when somebody else has taken the place: then the roll is read again. */
+static void
+add_to_roll(const call_t *call, int32_t rank)
+{
+    uint16_t *roll = epx__map_roll(call->group->peers[0].base);
+
+    if (epx__claim_u16(&roll[call->epoch], (uint16_t)(rank + 1))) {
+        ring_all(call->group);
+    }
+}
+
+static bool
+has_not_joined(const void *context, int32_t rank)
+{
+    const call_t *call = context;
+
+    /* Acquires what that rank did in earlier epochs. */
+    return !is_on_roll(call, rank) &&
+           epx__load_u32(&epx__lost_vitals(call->group, rank)->joined) <
+               call->epoch;
+}
+
+/* Say that this rank has ended whatever it did; whether all others have. */
+static bool
+join(const call_t *call)
+{
+    const epx_group_t *group = call->group;
+    epx__vitals_t *own = epx__lost_vitals(group, group->rank);
+
+    if (epx__load_u32(&own->joined) != call->epoch) {
+        epx__store_u32(&own->joined, call->epoch);
+        ring_all(group);
+    }
+    for (int32_t rank = 0; rank < group->num_ranks; rank++) {
+        if (has_not_joined(call, rank)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static void
+begin_epoch(const call_t *call)
+{
+    epx_group_t *group = call->group;
+
+    (void)pthread_mutex_lock(&group->state_lock);
+    for (int i = 0; i < EPX_MAX_RANKS / 64; i++) {
+        __atomic_store_n(&group->masked[i], call->masked[i], __ATOMIC_RELAXED);
+    }
+    /* Releases the mask; acquired by the watch. */
+    epx__store_u32(&group->epoch, call->epoch);
+    group->broken = (epx__error_t){ .status = EPX_OK };
+    group->is_told = false;
+    (void)pthread_mutex_unlock(&group->state_lock);
+    group->last_step = (uint64_t)call->epoch << EPOCH_STEPS_SHIFT;
+    memset(group->open_steps, 0, sizeof(group->open_steps));
+    epx__mask_reclaim(group);
+    epx__log(EPX__LOG_INFO, "rank %d begins epoch %u", group->rank,
+             call->epoch);
+}
+
+static epx_status_t
+timed_out(const call_t *call)
+{
+    const epx_group_t *group = call->group;
+    double seconds = (double)group->timeout_ns * 1e-9;
+
+    if (call->epoch == epx__load_u32(&group->epoch)) {
+        return epx__fail(EPX_ERR_TIMEOUT,
+                         "rank %d timed out in epx_group_mask after %.3f s: "
+                         "no rank is known to be lost, and none was named",
+                         group->rank, seconds);
+    }
+    return epx__fail(
+        EPX_ERR_TIMEOUT,
+        "rank %d timed out in epx_group_mask after %.3f s, waiting for %s",
+        group->rank, seconds,
+        epx__rank_list_make(group->num_ranks, has_not_joined, call).text);
+}
+
+/* Until somebody rings, or it is time to look again. */
+static void
+doze(const epx_group_t *group, uint32_t count, int64_t left_ns)
+{
+    epx__gate_line_t *line = epx__map_gate(
+        &group->map, epx__group_segment(group), 0, EPX__GATE_READY);
+
+    epx__futex_wait(&line->count, count, left_ns < LOOK_NS ? left_ns : LOOK_NS);
+}
+
+static uint32_t
+count_rings(const epx_group_t *group)
+{
+    return epx__load_u32(&epx__map_gate(&group->map, epx__group_segment(group),
+                                        0, EPX__GATE_READY)
+                              ->count);
+}
+
+/* One look around: whether there is nothing left to do. */
+static epx_status_t
+advance(call_t *call, bool *is_done_p)
+{
+    epx_group_t *group = call->group;
+    epx_status_t status = read_roll(call);
+    int32_t rank;
+
+    if (status != EPX_OK) {
+        return status;
+    }
+    if (is_on_roll(call, group->rank)) {
+        return epx__mask_refuse(group);
+    }
+    if (epx__load_u32(&group->is_aborted) != 0) {
+        return epx__fail(EPX_ERR_ABORTED, "rank %d aborted the group",
+                         group->rank);
+    }
+    rank = next_to_mask(call);
+    if (rank >= 0) {
+        add_to_roll(call, rank);
+        return EPX_OK;
+    }
+    if (call->epoch == epx__load_u32(&group->epoch)) {
+        *is_done_p = !epx__group_is_broken(group);
+    } else if (join(call)) {
+        begin_epoch(call);
+        /* Who was lost up to here is seen; who is lost from now on fails the
+         * group again. */
+        *is_done_p = next_to_mask(call) < 0;
+    }
+    return EPX_OK;
+}
+
+epx_status_t
+epx__mask_agree(epx_group_t *group, const int32_t *ranks, int32_t num_ranks)
+{
+    call_t call = { .group = group, .ranks = ranks, .num_ranks = num_ranks };
+    int64_t deadline = epx__deadline_ns(group->timeout_ns);
+    bool is_done = false;
+
+    for (;;) {
+        /* Read before looking: what is missed below rings after. */
+        uint32_t count = count_rings(group);
+        uint32_t epoch = call.epoch;
+        epx_status_t status = advance(&call, &is_done);
+        int64_t now;
+
+        if (status != EPX_OK || is_done) {
+            return status;
+        }
+        now = epx__now_ns();
+        if (now >= deadline) {
+            return timed_out(&call);
+        }
+        if (call.epoch == epoch) {
+            doze(group, count, deadline - now);
+        }
+    }
+}

@@ -1,0 +1,211 @@
+/* SPDX-License-Identifier: MIT */
+/* Going on without a rank: what the calls refuse, who is told what, and what
+ * becomes of plans, memory and operations that were open. */
+#include "api_world.h"
+
+#include <stdlib.h>
+#include <time.h>
+
+enum { RANKS = 4, HIDDEN = 8, ROWS = RANKS * API_TOKENS, GONE = 2 };
+
+typedef struct member {
+    world_rank_t *self;
+    epx_group_t *group;
+    epx_plan_t *plan;
+    uint16_t x[API_TOKENS * HIDDEN];
+    uint16_t recv[ROWS * HIDDEN];
+} member_t;
+
+static void
+expect(const member_t *m, const char *what, epx_status_t got, epx_status_t want,
+       const char *word)
+{
+    if (got != want ||
+        (want != EPX_OK && strstr(epx_last_error(), word) == NULL)) {
+        world_fail(m->self,
+                   "%s: expected status %d and a sentence with '%s', got %d "
+                   "and '%s'",
+                   what, (int)want, word, (int)got, epx_last_error());
+    }
+}
+
+static epx_status_t
+dispatch(member_t *m, uint32_t flags)
+{
+    epx_dispatch_args_t args = EPX_DISPATCH_ARGS_INIT;
+
+    args.x = m->x;
+    args.hidden = HIDDEN;
+    args.dtype = EPX_F16;
+    args.recv_x = m->recv;
+    args.recv_rows = ROWS;
+    args.flags = flags;
+    args.num_tokens = API_TOKENS;
+    args.topk_idx = api_topk_idx;
+    return epx_dispatch(m->plan, &args, NULL);
+}
+
+static uint64_t
+heap_free_bytes(const member_t *m)
+{
+    epx_group_info_t info = EPX_GROUP_INFO_INIT;
+
+    (void)epx_group_query(m->group, &info);
+    return info.heap_free_bytes;
+}
+
+/* Arguments, before anybody is masked. */
+static void
+refuse(member_t *m)
+{
+    const int32_t outside[] = { RANKS }, own[] = { m->self->rank };
+    const int32_t many[RANKS] = { 0 };
+    int32_t masked[RANKS] = { 7, 7, 7, 7 };
+
+    expect(m, "null", epx_group_mask(NULL, NULL, 0), EPX_ERR_NULL, "group");
+    expect(m, "no ranks", epx_group_mask(m->group, NULL, 1), EPX_ERR_NULL,
+           "num_ranks is 1");
+    expect(m, "all", epx_group_mask(m->group, many, RANKS), EPX_ERR_INVALID,
+           "num_ranks is 4");
+    expect(m, "outside", epx_group_mask(m->group, outside, 1), EPX_ERR_INVALID,
+           "ranks[0] is 4");
+    expect(m, "itself", epx_group_mask(m->group, own, 1), EPX_ERR_INVALID,
+           "but for this rank");
+    expect(m, "nobody", epx_group_mask(m->group, NULL, 0), EPX_OK, "");
+    expect(m, "null", epx_group_masked(m->group, NULL), EPX_ERR_NULL,
+           "masked_p");
+    expect(m, "query", epx_group_masked(m->group, masked), EPX_OK, "");
+    for (int32_t r = 0; r < RANKS; r++) {
+        if (masked[r] != 0) {
+            world_fail(m->self, "the mask of rank %d is %d", r, masked[r]);
+        }
+    }
+}
+
+/* The one that is masked: its wait ends, and all that it calls tells so. */
+static void
+be_masked(member_t *m)
+{
+    const int32_t other = 1;
+    void *memory;
+
+    epx_plan_counts_t counts = EPX_PLAN_COUNTS_INIT;
+
+    expect(m, "complete", epx_complete(m->plan, NULL), EPX_OK, "");
+    expect(m, "update",
+           epx_plan_update(m->plan, API_TOKENS, api_topk_idx, NULL), EPX_OK,
+           "");
+    world_barrier(m->self);
+    expect(m, "a wait", epx_plan_counts(m->plan, &counts), EPX_ERR_MASKED,
+           "go on without");
+    expect(m, "again", dispatch(m, 0), EPX_ERR_MASKED, "go on without");
+    expect(m, "status", epx_group_status(m->group), EPX_ERR_MASKED, "rank 2");
+    expect(m, "memory", epx_mem_alloc(m->group, 64, &memory), EPX_ERR_MASKED,
+           "rank 2");
+    expect(m, "mask", epx_group_mask(m->group, &other, 1), EPX_ERR_MASKED,
+           "rank 2");
+}
+
+static void
+check_masked(const member_t *m, const char *want)
+{
+    int32_t masked[RANKS];
+    char got[RANKS + 1] = "";
+
+    world_failed(m->self, epx_group_masked(m->group, masked),
+                 "epx_group_masked");
+    for (int32_t r = 0; r < RANKS; r++) {
+        got[r] = masked[r] != 0 ? 'x' : '.';
+    }
+    if (strcmp(got, want) != 0) {
+        world_fail(m->self, "expected the masks %s, got %s", want, got);
+    }
+}
+
+/* Those that remain, with an operation open; rank 0 names nobody, and learns
+ * from the others that the group has failed. */
+static void
+go_on(member_t *m)
+{
+    const int32_t gone = GONE;
+    const struct timespec nap = { 0, 1000000 };
+    uint64_t before = heap_free_bytes(m);
+
+    world_barrier(m->self);
+    for (int i = 0; m->self->rank == 0 && i < 20000 &&
+                    epx_group_status(m->group) == EPX_OK;
+         i++) {
+        (void)nanosleep(&nap, NULL);
+    }
+    if (m->self->rank == 0) {
+        expect(m, "status", epx_group_status(m->group), EPX_ERR_PEER_LOST,
+               "rank 2 is masked");
+    }
+    expect(m, "mask", epx_group_mask(m->group, &gone, m->self->rank != 0),
+           EPX_OK, "");
+    check_masked(m, "..x.");
+    expect(m, "status", epx_group_status(m->group), EPX_OK, "");
+    expect(m, "complete", epx_complete(m->plan, NULL), EPX_ERR_STATE,
+           "epoch 0, now 1");
+    expect(m, "dispatch", dispatch(m, 0), EPX_ERR_STATE, "new routing");
+    expect(m, "counts",
+           epx_plan_counts(m->plan, &(epx_plan_counts_t)EPX_PLAN_COUNTS_INIT),
+           EPX_ERR_STATE, "new routing");
+    expect(m, "update",
+           epx_plan_update(m->plan, API_TOKENS, api_topk_idx, NULL), EPX_OK,
+           "");
+    if (heap_free_bytes(m) < before) {
+        world_fail(m->self, "of %llu bytes %llu are free",
+                   (unsigned long long)before,
+                   (unsigned long long)heap_free_bytes(m));
+    }
+    expect(m, "dispatch", dispatch(m, 0), EPX_OK, "");
+}
+
+static void
+mask_rank(world_rank_t *self, void *context)
+{
+    epx_group_config_t config = EPX_GROUP_CONFIG_INIT;
+    epx_plan_args_t args = api_plan_args(EPX_LAYOUT_RANK_MAJOR);
+    member_t *m = calloc(1, sizeof(*m));
+
+    (void)context;
+    config.bootstrap = self->bootstrap;
+    config.heap_bytes = 1 << 20;
+    config.num_workers = 1;
+    m->self = self;
+    args.max_tokens_per_rank = API_TOKENS;
+    args.recv_capacity = ROWS;
+    args.send_only_row_bytes = (int64_t)HIDDEN * 2;
+    if (world_failed(self, epx_group_create(&config, &m->group), "group") ||
+        world_failed(self, epx_plan_create(m->group, &args, NULL, &m->plan),
+                     "plan")) {
+        return;
+    }
+    refuse(m);
+    expect(m, "send", dispatch(m, EPX_SEND_ONLY), EPX_OK, "");
+    world_barrier(self);
+    if (self->rank == GONE) {
+        be_masked(m);
+    } else {
+        go_on(m);
+    }
+    /* One leaves without a word, and the last two go on. */
+    if (self->rank == 1 || self->rank == 3) {
+        expect(m, "a wait", dispatch(m, EPX_NEW_ROUTING), EPX_ERR_PEER_LOST,
+               "rank 0 ");
+        expect(m, "mask", epx_group_mask(m->group, NULL, 0), EPX_OK, "");
+        check_masked(m, "x.x.");
+        expect(m, "dispatch", dispatch(m, EPX_NEW_ROUTING), EPX_OK, "");
+    }
+    expect(m, "the plan's end", epx_plan_destroy(m->plan), EPX_OK, "");
+    expect(m, "the end", epx_group_destroy(m->group), EPX_OK, "");
+    free(m);
+}
+
+int
+main(void)
+{
+    return api_world_main(&(api_world_t){
+        .num_ranks = RANKS, .own_bootstrap = true, .fn = mask_rank });
+}
