@@ -49,6 +49,7 @@ cuda_seats_reserve(epx_group_t *group)
         return epx__fail(EPX_ERR_NO_MEMORY, "no memory for plans");
     }
     error = cuda_pinned_take(SEATS_PER_CHUNK * engine->record_bytes,
+                             SEATS_PER_CHUNK * engine->record_bytes,
                              (void **)&chunk->records);
     for (int i = 0; i < SEATS_PER_CHUNK && error == cudaSuccess; i++) {
         error = cudaEventCreateWithFlags(&chunk->seats[i].done,
@@ -254,6 +255,7 @@ open_view(epx_group_t *group)
     if (status == EPX_OK) {
         status =
             epx__cuda_check(cuda_pinned_take(sizeof(*engine->view.report),
+                                             sizeof(*engine->view.report),
                                              (void **)&engine->view.report),
                             "cannot set up the CUDA engine");
     }

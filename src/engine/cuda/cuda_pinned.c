@@ -15,27 +15,31 @@ typedef struct header {
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static header_t *kept;
 
-/* A kept block of at least so many bytes; NULL when there is none. */
+/* The smallest kept block of at least so many bytes; NULL when there is none.
+ */
 static header_t *
 find_kept(size_t bytes)
 {
-    header_t **link = &kept;
-    header_t *found;
+    header_t **best = NULL;
+    header_t *found = NULL;
 
     (void)pthread_mutex_lock(&lock);
-    while (*link != NULL && (*link)->bytes < bytes) {
-        link = &(*link)->next;
+    for (header_t **link = &kept; *link != NULL; link = &(*link)->next) {
+        if ((*link)->bytes >= bytes &&
+            (best == NULL || (*link)->bytes < (*best)->bytes)) {
+            best = link;
+        }
     }
-    found = *link;
-    if (found != NULL) {
-        *link = found->next;
+    if (best != NULL) {
+        found = *best;
+        *best = found->next;
     }
     (void)pthread_mutex_unlock(&lock);
     return found;
 }
 
 cudaError_t
-cuda_pinned_take(size_t bytes, void **block_p)
+cuda_pinned_take(size_t bytes, size_t zeroed_bytes, void **block_p)
 {
     header_t *header = find_kept(bytes);
 
@@ -49,7 +53,7 @@ cuda_pinned_take(size_t bytes, void **block_p)
         }
         header->bytes = bytes;
     }
-    memset(header + 1, 0, bytes);
+    memset(header + 1, 0, zeroed_bytes);
     *block_p = header + 1;
     return cudaSuccess;
 }

@@ -9,8 +9,8 @@
 
 #include <cuda_runtime_api.h>
 
-/* Zeroed. */
-cudaError_t cuda_pinned_take(size_t bytes, void **block_p);
+/* The first zeroed_bytes are zero. */
+cudaError_t cuda_pinned_take(size_t bytes, size_t zeroed_bytes, void **block_p);
 /* NULL is allowed. */
 void cuda_pinned_give(void *block);
 

@@ -80,11 +80,11 @@ static epx_status_t
 open_memory(cuda_proxy_t *proxy)
 {
     size_t bytes = proxy->group->map.heap;
-    cudaError_t error =
-        cuda_pinned_take(sizeof(*proxy->relay), (void **)&proxy->relay);
+    cudaError_t error = cuda_pinned_take(
+        sizeof(*proxy->relay), sizeof(*proxy->relay), (void **)&proxy->relay);
 
     if (error == cudaSuccess) {
-        error = cuda_pinned_take(bytes, (void **)&proxy->mail);
+        error = cuda_pinned_take(bytes, bytes, (void **)&proxy->mail);
     }
     if (error != cudaSuccess) {
         return epx__cuda_fail(error, "no pinned memory for other nodes");

@@ -18,6 +18,9 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
+/* Blocks are multiples of it, so that plans can use each other's. */
+#define REGION_UNIT ((uint64_t)1 << 21)
+
 /* ---- memory ---- */
 
 static uint64_t
@@ -56,7 +59,7 @@ grow(cuda_plan_t *plan, uint64_t bytes)
 {
     int count = plan->num_regions;
     cuda_block_t *blocks;
-    cuda_block_t block = { NULL, bytes };
+    cuda_block_t block = { NULL, epx__round_up(bytes, REGION_UNIT) };
     epx_status_t status;
 
     if (count > 0 && plan->regions[count - 1].bytes >= bytes) {
@@ -67,8 +70,9 @@ grow(cuda_plan_t *plan, uint64_t bytes)
         return epx__fail(EPX_ERR_NO_MEMORY, "no memory for a plan");
     }
     plan->regions = blocks;
-    status = epx__cuda_check(cuda_pinned_take(bytes, &block.base),
-                             "no pinned memory for what goes between nodes");
+    status = epx__cuda_check(
+        cuda_pinned_take(block.bytes, CUDA_MARK_BYTES, &block.base),
+        "no pinned memory for what goes between nodes");
     if (status == EPX_OK) {
         blocks[count] = block;
         plan->num_regions++;
