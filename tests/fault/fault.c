@@ -124,6 +124,9 @@ draw_round(fault_round_t *round, const options_t *options, uint64_t seed)
             round->num_ranks;
         round->second_delay_us = (uint32_t)rng_int(&rng, 0, 3000);
     }
+    if (round->second < 0) {
+        round->num_newcomers = (int32_t)rng_int(&rng, 0, FAULT_MAX_NEWCOMERS);
+    }
     round->port = free_ports(20000 + 2 * (int32_t)rng_int(&rng, 0, 5999));
     /* Nobody is told of a rank that never came but by the clock. */
     round->timeout_ns = round->phase <= FAULT_IN_GATHER ? UINT64_C(3000000000)
@@ -136,7 +139,8 @@ describe(const fault_round_t *round)
 {
     fprintf(stderr,
             "round with --seed %" PRIu64 ": %d ranks, %s rank %d %s (%d, layer "
-            "%d, %u us), layout %d%s%s%s%s, hidden %d%s%s, then %d (%u us)\n",
+            "%d, %u us), layout %d%s%s%s%s, hidden %d%s%s, then %d (%u us), "
+            "%d newcomers\n",
             round->seed, round->num_ranks, kind_names[round->kind],
             round->victim, phase_names[round->phase], round->which,
             round->layer, round->delay_us, (int)round->layout,
@@ -145,7 +149,7 @@ describe(const fault_round_t *round)
             round->in_heap ? ", in the heap" : "", round->hidden,
             round->masks ? ", masks" : "",
             round->keeps_plan ? ", keeps its plan" : "", round->second,
-            round->second_delay_us);
+            round->second_delay_us, round->num_newcomers);
 }
 
 /* ---- a round's processes ---- */
@@ -158,6 +162,9 @@ reap(fault_round_t *round, int32_t rank, pid_t pid, int64_t deadline_ns)
     int status = 0;
 
     while (waitpid(pid, &status, WNOHANG) == 0) {
+        if (rank == round->victim) {
+            (void)kill(pid, SIGCONT); /* it may stop only now */
+        }
         if (fault_now_ns() > deadline_ns) {
             fault_complain(round, rank, "hangs");
             (void)kill(pid, SIGKILL);
@@ -188,7 +195,6 @@ end_victim(fault_round_t *round, pid_t pid, int64_t deadline_ns)
         (void)nanosleep(&nap, NULL);
     }
     if (round->kind == FAULT_STOP_CONTINUE) {
-        (void)kill(pid, SIGCONT);
         (void)reap(round, round->victim, pid, deadline_ns);
         return;
     }
@@ -201,25 +207,27 @@ static bool
 run_round(fault_round_t *round)
 {
     int64_t deadline_ns = fault_now_ns() + INT64_C(90000000000);
-    pid_t pids[FAULT_MAX_RANKS];
+    int32_t num_processes = round->num_ranks + round->num_newcomers;
+    pid_t pids[FAULT_MAX_RANKS + FAULT_MAX_NEWCOMERS] = { 0 };
     bool is_well = true;
 
     (void)fflush(NULL);
-    for (int32_t rank = 0; rank < round->num_ranks; rank++) {
+    for (int32_t rank = 0; rank < num_processes; rank++) {
         pids[rank] = fork();
         if (pids[rank] < 0) {
             perror("fork");
             exit(1);
         }
         if (pids[rank] == 0) {
-            fault_rank_main(round, rank);
+            (rank < round->num_ranks ? fault_rank_main
+                                     : fault_newcomer_main)(round, rank);
             exit(0); /* not _exit: leak checkers want to look */
         }
     }
     if (round->kind == FAULT_STOP_CONTINUE) {
         end_victim(round, pids[round->victim], deadline_ns);
     }
-    for (int32_t rank = 0; rank < round->num_ranks; rank++) {
+    for (int32_t rank = 0; rank < num_processes; rank++) {
         if (rank == round->second) {
             (void)waitpid(pids[rank], NULL, 0);
         } else if (rank != round->victim) {
@@ -229,7 +237,7 @@ run_round(fault_round_t *round)
     if (round->kind != FAULT_STOP_CONTINUE) {
         end_victim(round, pids[round->victim], deadline_ns);
     }
-    for (int32_t rank = 0; rank < round->num_ranks; rank++) {
+    for (int32_t rank = 0; rank < num_processes; rank++) {
         const fault_report_t *report = &round->reports[rank];
 
         if (report->failed) {

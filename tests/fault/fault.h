@@ -2,9 +2,9 @@
 /*
  * One round of the fault suite: some processes make a group and run layers in
  * it, one of them is killed or stopped, and the others must end as they ought
- * to, leave nothing behind, and make a new group without it; or they mask it
- * and go on in the group that they have, while sometimes a second one is
- * killed.
+ * to, leave nothing behind, and make a new group: without it, with a fresh
+ * process in its place, or with one more.  Or they mask it and go on in the
+ * group that they have, while sometimes a second one is killed.
  */
 #ifndef TESTS_FAULT_FAULT_H
 #define TESTS_FAULT_FAULT_H
@@ -12,7 +12,7 @@
 #include <epx/epx.h>
 #include <stdbool.h>
 
-enum { FAULT_MAX_RANKS = 5 };
+enum { FAULT_MAX_RANKS = 5, FAULT_MAX_NEWCOMERS = 2 };
 
 /* What ranks are; a card is an emulated one, whose memory is the host's. */
 #ifdef EPX_TEST_CUDA
@@ -80,6 +80,7 @@ typedef struct fault_round {
     bool keeps_plan;
     int32_t second; /* who is killed a while after the victim; -1: nobody */
     uint32_t second_delay_us;
+    int32_t num_newcomers; /* to the new group */
     int32_t hidden;
     int32_t port;
     uint64_t timeout_ns;
@@ -90,7 +91,8 @@ typedef struct fault_round {
     int32_t num_at_layers; /* atomic: ranks whose group is made */
     int32_t num_gone_on;   /* atomic: survivors that have begun an epoch */
     int32_t has_left[FAULT_MAX_RANKS]; /* atomic: is done with the group */
-    fault_report_t reports[FAULT_MAX_RANKS];
+    /* Newcomers' come after those of all ranks. */
+    fault_report_t reports[FAULT_MAX_RANKS + FAULT_MAX_NEWCOMERS];
 } fault_round_t;
 
 int64_t fault_now_ns(void);
@@ -117,6 +119,10 @@ epx_bootstrap_t fault_bootstrap(fault_seat_t *seat);
 
 /* The life of a rank, in a process of its own. */
 void fault_rank_main(fault_round_t *round, int32_t rank);
+
+/* The life of one who only joins the new group; `number` counts from num_ranks
+ * on. */
+void fault_newcomer_main(fault_round_t *round, int32_t number);
 
 /* Notes what the test has against this rank; the first remark counts. */
 void fault_complain(fault_round_t *round, int32_t rank, const char *format, ...)

@@ -28,7 +28,7 @@ struct fault_layers {
     float *out; /* [MOST_TOKENS, H] */
     float *recv;
     int32_t *src_token;
-    int32_t masked[FAULT_MAX_RANKS];
+    int32_t masked[FAULT_MAX_RANKS + FAULT_MAX_NEWCOMERS];
     uint8_t dropped[MOST_TOKENS * TOPK];
     uint64_t free_bytes; /* of the heap, without a plan */
 };

@@ -36,11 +36,15 @@ has_struck(const fault_round_t *round)
     return __atomic_load_n(&round->struck_ns, __ATOMIC_SEQ_CST) != 0;
 }
 
+/* Once, though two threads may come to it. */
 static void
 strike(fault_round_t *round)
 {
-    if (!has_struck(round)) {
-        __atomic_store_n(&round->struck_ns, fault_now_ns(), __ATOMIC_SEQ_CST);
+    int64_t never = 0;
+
+    if (__atomic_compare_exchange_n(&round->struck_ns, &never, fault_now_ns(),
+                                    false, __ATOMIC_SEQ_CST,
+                                    __ATOMIC_SEQ_CST)) {
         (void)raise(round->kind == FAULT_KILL ? SIGKILL : SIGSTOP);
     }
 }
@@ -458,7 +462,7 @@ never(void *context, int32_t layer, fault_point_t point)
     (void)point;
 }
 
-/* The survivors go on by themselves. */
+/* The survivors and the newcomers. */
 static void
 start_anew(const life_t *life)
 {
@@ -468,7 +472,8 @@ start_anew(const life_t *life)
     epx_group_t *group;
 
     set_environment(round, life->rank - (life->rank > round->victim),
-                    round->num_ranks - 1, round->port + 1);
+                    round->num_ranks - 1 + round->num_newcomers,
+                    round->port + 1);
     config.heap_bytes = 16 << 20;
     config.num_workers = 1;
     config.node = 1 + life->rank % round->num_nodes;
@@ -492,6 +497,19 @@ start_anew(const life_t *life)
         fault_complain(round, life->rank, "the end of a new group: %s",
                        epx_last_error());
     }
+}
+
+void
+fault_newcomer_main(fault_round_t *round, int32_t number)
+{
+    life_t life = { .round = round, .rank = number };
+    const struct timespec nap = { 0, 1000000 };
+
+    while (__atomic_load_n(&round->num_told, __ATOMIC_SEQ_CST) <
+           round->num_ranks - 1) {
+        (void)nanosleep(&nap, NULL);
+    }
+    start_anew(&life);
 }
 
 static void *
