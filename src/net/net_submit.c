@@ -145,6 +145,12 @@ epx__net_send(epx__net_t *net, const epx__net_send_t *send)
     if (status != EPX_OK) {
         return status;
     }
+    if (send->channel >= net->config.num_channels) {
+        return epx__fail(EPX_ERR_INVALID,
+                         "there is no channel %" PRIu32 " to rank %d; there "
+                         "are %" PRIu32,
+                         send->channel, send->peer, net->config.num_channels);
+    }
     if (!sum_ranges(send, &job.bytes) || send->offset > send->total ||
         job.bytes > send->total - send->offset) {
         return epx__fail(EPX_ERR_INVALID,

@@ -296,6 +296,24 @@ small_slot_main(rank_t *rank)
     rank->net->config.timeout_ns = 1;
 }
 
+/* The caller's own mistake, or what a peer has made it believe. */
+static void
+no_channel_main(rank_t *rank)
+{
+    const uint32_t channels[] = { rank->world->num_channels, UINT32_MAX };
+
+    for (size_t i = 0; i < 2; i++) {
+        const epx__net_send_t send = { .peer = 1 - rank->rank,
+                                       .channel = channels[i],
+                                       .turn = 1 };
+        epx_status_t status = epx__net_send(rank->net, &send);
+
+        CHECK(status == EPX_ERR_INVALID, "channel %u: %d", channels[i],
+              (int)status);
+    }
+    rank_barrier(rank);
+}
+
 int
 main(void)
 {
@@ -305,5 +323,6 @@ main(void)
         run(hostile_main, &play);
     }
     run(small_slot_main, NULL);
+    run(no_channel_main, NULL);
     return 0;
 }

@@ -67,6 +67,29 @@ counts_are_possible(const cpu_plan_t *plan, const uint32_t *counts,
            nodes_are_possible(plan, counts, rows + num_experts, num_tokens);
 }
 
+/* Where the receive slots of a rank of another node are. */
+static epx_status_t
+read_far_slots(cpu_plan_t *plan, int32_t peer, const epx__count_row_t *head)
+{
+    if (plan->base.key.send_only_row_bytes == 0) {
+        return EPX_OK;
+    }
+    if (head->slots_channel < CPU_SLOT_CHANNEL ||
+        head->slots_channel >= EPX__GROUP_CHANNELS || head->slots_turn == 0) {
+        return epx__group_break(
+            plan->base.group,
+            epx__fail(EPX_ERR_PEER_DATA,
+                      "rank %d has its receive slots at turn %" PRIu64
+                      " of channel %" PRIu64 "; turns count from 1, and the "
+                      "channels of slots are %d to %d",
+                      peer, head->slots_turn, head->slots_channel,
+                      CPU_SLOT_CHANNEL, EPX__GROUP_CHANNELS - 1));
+    }
+    plan->peer_channels[peer] = (uint32_t)head->slots_channel;
+    plan->peer_turns[peer] = head->slots_turn;
+    return EPX_OK;
+}
+
 /* Copy one rank's count row to plan->count_row and check it. */
 static epx_status_t
 read_count_row(cpu_plan_t *plan, int32_t peer, int64_t *num_tokens_p)
@@ -115,12 +138,10 @@ read_count_row(cpu_plan_t *plan, int32_t peer, int64_t *num_tokens_p)
                              peer, head.num_tokens, plan->base.key.topk));
     }
     plan->peer_slots[peer] = head.slots_offset;
-    if (!epx__is_near(&group->nodes, peer)) {
-        plan->peer_channels[peer] = (uint32_t)head.slots_channel;
-        plan->peer_turns[peer] = head.slots_turn;
-    }
     *num_tokens_p = (int64_t)head.num_tokens;
-    return EPX_OK;
+    return epx__is_near(&group->nodes, peer)
+               ? EPX_OK
+               : read_far_slots(plan, peer, &head);
 }
 
 /* Where the rows of a source begin, whose tokens this rank forwards: after
