@@ -53,7 +53,7 @@ epx__net_boxes_reach(epx__net_t *net, int32_t rank, const epx__net_note_t *note)
     epx__net_reach_t *box = &net->peers[rank].box;
     uint64_t at = (uint64_t)net->config.rank * net->box.bytes;
 
-    if (note->key_bytes > sizeof(note->key) ||
+    if (note->key_bytes == 0 || note->key_bytes > sizeof(note->key) ||
         note->address > UINT64_MAX - note->bytes ||
         note->bytes < at + net->box.bytes) {
         return epx__fail(EPX_ERR_PEER_DATA,

@@ -153,21 +153,44 @@ epx__net_has_place(epx__net_t *net, int32_t rank, const epx__net_job_t *job)
     return true;
 }
 
+/* Whether a piece that is put to that half of a slot is not over: not
+ * acknowledged, or not all there, whatever the peer says of it. */
+static bool
+is_in_use(const epx__net_t *net, const epx__net_peer_t *peer, uint64_t half)
+{
+    for (int i = 0; i < EPX__NET_WINDOW; i++) {
+        const epx__net_outgoing_t *out = &peer->outgoing[i];
+        const epx__net_header_t *header = &out->message.header;
+
+        if (header->kind == EPX__NET_KIND_PIECE &&
+            header->bytes > net->box.inline_bytes &&
+            epx__net_half(header->channel, header->turn) == half &&
+            (!out->is_acked || (out->is_posted && !peer->puts[i].is_last))) {
+            return true;
+        }
+    }
+    return false;
+}
+
 void
 epx__net_told(epx__net_t *net, int32_t rank, const epx__net_header_t *header)
 {
     epx__net_peer_t *peer = &net->peers[rank];
     const epx__net_note_t *note = &peer->note;
-    epx__net_reach_t *slot =
-        &peer->slots_there[epx__net_half(header->channel, header->turn)];
+    uint64_t half = epx__net_half(header->channel, header->turn);
+    epx__net_reach_t *slot = &peer->slots_there[half];
 
     if (note->bytes == 0 || note->address > UINT64_MAX - note->bytes ||
-        note->key_bytes > sizeof(note->key)) {
+        note->key_bytes == 0 || note->key_bytes > sizeof(note->key)) {
         (void)epx__net_refuse(net, rank, "about a slot that cannot be");
         return;
     }
-    /* What was put to the old place was acknowledged before the peer gave it
-     * up. */
+    /* The key to the old place goes: a peer acknowledges what was put there
+     * before it gives the place up. */
+    if (is_in_use(net, peer, half)) {
+        (void)epx__net_refuse(net, rank, "about a slot that is in use");
+        return;
+    }
     slot->reach = net->puts->reach(net->state, rank, note, slot->reach);
     slot->address = note->address;
     slot->bytes = note->bytes;

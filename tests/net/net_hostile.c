@@ -109,7 +109,8 @@ static const tamper_t tampers[] = {
     KEY(address, UINT64_MAX, NO_SLOT),
     KEY(key_bytes, EPX__NET_KEY_BYTES + 1, NO_SLOT),
     KEY(key_bytes, UINT32_MAX, NO_SLOT),
-    KEY(key_bytes, 0, "about a slot with a key of no use"),
+    KEY(key_bytes, 0, NO_SLOT),
+    KEY(key_bytes, 1, "about a slot with a key of no use"),
     KEY(bytes, SLOT_BYTES - 1, "about a slot with a key of no use"),
 };
 
@@ -135,11 +136,12 @@ set(void *record, const tamper_t *tamper)
 
 /* As the network would put it: into the box of this rank at its peer. */
 static void
-put_badly(rank_t *rank, epx__net_t *victim, const tamper_t *tamper)
+put_badly(rank_t *rank, epx__net_t *victim, uint64_t sequence,
+          const tamper_t *tamper)
 {
     char *box = victim->boxes + (uint64_t)rank->rank * victim->box.bytes;
-    char *cell = box + epx__net_box_cell(&victim->box, 1);
-    uint64_t word_at = tamper->target == ACK ? 0 : epx__net_box_word(1);
+    char *cell = box + epx__net_box_cell(&victim->box, sequence);
+    uint64_t word_at = tamper->target == ACK ? 0 : epx__net_box_word(sequence);
     epx__net_header_t header = {
         .magic = EPX__NET_MAGIC,
         .version = EPX__NET_VERSION,
@@ -147,7 +149,7 @@ put_badly(rank_t *rank, epx__net_t *victim, const tamper_t *tamper)
         .group = victim->group,
         .source = (uint32_t)rank->rank,
         .channel = CHANNEL,
-        .sequence = 1,
+        .sequence = sequence,
         .turn = 1,
         .bytes = BYTES,
         .total = SLOT_BYTES,
@@ -156,8 +158,9 @@ put_badly(rank_t *rank, epx__net_t *victim, const tamper_t *tamper)
     epx__net_note_t note = { .address = 4096,
                              .bytes = SLOT_BYTES,
                              .key_bytes = sizeof(key) };
-    uint64_t word =
-        tamper->target == WORD || tamper->target == ACK ? tamper->value : 1;
+    uint64_t word = tamper->target == WORD || tamper->target == ACK
+                        ? tamper->value
+                        : sequence;
 
     memcpy(note.key, &key, sizeof(key));
     if (tamper->target == FIELD) {
@@ -239,7 +242,7 @@ hostile_main(rank_t *rank)
         be_victim(rank, play);
     } else {
         rank_barrier(rank);
-        put_badly(rank, play->victim, play->tamper);
+        put_badly(rank, play->victim, 1, play->tamper);
         rank_barrier(rank);
     }
     rank_barrier(rank);
@@ -296,6 +299,63 @@ small_slot_main(rank_t *rank)
     rank->net->config.timeout_ns = 1;
 }
 
+static void
+await_stat(rank_t *rank, size_t at, uint64_t least)
+{
+    int64_t deadline = rank_deadline(rank);
+    uint64_t value = 0;
+
+    while (value < least && epx__now_ns() < deadline) {
+        epx__net_stats_t stats;
+
+        epx__net_stats_get(rank->net, &stats);
+        memcpy(&value, (const char *)&stats + at, sizeof(value));
+        (void)usleep(100);
+    }
+    CHECK(value == least, "%llu, not %llu", (unsigned long long)value,
+          (unsigned long long)least);
+}
+
+/* A second note on a slot, while bytes are on their way to where the first one
+ * told: the network stands still. */
+static void
+early_note_main(rank_t *rank)
+{
+    const tamper_t note = { "note", NOTE, 0, 0, 0, NULL };
+    play_t *play = rank->world->argument;
+    char *slot = guarded();
+    void *const halves[2] = { slot, slot };
+    struct iovec range = { slot, SLOT_BYTES };
+    epx__net_done_t done = { 0 };
+    const epx__net_send_t send = { .peer = 1,
+                                   .channel = CHANNEL,
+                                   .turn = 1,
+                                   .total = SLOT_BYTES,
+                                   .ranges = &range,
+                                   .num_ranges = 1,
+                                   .done = &done };
+
+    if (rank->rank == 1) {
+        CHECK_OK(
+            epx__net_slot_open(rank->net, CHANNEL, 0, 1, halves, SLOT_BYTES));
+        rank_barrier(rank);
+        put_badly(rank, play->victim, 3, &note);
+    } else {
+        await_stat(rank, offsetof(epx__net_stats_t, messages_received), 2);
+        sim_cut(rank->world->backend_context, 0, true);
+        CHECK_OK(epx__net_send(rank->net, &send));
+        await_stat(rank, offsetof(epx__net_stats_t, messages_sent), 1);
+        play->victim = rank->net;
+        rank_barrier(rank);
+        CHECK(epx__net_done_wait(rank->net, &done, rank_deadline(rank),
+                                 "a slot in use") == EPX_ERR_PEER_DATA &&
+                  strstr(rank->lost_text, "that is in use") != NULL,
+              "%s", rank->lost_text);
+    }
+    rank_barrier(rank);
+    rank->net->config.timeout_ns = 1;
+}
+
 /* The caller's own mistake, or what a peer has made it believe. */
 static void
 no_channel_main(rank_t *rank)
@@ -317,6 +377,8 @@ no_channel_main(rank_t *rank)
 int
 main(void)
 {
+    play_t early = { 0 };
+
     for (size_t i = 0; i < sizeof(tampers) / sizeof(tampers[0]); i++) {
         play_t play = { .tamper = &tampers[i] };
 
@@ -324,5 +386,6 @@ main(void)
     }
     run(small_slot_main, NULL);
     run(no_channel_main, NULL);
+    run(early_note_main, &early);
     return 0;
 }
