@@ -167,7 +167,8 @@ epx_status_t epx__net_signal(epx__net_t *net, int32_t peer, uint64_t step,
  * The slot stays open until it is closed; its first turn is `turn`, 1 when the
  * channel is new.  If it has been open before, source learns of it by a signal
  * of this rank: the second wire tells by a message ahead of that where the slot
- * is now.
+ * is now.  After a failure the slot is not open, but closing it gives back what
+ * of its memory has been lent; until then the memory must be kept.
  */
 epx_status_t epx__net_slot_open(epx__net_t *net, uint32_t channel,
                                 int32_t source, uint64_t turn,
@@ -175,7 +176,8 @@ epx_status_t epx__net_slot_open(epx__net_t *net, uint32_t channel,
 
 /* Nothing writes to the slot any more when this returns, which the source must
  * not be trying to by now.  EPX_ERR_TIMEOUT: something still does, at
- * deadline_ns, and the memory must be kept. */
+ * deadline_ns, and the memory must be kept until a later call returns EPX_OK.
+ */
 epx_status_t epx__net_slot_close(epx__net_t *net, uint32_t channel,
                                  int32_t source, int64_t deadline_ns);
 

@@ -216,11 +216,23 @@ epx__net_wait(epx__net_t *net, uint32_t channel, uint64_t turn,
 
 /* --- Slots ------------------------------------------------------------- */
 
+/* Nothing may come any more. */
+static void
+shut(epx__net_slot_t *slot)
+{
+    for (int i = 0; i < 2; i++) {
+        /* Sequentially consistent, as is the thread's: either it sees that the
+         * turn is closed, or epx__net_slot_close sees the writer. */
+        __atomic_store_n(&slot->halves[i].open_turn, 0, __ATOMIC_SEQ_CST);
+    }
+}
+
 epx_status_t
 epx__net_slot_open(epx__net_t *net, uint32_t channel, int32_t source,
                    uint64_t turn, void *const halves[2], uint64_t bytes)
 {
     epx__net_slot_t *slot;
+    epx_status_t status;
 
     if (channel >= net->config.num_channels || turn == 0 ||
         !epx__net_has_peer(net, source)) {
@@ -246,7 +258,11 @@ epx__net_slot_open(epx__net_t *net, uint32_t channel, int32_t source,
         /* Acquired in the check of a piece. */
         epx__store_release_u64(&half->open_turn, t);
     }
-    return epx__net_slot_lend(net, channel, source, turn, halves, bytes);
+    status = epx__net_slot_lend(net, channel, source, turn, halves, bytes);
+    if (status != EPX_OK) {
+        shut(slot);
+    }
+    return status;
 }
 
 void
@@ -271,11 +287,7 @@ epx__net_slot_close(epx__net_t *net, uint32_t channel, int32_t source,
 {
     epx__net_slot_t *slot = &net->peers[source].slots[channel];
 
-    for (int i = 0; i < 2; i++) {
-        /* Sequentially consistent, as is the thread's: either it sees that the
-         * turn is closed, or this sees the writer. */
-        __atomic_store_n(&slot->halves[i].open_turn, 0, __ATOMIC_SEQ_CST);
-    }
+    shut(slot);
     for (;;) {
         uint32_t event = epx__net_event(net);
 

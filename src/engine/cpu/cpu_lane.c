@@ -171,7 +171,9 @@ release_slot(epx_group_t *group, cpu_lane_t *lane, int32_t index, int chunk,
     return EPX_OK;
 }
 
-/* Nobody sends to a lane that is not taken. */
+/* Nobody sends to a lane that is not taken.  Its slots are closed whether all
+ * of them are open or not: what has failed before may have left some, and until
+ * then the memory is kept. */
 static epx_status_t
 lane_grow(epx_group_t *group, cpu_lane_t *lane, uint64_t chunk_bytes)
 {
@@ -179,7 +181,7 @@ lane_grow(epx_group_t *group, cpu_lane_t *lane, uint64_t chunk_bytes)
     uint64_t regions = (uint64_t)rails->num_sources[lane->kind] * CPU_CHUNKS;
     uint64_t rounded = epx__round_up(chunk_bytes, EPX__PAGE);
     uint64_t bytes;
-    epx_status_t status = EPX_OK;
+    epx_status_t status;
 
     if (rounded < chunk_bytes ||
         __builtin_mul_overflow(rounded, regions, &bytes)) {
@@ -188,16 +190,17 @@ lane_grow(epx_group_t *group, cpu_lane_t *lane, uint64_t chunk_bytes)
                          " bytes between nodes exceed 2^64 bytes",
                          regions, chunk_bytes);
     }
-    if (lane->chunk_bytes > 0) {
-        status = each_slot(group, lane, close_slot);
-        lane->chunk_bytes = 0;
-    }
+    lane->chunk_bytes = 0;
+    status = each_slot(group, lane, close_slot);
     if (status == EPX_OK) {
         status = block_grow(&lane->in, bytes);
     }
     if (status == EPX_OK) {
         lane->chunk_bytes = rounded;
         status = each_slot(group, lane, open_slot);
+    }
+    if (status != EPX_OK) {
+        lane->chunk_bytes = 0;
     }
     return status;
 }

@@ -35,7 +35,7 @@ typedef struct cpu_lane {
     uint64_t turn;    /* that is used, or was; alike for all sources */
     bool is_taken;
     cpu_block_t in;       /* [sources][CPU_CHUNKS][chunk_bytes] */
-    uint64_t chunk_bytes; /* room of a chunk; 0: the slots are not open */
+    uint64_t chunk_bytes; /* room of a chunk; 0: not all slots are open */
     cpu_block_t out;
     uint64_t out_used;
     epx__net_done_t done; /* of what is sent; may outlast the operation, */
