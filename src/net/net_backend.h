@@ -61,7 +61,8 @@ typedef struct epx__net_backend {
     const char *name;
     /* *address_p is what peers need to connect, *address_bytes_p of
      * EPX__NET_ADDRESS_BYTES; *fd_p becomes readable when there is something to
-     * do after poll has said that there was not, -1: never. */
+     * do after poll has said that there was not, -1: never.  config->wire is
+     * the wire that has been chosen, not AUTO. */
     epx_status_t (*open)(epx__net_t *net, const epx__net_config_t *config,
                          void **state_p, void *address, size_t *address_bytes_p,
                          int *fd_p);

@@ -215,9 +215,7 @@ typedef struct epx__net_card {
 } epx__net_card_t;
 
 /* All that a rank can do by itself; the card tells of it. */
-epx_status_t epx__net_open_alone(epx__net_t *net,
-                                 const epx__net_config_t *config,
-                                 epx__net_card_t *card);
+epx_status_t epx__net_open_alone(epx__net_t *net, epx__net_card_t *card);
 
 /* --- net_meet.c --- */
 epx_status_t epx__net_meet(epx__net_t *net, const epx__net_config_t *config,

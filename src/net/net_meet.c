@@ -119,7 +119,7 @@ epx__net_meet(epx__net_t *net, const epx__net_config_t *config,
         .count_row_bytes = config->map->count_row_bytes
     };
     (void)strncpy(own->backend, net->backend->name, sizeof(own->backend) - 1);
-    own->status = epx__net_open_alone(net, config, own);
+    own->status = epx__net_open_alone(net, own);
     epx__error_save(&error, own->status);
     status = config->allgather(config->allgather_context, own, cards,
                                sizeof(*own), deadline_ns);

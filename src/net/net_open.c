@@ -153,9 +153,11 @@ make_descriptors(epx__net_t *net)
     return watch(net, net->wake_fd);
 }
 
+/* net->config.wire becomes the one that is used. */
 static epx_status_t
-choose_wire(epx__net_t *net, const epx__net_config_t *config)
+choose_wire(epx__net_t *net)
 {
+    epx__net_config_t *config = &net->config;
     const epx__net_puts_t *puts = config->backend->puts;
 
     if (config->wire == EPX__NET_WIRE_RMA && puts == NULL) {
@@ -163,23 +165,24 @@ choose_wire(epx__net_t *net, const epx__net_config_t *config)
                          "the network %s has no second wire",
                          config->backend->name);
     }
-    if (config->wire == EPX__NET_WIRE_RMA ||
-        (config->wire == EPX__NET_WIRE_AUTO && puts != NULL &&
-         puts->are_native(config))) {
-        net->puts = puts;
+    if (config->wire == EPX__NET_WIRE_AUTO) {
+        config->wire = puts != NULL && puts->are_native(config)
+                           ? EPX__NET_WIRE_RMA
+                           : EPX__NET_WIRE_AM;
     }
+    net->puts = config->wire == EPX__NET_WIRE_RMA ? puts : NULL;
     return EPX_OK;
 }
 
 epx_status_t
-epx__net_open_alone(epx__net_t *net, const epx__net_config_t *config,
-                    epx__net_card_t *card)
+epx__net_open_alone(epx__net_t *net, epx__net_card_t *card)
 {
+    const epx__net_config_t *config = &net->config;
     size_t address_bytes = 0;
     epx_status_t status = check_config(config);
 
     if (status == EPX_OK) {
-        status = choose_wire(net, config);
+        status = choose_wire(net);
     }
     if (status == EPX_OK) {
         status = make_peers(net);
@@ -201,7 +204,7 @@ epx__net_open_alone(epx__net_t *net, const epx__net_config_t *config,
         status = epx__net_beats_open(net);
     }
     card->address_bytes = (uint32_t)address_bytes;
-    card->wire = net->puts != NULL ? EPX__NET_WIRE_RMA : EPX__NET_WIRE_AM;
+    card->wire = config->wire;
     card->beat_address = net->beats.address;
     memcpy(card->beat_token, net->beats.token, sizeof(card->beat_token));
     return status;

@@ -292,14 +292,6 @@ failed(const ucx_t *ucx, const char *what, ucs_status_t status)
                      ucx->library->ucs_status_string(status));
 }
 
-static bool
-uses_puts(const epx__net_config_t *config)
-{
-    return config->wire == EPX__NET_WIRE_RMA ||
-           (config->wire == EPX__NET_WIRE_AUTO &&
-            epx__ucx_has_native_puts(config));
-}
-
 static epx_status_t
 make_context(ucx_t *ucx, const epx__net_config_t *config)
 {
@@ -307,7 +299,7 @@ make_context(ucx_t *ucx, const epx__net_config_t *config)
         .field_mask =
             UCP_PARAM_FIELD_FEATURES | UCP_PARAM_FIELD_ESTIMATED_NUM_EPS,
         .features = UCP_FEATURE_AM | UCP_FEATURE_WAKEUP |
-                    (uses_puts(config) ? UCP_FEATURE_RMA : 0),
+                    (config->wire == EPX__NET_WIRE_RMA ? UCP_FEATURE_RMA : 0),
         .estimated_num_eps = (size_t)config->num_ranks,
     };
     ucp_config_t *settings = NULL;

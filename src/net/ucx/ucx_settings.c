@@ -64,39 +64,85 @@ set_default(const epx__ucx_library_t *ucx, ucp_config_t *settings,
                                              : set(ucx, settings, name, value);
 }
 
+/* Where UCX is to be, by config, then environment, then default. */
+typedef struct place {
+    char name[64];      /* of the interface, where none is named */
+    const char *device; /* or a list of them; NULL: there is none */
+    const char *transports;
+    bool has_interfaces;  /* some entry of the list may be one, */
+    bool only_interfaces; /* all of them are */
+} place_t;
+
+static void
+look_at_devices(place_t *place)
+{
+    const char *at = place->device;
+
+    /* What is not excluded may be an interface. */
+    place->has_interfaces = *at == '^';
+    place->only_interfaces = *at != '^';
+    while (*at != '\0') {
+        size_t length = strcspn(at, ",");
+        struct sockaddr_storage address;
+        char entry[64], name[64];
+        bool is_interface;
+
+        (void)snprintf(entry, sizeof(entry), "%.*s", (int)length, at);
+        is_interface = epx__net_interface(entry, name, sizeof(name), &address);
+        place->only_interfaces = place->only_interfaces && is_interface;
+        place->has_interfaces =
+            place->has_interfaces || is_interface || strcmp(entry, "all") == 0;
+        at += length + (at[length] == ',');
+    }
+}
+
+static void
+find_place(const epx__net_config_t *config, place_t *place)
+{
+    struct sockaddr_storage address;
+
+    *place =
+        (place_t){ .device = config->device, .transports = config->transports };
+    if (place->device == NULL) {
+        place->device = epx__env_string("UCX_NET_DEVICES");
+    }
+    if (place->device == NULL &&
+        epx__net_interface(NULL, place->name, sizeof(place->name), &address)) {
+        place->device = place->name;
+    }
+    if (place->device != NULL) {
+        look_at_devices(place);
+    }
+    if (place->transports == NULL) {
+        place->transports = epx__env_string("UCX_TLS");
+    }
+    if (place->transports == NULL) {
+        place->transports = place->only_interfaces ? "tcp" : "all";
+    }
+}
+
 /* One device, so that UCX listens nowhere else. */
 static epx_status_t
 set_device(const epx__ucx_library_t *ucx, const epx__net_config_t *config,
            ucp_config_t *settings)
 {
-    struct sockaddr_storage address;
-    char name[64];
-    bool is_interface =
-        epx__net_interface(config->device, name, sizeof(name), &address);
-    const char *device = is_interface ? name : config->device;
-    const char *transports = config->transports != NULL ? config->transports
-                             : is_interface             ? "tcp"
-                                                        : "all";
+    place_t place;
     epx_status_t status;
 
-    if (device == NULL) {
+    find_place(config, &place);
+    if (place.device == NULL) {
         return epx__fail(EPX_ERR_SYSTEM,
                          "no network interface is up; loopback is used only "
                          "when it is named");
     }
-    /* What the caller names is no default. */
-    status = config->device != NULL
-                 ? set(ucx, settings, "NET_DEVICES", device)
-                 : set_default(ucx, settings, "NET_DEVICES", device);
-    if (status != EPX_OK) {
-        return status;
+    status = set(ucx, settings, "NET_DEVICES", place.device);
+    if (status == EPX_OK) {
+        status = set(ucx, settings, "TLS", place.transports);
     }
-    status = config->transports != NULL
-                 ? set(ucx, settings, "TLS", transports)
-                 : set_default(ucx, settings, "TLS", transports);
     /* When a peer dies in the midst of a send that is not copied, UCX 1.13 ends
      * it twice, which its assertions take for a reason to abort. */
-    return status == EPX_OK && strcmp(transports, "tcp") == 0
+    return status == EPX_OK && (place.only_interfaces ||
+                                strcmp(place.transports, "tcp") == 0)
                ? set_default(ucx, settings, "ZCOPY_THRESH", "inf")
                : status;
 }
@@ -160,16 +206,9 @@ names_rdma(const char *transports)
 bool
 epx__ucx_has_native_puts(const epx__net_config_t *config)
 {
-    struct sockaddr_storage address;
-    char name[64];
-    const char *device = config->device != NULL
-                             ? config->device
-                             : epx__env_string("UCX_NET_DEVICES");
-    const char *transports = config->transports != NULL
-                                 ? config->transports
-                                 : epx__env_string("UCX_TLS");
+    place_t place;
 
-    return device != NULL &&
-           !epx__net_interface(device, name, sizeof(name), &address) &&
-           names_rdma(transports != NULL ? transports : "all");
+    find_place(config, &place);
+    return place.device != NULL && !place.has_interfaces &&
+           names_rdma(place.transports);
 }
