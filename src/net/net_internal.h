@@ -164,6 +164,7 @@ struct epx__net {
     epx__net_box_t box;
     char *boxes;            /* [num_ranks][box.bytes] */
     epx__net_peer_t *peers; /* [num_ranks] */
+    int32_t *statuses;      /* [num_ranks] scratch of open */
     epx__net_beats_t beats;
     epx__net_stats_t stats; /* shared */
 
@@ -220,9 +221,10 @@ epx_status_t epx__net_open_alone(epx__net_t *net, epx__net_card_t *card);
 /* --- net_meet.c --- */
 epx_status_t epx__net_meet(epx__net_t *net, const epx__net_config_t *config,
                            int64_t deadline_ns);
-/* Until all peers are connected, at both ends; the thread is at work. */
+/* Until all peers are connected, at both ends; the thread is at work, or
+ * `status` says why not, which the others are told. */
 epx_status_t epx__net_settle(epx__net_t *net, const epx__net_config_t *config,
-                             int64_t deadline_ns);
+                             epx_status_t status, int64_t deadline_ns);
 
 /* --- net_ring.c --- */
 void epx__net_ring_init(epx__net_ring_t *ring);

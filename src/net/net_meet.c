@@ -23,11 +23,6 @@ check_card(const epx__net_t *net, const epx__net_card_t *own,
                          "rank %d does: another version or another group",
                          rank, net->config.rank);
     }
-    if (card->status != EPX_OK) {
-        return epx__fail(EPX_ERR_PEER_LOST,
-                         "rank %d cannot take part in the network: %s", rank,
-                         epx_status_string((epx_status_t)card->status));
-    }
     if (memcmp(card->backend, own->backend, sizeof(own->backend)) != 0 ||
         card->num_channels != own->num_channels ||
         card->count_row_bytes != own->count_row_bytes) {
@@ -44,6 +39,21 @@ check_card(const epx__net_t *net, const epx__net_card_t *own,
                          net->config.rank,
                          wire_names[own->wire == EPX__NET_WIRE_RMA], rank,
                          wire_names[card->wire == EPX__NET_WIRE_RMA]);
+    }
+    return EPX_OK;
+}
+
+/* All ranks see the same cards, and so none goes on when one cannot. */
+static epx_status_t
+check_statuses(const epx__net_t *net, const epx__net_card_t *cards)
+{
+    for (int32_t rank = 0; rank < net->config.num_ranks; rank++) {
+        if (cards[rank].status != EPX_OK) {
+            return epx__fail(
+                EPX_ERR_PEER_LOST,
+                "rank %d cannot take part in the network: %s", rank,
+                epx_status_string((epx_status_t)cards[rank].status));
+        }
     }
     return EPX_OK;
 }
@@ -76,23 +86,28 @@ connect_all(epx__net_t *net, const epx__net_card_t *cards)
 
 /* All ranks, or none: nobody waits for one that has failed. */
 static epx_status_t
-agree(const epx__net_config_t *config, epx_status_t status, int32_t *statuses,
+agree(epx__net_t *net, const epx__net_config_t *config, epx_status_t status,
       int64_t deadline_ns)
 {
     const int32_t own = status;
-    epx_status_t gathered = config->allgather(
-        config->allgather_context, &own, statuses, sizeof(own), deadline_ns);
+    epx__error_t error;
+    epx_status_t gathered;
 
-    for (int32_t rank = 0;
-         status == EPX_OK && gathered == EPX_OK && rank < config->num_ranks;
+    epx__error_save(&error, status);
+    gathered = config->allgather(config->allgather_context, &own, net->statuses,
+                                 sizeof(own), deadline_ns);
+    if (status != EPX_OK) {
+        return epx__error_restore(&error);
+    }
+    for (int32_t rank = 0; gathered == EPX_OK && rank < config->num_ranks;
          rank++) {
-        if (statuses[rank] != EPX_OK) {
-            return epx__fail(EPX_ERR_PEER_LOST,
-                             "rank %d cannot reach its peers: %s", rank,
-                             epx_status_string((epx_status_t)statuses[rank]));
+        if (net->statuses[rank] != EPX_OK) {
+            return epx__fail(
+                EPX_ERR_PEER_LOST, "rank %d cannot reach its peers: %s", rank,
+                epx_status_string((epx_status_t)net->statuses[rank]));
         }
     }
-    return status != EPX_OK ? status : gathered;
+    return gathered;
 }
 
 epx_status_t
@@ -101,12 +116,12 @@ epx__net_meet(epx__net_t *net, const epx__net_config_t *config,
 {
     size_t num_ranks = (size_t)config->num_ranks;
     epx__net_card_t *cards = calloc(num_ranks + 1, sizeof(*cards));
-    int32_t *statuses = calloc(num_ranks, sizeof(*statuses));
     epx__net_card_t *own = cards == NULL ? NULL : &cards[num_ranks];
     epx__error_t error = { .status = EPX_OK };
     epx_status_t status;
 
-    if (cards == NULL || statuses == NULL) {
+    net->statuses = calloc(num_ranks, sizeof(*net->statuses));
+    if (cards == NULL || net->statuses == NULL) {
         status = epx__fail(EPX_ERR_NO_MEMORY, "no memory for %zu addresses",
                            num_ranks);
         goto free_cards;
@@ -126,11 +141,13 @@ epx__net_meet(epx__net_t *net, const epx__net_config_t *config,
     if (error.status != EPX_OK) {
         status = epx__error_restore(&error);
     } else if (status == EPX_OK) {
-        status = connect_all(net, cards);
-        status = agree(config, status, statuses, deadline_ns);
+        status = check_statuses(net, cards);
+        if (status == EPX_OK) {
+            status = connect_all(net, cards);
+            status = agree(net, config, status, deadline_ns);
+        }
     }
 free_cards:
-    free(statuses);
     free(cards);
     return status;
 }
@@ -161,15 +178,8 @@ check_peers(epx__net_t *net)
 
 epx_status_t
 epx__net_settle(epx__net_t *net, const epx__net_config_t *config,
-                int64_t deadline_ns)
+                epx_status_t status, int64_t deadline_ns)
 {
-    int32_t *statuses = calloc((size_t)config->num_ranks, sizeof(*statuses));
-    epx_status_t status = EPX_OK;
-
-    if (statuses == NULL) {
-        return epx__fail(EPX_ERR_NO_MEMORY, "no memory for %d ranks",
-                         config->num_ranks);
-    }
     while (status == EPX_OK && !is_settled(net)) {
         const struct timespec nap = { 0, 50000 };
 
@@ -185,7 +195,5 @@ epx__net_settle(epx__net_t *net, const epx__net_config_t *config,
         }
         (void)nanosleep(&nap, NULL);
     }
-    status = agree(config, status, statuses, deadline_ns);
-    free(statuses);
-    return status;
+    return agree(net, config, status, deadline_ns);
 }

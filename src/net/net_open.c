@@ -250,6 +250,7 @@ release(epx__net_t *net)
         (void)close(net->epoll_fd);
     }
     free(net->ready);
+    free(net->statuses);
     free(net->peers);
     free(net);
 }
@@ -302,7 +303,7 @@ epx__net_open(epx__net_t **net_p, const epx__net_config_t *config)
     }
     status = epx__net_meet(net, config, deadline);
     if (status != EPX_OK) {
-        goto release_net;
+        goto fail;
     }
     net->tick_ns = (int64_t)(config->beat_ns > 0 ? config->beat_ns / 2
                                                  : config->lost_after_ns / 8) +
@@ -314,24 +315,22 @@ epx__net_open(epx__net_t **net_p, const epx__net_config_t *config)
     if (!config->is_manual) {
         status = epx__thread_start(&net->thread, epx__net_thread_main, net,
                                    "the network's thread");
-        if (status != EPX_OK) {
-            goto release_net;
-        }
-        net->has_thread = true;
+        net->has_thread = status == EPX_OK;
+    }
+    if (net->has_thread) {
         pin(net);
     }
-    status = net->backend->settle != NULL
-                 ? epx__net_settle(net, config, deadline)
-                 : EPX_OK;
+    if (net->backend->settle != NULL) {
+        status = epx__net_settle(net, config, status, deadline);
+    }
     if (status != EPX_OK) {
-        goto stop_thread;
+        goto fail;
     }
     *net_p = net;
     return EPX_OK;
 
-stop_thread:
+fail:
     stop(net, 0);
-release_net:
     release(net);
     return status;
 }

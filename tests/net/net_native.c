@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* On which devices UCX is taken to do puts by itself. */
-#include "world.h"
 #include "net/net_backend.h"
+#include "world.h"
 
 #include <stdlib.h>
 
