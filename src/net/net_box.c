@@ -28,22 +28,44 @@ epx__net_box_make(const epx__map_t *map)
 
 /* --- Opening and closing ----------------------------------------------- */
 
+/* How many boxes `keeper` keeps for ranks lower than this: those that are apart
+ * from it have one each, in their order. */
+static uint64_t
+boxes_before(const epx__net_config_t *config, int32_t keeper, int32_t rank)
+{
+    uint64_t count = 0;
+
+    for (int32_t r = 0; r < rank; r++) {
+        count += epx__net_is_apart(config, keeper, r);
+    }
+    return count;
+}
+
 epx_status_t
 epx__net_boxes_open(epx__net_t *net, epx__net_note_t *note)
 {
+    const epx__net_config_t *config = &net->config;
+    uint64_t count = boxes_before(config, config->rank, config->num_ranks);
     uint64_t bytes;
+    char *next;
     void *share;
 
     net->box = epx__net_box_make(&net->map);
-    bytes = epx__round_up((uint64_t)net->config.num_ranks * net->box.bytes,
-                          EPX__PAGE);
+    bytes = epx__round_up((count > 0 ? count : 1) * net->box.bytes, EPX__PAGE);
     net->boxes = aligned_alloc(EPX__PAGE, bytes);
     if (net->boxes == NULL) {
         return epx__fail(EPX_ERR_NO_MEMORY,
-                         "no memory for what %d ranks put here",
-                         net->config.num_ranks);
+                         "no memory for what %" PRIu64 " ranks put here",
+                         count);
     }
     memset(net->boxes, 0, bytes);
+    next = net->boxes;
+    for (int32_t rank = 0; rank < config->num_ranks; rank++) {
+        if (epx__net_is_apart(config, config->rank, rank)) {
+            net->peers[rank].box_here = next;
+            next += net->box.bytes;
+        }
+    }
     return net->puts->share(net->state, net->boxes, bytes, note, &share);
 }
 
@@ -51,7 +73,8 @@ epx_status_t
 epx__net_boxes_reach(epx__net_t *net, int32_t rank, const epx__net_note_t *note)
 {
     epx__net_reach_t *box = &net->peers[rank].box;
-    uint64_t at = (uint64_t)net->config.rank * net->box.bytes;
+    uint64_t at =
+        boxes_before(&net->config, rank, net->config.rank) * net->box.bytes;
 
     if (note->key_bytes == 0 || note->key_bytes > sizeof(note->key) ||
         note->address > UINT64_MAX - note->bytes ||
@@ -91,12 +114,6 @@ epx__net_boxes_close(epx__net_t *net)
 
 /* --- Taking messages ---------------------------------------------------- */
 
-static char *
-box_of(const epx__net_t *net, int32_t rank)
-{
-    return net->boxes + (uint64_t)rank * net->box.bytes;
-}
-
 static uint64_t
 load_word(const char *box, uint64_t at)
 {
@@ -126,7 +143,7 @@ static void
 take_message(epx__net_t *net, int32_t rank, uint64_t sequence)
 {
     const char *cell =
-        box_of(net, rank) + epx__net_box_cell(&net->box, sequence);
+        net->peers[rank].box_here + epx__net_box_cell(&net->box, sequence);
     epx__net_header_t header;
     uint64_t landing;
     void *to;
@@ -163,7 +180,7 @@ static bool
 poll_box(epx__net_t *net, int32_t rank)
 {
     epx__net_peer_t *peer = &net->peers[rank];
-    const char *box = box_of(net, rank);
+    const char *box = peer->box_here;
     uint64_t acked = load_word(box, 0);
     bool any = acked != peer->box_acked;
 

@@ -120,6 +120,7 @@ typedef struct epx__net_peer {
 
     /* The second wire. */
     epx__net_put_t *puts; /* [EPX__NET_WINDOW + 1] by sequence, and of `ack` */
+    char *box_here;       /* that this rank keeps for the peer */
     epx__net_reach_t box; /* that the peer keeps for this rank */
     epx__net_reach_t *slots_there; /* [num_channels * 2] by half */
     epx__net_lent_t **lent;        /* [num_channels * 2] this rank's */
@@ -162,7 +163,7 @@ struct epx__net {
     void *state;
     const epx__net_puts_t *puts; /* NULL: on the first wire */
     epx__net_box_t box;
-    char *boxes;            /* [num_ranks][box.bytes] */
+    char *boxes;            /* [ranks of other hosts][box.bytes] */
     epx__net_peer_t *peers; /* [num_ranks] */
     int32_t *statuses;      /* [num_ranks] scratch of open */
     epx__net_beats_t beats;
@@ -321,6 +322,14 @@ void epx__net_beats_close(epx__net_t *net);
  * false when there is none.  Its first IPv4 address, else its IPv6 one. */
 bool epx__net_interface(const char *wanted, char *name, size_t name_bytes,
                         struct sockaddr_storage *address_p);
+
+/* Whether two ranks are on different hosts, and so meet in the net. */
+static inline bool
+epx__net_is_apart(const epx__net_config_t *config, int32_t a, int32_t b)
+{
+    return a != b &&
+           (config->hosts == NULL || config->hosts[a] != config->hosts[b]);
+}
 
 static inline uint32_t
 epx__net_state(const epx__net_peer_t *peer)

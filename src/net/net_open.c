@@ -11,14 +11,6 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-static bool
-is_remote(const epx__net_config_t *config, int32_t rank)
-{
-    return rank != config->rank &&
-           (config->hosts == NULL ||
-            config->hosts[rank] != config->hosts[config->rank]);
-}
-
 /* This rank's place among those of its host, and how many they are. */
 static int32_t
 place_on_host(const epx__net_config_t *config, int32_t rank, int32_t *count_p)
@@ -124,7 +116,7 @@ make_peers(epx__net_t *net)
     }
     for (int32_t rank = 0; rank < net->config.num_ranks && status == EPX_OK;
          rank++) {
-        if (is_remote(&net->config, rank)) {
+        if (epx__net_is_apart(&net->config, net->config.rank, rank)) {
             status = make_peer(net, rank);
         }
     }

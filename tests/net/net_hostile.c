@@ -139,7 +139,7 @@ static void
 put_badly(rank_t *rank, epx__net_t *victim, uint64_t sequence,
           const tamper_t *tamper)
 {
-    char *box = victim->boxes + (uint64_t)rank->rank * victim->box.bytes;
+    char *box = victim->peers[rank->rank].box_here;
     char *cell = box + epx__net_box_cell(&victim->box, sequence);
     uint64_t word_at = tamper->target == ACK ? 0 : epx__net_box_word(sequence);
     epx__net_header_t header = {
