@@ -223,9 +223,28 @@ epx__net_boxes_poll(epx__net_t *net)
 
 /* --- Lending slots ------------------------------------------------------ */
 
+/* The share of the memory; `like` is the half that lies in the same place,
+ * whose share serves both, or NULL. */
+static epx_status_t
+share_half(epx__net_t *net, const epx__net_lent_t *like, void *memory,
+           uint64_t bytes, epx__net_lent_t *lent)
+{
+    epx_status_t status;
+
+    if (like != NULL) {
+        lent->note = like->note;
+        return EPX_OK;
+    }
+    epx__net_crank_take(net);
+    status =
+        net->puts->share(net->state, memory, bytes, &lent->note, &lent->share);
+    epx__net_crank_leave(net);
+    return status;
+}
+
 static epx_status_t
 lend_half(epx__net_t *net, uint32_t channel, int32_t source, uint64_t turn,
-          void *memory, uint64_t bytes)
+          const epx__net_lent_t *like, void *memory, uint64_t bytes)
 {
     epx__net_lent_t *lent = calloc(1, sizeof(*lent));
     epx__net_job_t note = { .header = { .kind = EPX__NET_KIND_NOTE,
@@ -238,10 +257,7 @@ lend_half(epx__net_t *net, uint32_t channel, int32_t source, uint64_t turn,
     if (lent == NULL) {
         return epx__fail(EPX_ERR_NO_MEMORY, "no memory to lend a slot");
     }
-    epx__net_crank_take(net);
-    status =
-        net->puts->share(net->state, memory, bytes, &lent->note, &lent->share);
-    epx__net_crank_leave(net);
+    status = share_half(net, like, memory, bytes, lent);
     if (status != EPX_OK) {
         free(lent);
         return status;
@@ -261,7 +277,8 @@ epx_status_t
 epx__net_slot_lend(epx__net_t *net, uint32_t channel, int32_t source,
                    uint64_t turn, void *const halves[2], uint64_t bytes)
 {
-    epx_status_t status = EPX_OK;
+    epx__net_lent_t *const *lent = net->peers[source].lent;
+    epx_status_t status;
 
     /* What fits a box needs no slot to be put to; and who is gone needs none.
      */
@@ -269,10 +286,15 @@ epx__net_slot_lend(epx__net_t *net, uint32_t channel, int32_t source,
         epx__net_state(&net->peers[source]) != EPX__PEER_UP) {
         return EPX_OK;
     }
-    for (uint64_t t = turn; t < turn + 2 && status == EPX_OK; t++) {
-        status = lend_half(net, channel, source, t, halves[t % 2], bytes);
+    status =
+        lend_half(net, channel, source, turn, NULL, halves[turn % 2], bytes);
+    if (status != EPX_OK) {
+        return status;
     }
-    return status;
+    return lend_half(net, channel, source, turn + 1,
+                     halves[0] == halves[1] ? lent[epx__net_half(channel, turn)]
+                                            : NULL,
+                     halves[(turn + 1) % 2], bytes);
 }
 
 static bool
@@ -308,7 +330,9 @@ epx__net_slot_take_back(epx__net_t *net, uint32_t channel, int32_t source,
     epx__net_crank_take(net);
     for (int i = 0; i < 2; i++) {
         if (lent[i] != NULL) {
-            net->puts->unshare(net->state, lent[i]->share);
+            if (lent[i]->share != NULL) {
+                net->puts->unshare(net->state, lent[i]->share);
+            }
             free(lent[i]);
             lent[i] = NULL;
         }

@@ -57,7 +57,7 @@ typedef struct epx__net_outgoing {
 
 /* Half of a slot of this rank, while its source may put to it. */
 typedef struct epx__net_lent {
-    void *share; /* the backend's */
+    void *share; /* the backend's; NULL: the other half has it */
     epx__net_note_t note;
     epx__net_done_t told; /* that note */
 } epx__net_lent_t;
