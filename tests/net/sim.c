@@ -55,6 +55,7 @@ typedef struct node {
     uint64_t *counter; /* [num_ranks] messages to each */
     uint64_t num_puts;
     share_t *shares;
+    uint64_t num_shared; /* ever */
     bool is_cut;
 } node_t;
 
@@ -161,6 +162,20 @@ sim_counts(sim_t *sim, uint64_t *lost_p, uint64_t *repeated_p)
     *lost_p = sim->num_lost;
     *repeated_p = sim->num_repeated;
     (void)pthread_mutex_unlock(&sim->mutex);
+}
+
+int
+sim_num_shares(sim_t *sim, int32_t rank)
+{
+    int count = 0;
+
+    (void)pthread_mutex_lock(&sim->mutex);
+    for (const share_t *share = sim->nodes[rank].shares; share != NULL;
+         share = share->next) {
+        count++;
+    }
+    (void)pthread_mutex_unlock(&sim->mutex);
+    return count;
 }
 
 /* Behind those of the same time. */
@@ -470,8 +485,12 @@ sim_share(void *argument, void *memory, uint64_t bytes, epx__net_note_t *note,
           void **share_p)
 {
     node_t *node = argument;
-    share_t *share = calloc(1, sizeof(*share));
+    share_t *share;
 
+    if (++node->num_shared == node->sim->faults.unshared_at) {
+        return epx__fail(EPX_ERR_SYSTEM, "the memory cannot be shared");
+    }
+    share = calloc(1, sizeof(*share));
     *share = (share_t){ node->shares, (uint64_t)(uintptr_t)memory, bytes };
     note->address = share->address;
     note->bytes = bytes;

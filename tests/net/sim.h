@@ -21,6 +21,8 @@ typedef struct sim_faults {
     uint64_t cut_at;
     int32_t cut_rank;
     uint64_t vanishes_at;
+    /* Which memory of each rank cannot be shared; the first is its boxes'. */
+    uint64_t unshared_at;
 } sim_faults_t;
 
 typedef struct sim sim_t;
@@ -34,6 +36,9 @@ void sim_cut(sim_t *sim, int32_t rank, bool is_cut);
 
 /* How many messages were lost, and repeated. */
 void sim_counts(sim_t *sim, uint64_t *lost_p, uint64_t *repeated_p);
+
+/* How many pieces of memory a rank shares. */
+int sim_num_shares(sim_t *sim, int32_t rank);
 
 /* The network of the groups that are made from now on, where this backend has
  * taken the place of UCX's. */
