@@ -382,8 +382,9 @@ EPX_API epx_status_t epx_group_abort(epx_group_t *group);
  * EPX_OK at once when no rank is new and the group has not failed.
  * EPX_ERR_TIMEOUT names the ranks that did not call in time, or tells that
  * nobody is known to be lost and nobody was named; the call can then be made
- * again, with those ranks.  CPU groups of one node; EPX_ERR_UNSUPPORTED with
- * others.
+ * again, with those ranks.  EPX_ERR_ABORTED names a rank that has aborted the
+ * group, EPX_ERR_PEER_DATA what a rank has written to the list of the masked:
+ * neither passes.  CPU groups of one node; EPX_ERR_UNSUPPORTED with others.
  */
 EPX_API epx_status_t epx_group_mask(epx_group_t *group, const int32_t *ranks,
                                     int32_t num_ranks);
@@ -744,7 +745,8 @@ typedef struct epx_dispatch_args {
      * counted.  Optional, for this rank alone. */
     int64_t *wait_ns;
     /* [T, K], set to 1 for entries that are dropped since their expert's rank
-     * is masked (epx_group_mask), else 0; optional, for this rank alone. */
+     * is masked (epx_group_mask), else 0; optional, for this rank alone.  CPU
+     * groups only. */
     uint8_t *dropped;
 } epx_dispatch_args_t;
 

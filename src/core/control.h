@@ -54,7 +54,8 @@ typedef struct epx__vitals {
     uint64_t beat;     /* raised as long as the owner's process runs */
     uint32_t has_left; /* has destroyed its group: signals no more */
     uint32_t joined;   /* has ended what it did before this epoch */
-    uint32_t unused[12];
+    uint32_t has_aborted;
+    uint32_t unused[11];
     /* The epoch, above 16 bits: 1 + the rank that found the group failed, and
      * has a verdict.  Only grows. */
     uint32_t alarm;

@@ -109,10 +109,8 @@ epx__group_is_broken(epx_group_t *group)
     return has_failed(group) || epx__mask_hear(group) || epx__lost_hear(group);
 }
 
-/* No call returns an error before the peers of this node have been told of it:
- * they may be reading what the caller changes next. */
-static void
-wait_for_tellers(const epx_group_t *group)
+void
+epx__group_wait_for_tellers(const epx_group_t *group)
 {
     while (epx__load_u32(&group->num_tellers) != 0) {
         (void)sched_yield();
@@ -124,7 +122,7 @@ epx__group_restore(epx_group_t *group)
 {
     epx__error_t broken;
 
-    wait_for_tellers(group);
+    epx__group_wait_for_tellers(group);
     (void)pthread_mutex_lock(&group->state_lock);
     broken = group->broken;
     group->is_told = true;
@@ -142,7 +140,7 @@ epx__group_check(epx_group_t *group)
     if (!epx__group_is_broken(group)) {
         return EPX_OK;
     }
-    wait_for_tellers(group);
+    epx__group_wait_for_tellers(group);
     if (epx__mask_holds(group, group->rank)) {
         return epx__mask_refuse(group);
     }
@@ -177,7 +175,11 @@ epx__group_heap_free(epx_group_t *group, void *block)
 void
 epx__group_heap_free_old(epx_group_t *group, void *block)
 {
-    epx__heap_retire(&group->heap, block, 0);
+    uint32_t epoch = epx__load_u32(&group->epoch);
+
+    /* Who fails it may be stopped while writing there. */
+    epx__heap_retire(&group->heap, block,
+                     epx__group_is_broken(group) ? epoch : 0);
     epx__mask_reclaim(group);
 }
 

@@ -89,11 +89,10 @@ struct epx_group {
     void *net_control;
     epx__heap_t heap;
 
-    /* Who is masked (core/mask.h).  The first three are atomic, and change
-     * under both locks. */
+    /* Who is masked (core/mask.h).  The first two are atomic, and change under
+     * both locks. */
     uint32_t epoch; /* how many are */
     uint64_t masked[EPX_MAX_RANKS / 64];
-    uint32_t is_aborted;
     const uint16_t *roll; /* NULL: nobody can be */
 
     const struct epx__fabric_ops *fabric;
@@ -145,6 +144,10 @@ epx_status_t epx__group_check_read(epx_group_t *group);
 
 /* Whether it has failed, here or, as far as has been heard, at a peer. */
 bool epx__group_is_broken(epx_group_t *group);
+
+/* No call returns an error before the peers of this node have been told of it:
+ * they may be reading what the caller changes next. */
+void epx__group_wait_for_tellers(const epx_group_t *group);
 
 /* Give back a block that peers wrote to; not once the group is broken, when
  * they may still do so: then it goes with the group, or is given back when all

@@ -64,6 +64,24 @@ epx__lost_tell(epx_group_t *group, uint32_t epoch, const epx__error_t *error)
     }
 }
 
+void
+epx__lost_abort(epx_group_t *group)
+{
+    epx__vitals_t *own = epx__lost_vitals(group, group->rank);
+
+    if (is_joined(group) && own != NULL) {
+        epx__store_u32(&own->has_aborted, 1);
+    }
+}
+
+bool
+epx__lost_has_aborted(const epx_group_t *group, int32_t rank)
+{
+    const epx__vitals_t *vitals = epx__lost_vitals(group, rank);
+
+    return vitals != NULL && epx__load_u32(&vitals->has_aborted) != 0;
+}
+
 /* Whether a peer may say so: a failure of a peer or of the group. */
 static bool
 is_verdict(int32_t status)

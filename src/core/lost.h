@@ -20,6 +20,11 @@
 void epx__lost_tell(epx_group_t *group, uint32_t epoch,
                     const epx__error_t *error);
 
+/* This rank has aborted the group: it begins no further epoch, nor do peers
+ * that have not masked it. */
+void epx__lost_abort(epx_group_t *group);
+bool epx__lost_has_aborted(const epx_group_t *group, int32_t rank);
+
 /* Take over the error of a peer whose group has failed, if one has told;
  * returns whether. */
 bool epx__lost_hear(epx_group_t *group);

@@ -10,7 +10,8 @@
 #include <string.h>
 
 /* An epoch's steps start here: above all that an earlier one can take, and at a
- * multiple of EPX__NUM_SLOTS. */
+ * multiple of EPX__NUM_SLOTS.  Their lower halves come again, so this is not
+ * for engines that poll words (core/control.h). */
 #define EPOCH_STEPS_SHIFT 40
 
 /* How often to look whether a peer is lost, which nobody wakes this rank for.
@@ -211,12 +212,18 @@ join(const call_t *call)
     return true;
 }
 
-static void
+/* False if another thread has aborted the group. */
+static bool
 begin_epoch(const call_t *call)
 {
     epx_group_t *group = call->group;
 
+    epx__group_wait_for_tellers(group); /* they tell of the epoch that ends */
     (void)pthread_mutex_lock(&group->state_lock);
+    if (epx__lost_has_aborted(group, group->rank)) {
+        (void)pthread_mutex_unlock(&group->state_lock);
+        return false;
+    }
     for (int i = 0; i < EPX_MAX_RANKS / 64; i++) {
         __atomic_store_n(&group->masked[i], call->masked[i], __ATOMIC_RELAXED);
     }
@@ -230,6 +237,7 @@ begin_epoch(const call_t *call)
     epx__mask_reclaim(group);
     epx__log(EPX__LOG_INFO, "rank %d begins epoch %u", group->rank,
              call->epoch);
+    return true;
 }
 
 static epx_status_t
@@ -241,7 +249,8 @@ timed_out(const call_t *call)
     if (call->epoch == epx__load_u32(&group->epoch)) {
         return epx__fail(EPX_ERR_TIMEOUT,
                          "rank %d timed out in epx_group_mask after %.3f s: "
-                         "no rank is known to be lost, and none was named",
+                         "no rank that is not masked is known to be lost, or "
+                         "was named",
                          group->rank, seconds);
     }
     return epx__fail(
@@ -269,6 +278,19 @@ count_rings(const epx_group_t *group)
                               ->count);
 }
 
+/* Of those that remain; -1 for nobody. */
+static int32_t
+who_aborted(const call_t *call)
+{
+    for (int32_t rank = 0; rank < call->group->num_ranks; rank++) {
+        if (!is_on_roll(call, rank) &&
+            epx__lost_has_aborted(call->group, rank)) {
+            return rank;
+        }
+    }
+    return -1;
+}
+
 /* One look around: whether there is nothing left to do. */
 static epx_status_t
 advance(call_t *call, bool *is_done_p)
@@ -283,9 +305,9 @@ advance(call_t *call, bool *is_done_p)
     if (is_on_roll(call, group->rank)) {
         return epx__mask_refuse(group);
     }
-    if (epx__load_u32(&group->is_aborted) != 0) {
-        return epx__fail(EPX_ERR_ABORTED, "rank %d aborted the group",
-                         group->rank);
+    rank = who_aborted(call);
+    if (rank >= 0) {
+        return epx__fail(EPX_ERR_ABORTED, "rank %d aborted the group", rank);
     }
     rank = next_to_mask(call);
     if (rank >= 0) {
@@ -294,8 +316,7 @@ advance(call_t *call, bool *is_done_p)
     }
     if (call->epoch == epx__load_u32(&group->epoch)) {
         *is_done_p = !epx__group_is_broken(group);
-    } else if (join(call)) {
-        begin_epoch(call);
+    } else if (join(call) && begin_epoch(call)) {
         /* Who was lost up to here is seen; who is lost from now on fails the
          * group again. */
         *is_done_p = next_to_mask(call) < 0;

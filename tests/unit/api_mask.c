@@ -162,6 +162,24 @@ go_on(member_t *m)
     expect(m, "dispatch", dispatch(m, 0), EPX_OK, "");
 }
 
+/* Rank 3 aborts while rank 1 waits for it; nobody goes on from there. */
+static void
+end_by_abort(member_t *m)
+{
+    const int32_t other = 3;
+
+    if (m->self->rank == other) {
+        expect(m, "abort", epx_group_abort(m->group), EPX_OK, "");
+    } else {
+        expect(m, "a wait", dispatch(m, EPX_NEW_ROUTING), EPX_ERR_ABORTED,
+               "rank 3 aborted");
+        expect(m, "mask", epx_group_mask(m->group, &other, 1), EPX_ERR_ABORTED,
+               "rank 3 aborted");
+    }
+    expect(m, "mask", epx_group_mask(m->group, NULL, 0), EPX_ERR_ABORTED,
+           "rank 3 aborted");
+}
+
 static void
 mask_rank(world_rank_t *self, void *context)
 {
@@ -197,6 +215,7 @@ mask_rank(world_rank_t *self, void *context)
         expect(m, "mask", epx_group_mask(m->group, NULL, 0), EPX_OK, "");
         check_masked(m, "x.x.");
         expect(m, "dispatch", dispatch(m, EPX_NEW_ROUTING), EPX_OK, "");
+        end_by_abort(m);
     }
     expect(m, "the plan's end", epx_plan_destroy(m->plan), EPX_OK, "");
     expect(m, "the end", epx_group_destroy(m->group), EPX_OK, "");

@@ -174,6 +174,11 @@ cuda_counts_wait(cuda_plan_t *plan)
 {
     int64_t start = epx__now_ns();
 
+    if (plan->is_routed_in_graph && !is_told(plan)) {
+        return epx__fail(EPX_ERR_STATE,
+                         "the plan's routing is in a graph that has not run "
+                         "yet");
+    }
     /* Kernels end by their deadlines, and what the caller has queued before
      * them is the caller's to wait for. */
     while (!is_told(plan)) {
@@ -210,13 +215,7 @@ cuda_plan_counts(epx_plan_t *base, epx_plan_counts_t *counts)
     if (status != EPX_OK) {
         return status;
     }
-    if (plan->is_routed_in_graph && !is_told(plan)) {
-        status = epx__fail(EPX_ERR_STATE,
-                           "the plan's routing is in a graph that has not run "
-                           "yet");
-    } else {
-        status = cuda_counts_wait(plan);
-    }
+    status = cuda_counts_wait(plan);
     epx__cuda_device_leave();
     if (status != EPX_OK) {
         return status;

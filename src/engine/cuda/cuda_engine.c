@@ -81,7 +81,8 @@ close_entered(epx_group_t *group)
 
     cuda_plans_reclaim(group, true);
     for (cuda_plan_t *plan = engine->retired; plan != NULL;) {
-        /* The device has failed: only the host's memory is left to free. */
+        /* The device or the group has failed: only the host's memory is left
+         * to free. */
         cuda_plan_t *after = plan->next;
 
         cuda_rail_close(plan);

@@ -12,11 +12,13 @@ typedef struct header {
     size_t bytes;
 } header_t;
 
+enum { KEPT_SLACK = 1 << 16 };
+
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static header_t *kept;
 
-/* The smallest kept block of at least so many bytes; NULL when there is none.
- */
+/* The smallest kept block of at least so many bytes; NULL when there is none,
+ * or it is so large that another plan will want it. */
 static header_t *
 find_kept(size_t bytes)
 {
@@ -26,6 +28,7 @@ find_kept(size_t bytes)
     (void)pthread_mutex_lock(&lock);
     for (header_t **link = &kept; *link != NULL; link = &(*link)->next) {
         if ((*link)->bytes >= bytes &&
+            (*link)->bytes <= 2 * bytes + KEPT_SLACK &&
             (best == NULL || (*link)->bytes < (*best)->bytes)) {
             best = link;
         }

@@ -12,9 +12,10 @@
  *     a dispatch into     both, and the parcels are rows for one rank each
  *     receive slots
  *
- * Each lane of a step has a channel of its own, by the step's number: at most
- * EPX__MAX_OPEN are open.  Turns are the steps.  A slot is opened before the
- * post goes out, so who has the post may send.
+ * Each lane of a step has a channel of its own, by the step's slot: a step may
+ * have ended for the kernels while its peers' acknowledgements are under way.
+ * Turns are the steps.  A slot is opened before the post goes out, so who has
+ * the post may send.
  *
  *     cuda_proxy.c        the thread, and the steps of counts
  *     cuda_proxy_op.c     dispatch and combine

@@ -169,7 +169,9 @@ cuda_rail_open_slots(cuda_plan_t *plan, cuda_rail_t *rail)
 bool
 cuda_rail_is_busy(const cuda_plan_t *plan)
 {
-    bool is_busy = false;
+    /* Nothing ends the trips of a broken group but the end of its net. */
+    bool is_busy =
+        plan->num_regions > 0 && epx__group_is_broken(plan->base.group);
 
     for (int i = 0; i < plan->num_regions && !is_busy; i++) {
         const uint64_t *marks = plan->regions[i].base;

@@ -228,6 +228,7 @@ begin_trip(const cuda_rail_args_t &args, uint64_t step)
     trip->rail = args.rail;
     fence_acq_rel_sys();
     st_relaxed_sys(&trip->begun, step);
+    fence_acq_rel_sys(); // before this step's words
 }
 
 // A token's part of the parcel, but for its row and scales.

@@ -85,8 +85,8 @@ trip_wait(const cuda_view_t &view, uint64_t step, const cuda_trip_t *trip,
     bool late;
 
     watch_start(view, wait_ns, &watch);
-    // Released by the proxy.
-    while (ld_acquire_sys(&trip->came[lane]) != step) {
+    // Looks that acquire would cost whoever shares the SM its L1.
+    while (ld_relaxed_sys(&trip->came[lane]) != step) {
         watch_look(view, trip, lane, false, &watch);
         if (!deadline_holds(view, &deadline, &late)) {
             if (late) {
@@ -95,6 +95,7 @@ trip_wait(const cuda_view_t &view, uint64_t step, const cuda_trip_t *trip,
             return false;
         }
     }
+    (void)ld_acquire_sys(&trip->came[lane]); // released by the proxy
     watch_look(view, trip, lane, true, &watch);
     return true;
 }
