@@ -71,19 +71,21 @@ counts_are_possible(const cpu_plan_t *plan, const uint32_t *counts,
 static epx_status_t
 read_far_slots(cpu_plan_t *plan, int32_t peer, const epx__count_row_t *head)
 {
+    const uint32_t first = CPU_SLOT_CHANNEL;
+
     if (plan->base.key.send_only_row_bytes == 0) {
         return EPX_OK;
     }
-    if (head->slots_channel < CPU_SLOT_CHANNEL ||
+    if (head->slots_channel < first ||
         head->slots_channel >= EPX__GROUP_CHANNELS || head->slots_turn == 0) {
         return epx__group_break(
             plan->base.group,
             epx__fail(EPX_ERR_PEER_DATA,
                       "rank %d has its receive slots at turn %" PRIu64
                       " of channel %" PRIu64 "; turns count from 1, and the "
-                      "channels of slots are %d to %d",
-                      peer, head->slots_turn, head->slots_channel,
-                      CPU_SLOT_CHANNEL, EPX__GROUP_CHANNELS - 1));
+                      "channels of slots are %" PRIu32 " to %d",
+                      peer, head->slots_turn, head->slots_channel, first,
+                      EPX__GROUP_CHANNELS - 1));
     }
     plan->peer_channels[peer] = (uint32_t)head->slots_channel;
     plan->peer_turns[peer] = head->slots_turn;
