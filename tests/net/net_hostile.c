@@ -225,7 +225,8 @@ be_victim(rank_t *rank, play_t *play)
     play->victim = rank->net;
     rank_barrier(rank);
     rank_barrier(rank);
-    while (play->tamper->why == NULL && differs(slot, EPX__PAGE, PATTERN) < 0) {
+    while (play->tamper->why == NULL &&
+           !epx__net_arrived(rank->net, CHANNEL, 1, 1, NULL)) {
         (void)usleep(100);
     }
     check_refused(rank, play->tamper, slot, segment, before);

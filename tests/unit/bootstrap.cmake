@@ -13,7 +13,7 @@ if(MPI_C_FOUND)
             $<TARGET_FILE:bootstrap_mpi>)
   # MPI's own leaks are not ours, and its own threads are not instrumented.
   set_tests_properties(bootstrap_mpi PROPERTIES TIMEOUT 300 ENVIRONMENT
-    "OMPI_ALLOW_RUN_AS_ROOT=1;OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1;OMPI_MCA_rmaps_base_oversubscribe=1;PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe;ASAN_OPTIONS=detect_leaks=0;TSAN_OPTIONS=ignore_noninstrumented_modules=1")
+    "OMPI_ALLOW_RUN_AS_ROOT=1;OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1;OMPI_MCA_rmaps_base_oversubscribe=1;PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe;ASAN_OPTIONS=detect_leaks=0;TSAN_OPTIONS=ignore_noninstrumented_modules=1:intercept_tls_get_addr=0")
 else()
   message(WARNING "no MPI found: the test of epx_mpi.h is skipped")
   add_test(NAME bootstrap_mpi
