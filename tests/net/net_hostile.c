@@ -152,7 +152,7 @@ put_badly(rank_t *rank, epx__net_t *victim, uint64_t sequence,
         .sequence = sequence,
         .turn = 1,
         .bytes = BYTES,
-        .total = SLOT_BYTES,
+        .total = tamper->target == NOTHING ? BYTES : SLOT_BYTES,
     };
     const uint64_t key = SLOT_BYTES;
     epx__net_note_t note = { .address = 4096,

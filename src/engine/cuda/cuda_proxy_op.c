@@ -11,7 +11,7 @@
 static uint32_t
 channel_of(epx__lane_t lane, uint64_t step)
 {
-    return (uint32_t)lane * EPX__NUM_SLOTS + (uint32_t)epx__slot(step);
+    return (uint32_t)lane * EPX__NUM_SLOTS + epx__slot(step);
 }
 
 static const char *
