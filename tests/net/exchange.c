@@ -227,7 +227,7 @@ exchange_main(rank_t *rank)
         free(s.halves[0][peer]);
         free(s.halves[1][peer]);
     }
-    CHECK(rank->num_lost == 0, "%s", rank->lost_text);
+    CHECK(num_lost(rank) == 0, "%s", rank->lost_text);
     free(s.parcels);
     free(s.halves[0]);
     free(s.halves[1]);

@@ -190,9 +190,9 @@ check_told(rank_t *rank, const scenario_t *scenario, int32_t victim,
           epx_status_string(status));
     CHECK(strncmp(epx_last_error(), name, strlen(name)) == 0, "%s",
           scenario->name);
-    CHECK(rank->num_lost == 1 && rank->lost_rank == victim,
+    CHECK(num_lost(rank) == 1 && rank->lost_rank == victim,
           "%s: %d peers lost, the last one rank %d", scenario->name,
-          rank->num_lost, rank->lost_rank);
+          num_lost(rank), rank->lost_rank);
     CHECK(failed_at > 0 && rank->lost_ns - failed_at <= LIMIT,
           "%s: told after %.3f s", scenario->name,
           (double)(rank->lost_ns - failed_at) * 1e-9);
@@ -221,7 +221,7 @@ failure_main(rank_t *rank)
     if (scenario->what == STOP_SHORTLY) {
         await_word(FAILED_AT);
         talk(rank, scenario, memory, 200);
-        CHECK(rank->num_lost == 0, "%s: %s", scenario->name, rank->lost_text);
+        CHECK(num_lost(rank) == 0, "%s: %s", scenario->name, rank->lost_text);
     } else {
         status = meet_failure(rank, scenario, memory);
         check_told(rank, scenario, scenario->victim, status);

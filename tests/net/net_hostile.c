@@ -190,8 +190,8 @@ check_refused(rank_t *rank, const tamper_t *tamper, const char *slot,
     int64_t deadline = rank_deadline(rank);
     const char *tail = NULL;
 
-    while (__atomic_load_n(&rank->num_lost, __ATOMIC_ACQUIRE) == 0 &&
-           tamper->why != NULL && epx__now_ns() < deadline) {
+    while (num_lost(rank) == 0 && tamper->why != NULL &&
+           epx__now_ns() < deadline) {
         (void)usleep(100);
     }
     if (tamper->why != NULL) {

@@ -96,7 +96,7 @@ lend_main(rank_t *rank)
         send_turn(rank, 1, 1 + 2);
         send_turn(rank, 2, 1 + 2 + 2);
     }
-    CHECK(rank->num_lost == 0, "%s", rank->lost_text);
+    CHECK(num_lost(rank) == 0, "%s", rank->lost_text);
 }
 
 int

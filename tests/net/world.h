@@ -66,6 +66,14 @@ typedef struct rank {
     int64_t lost_ns; /* when */
 } rank_t;
 
+/* Peers that the net has told to be lost: then lost_rank and its sentence are
+ * there. */
+static inline int
+num_lost(const rank_t *rank)
+{
+    return __atomic_load_n(&rank->num_lost, __ATOMIC_ACQUIRE);
+}
+
 typedef void rank_main_t(rank_t *rank);
 
 /* Run main for every rank in a thread of its own, between open and close. */
