@@ -179,7 +179,8 @@ put_badly(rank_t *rank, epx__net_t *victim, uint64_t sequence,
 
 typedef struct play {
     const tamper_t *tamper;
-    epx__net_t *victim; /* rank 0's */
+    rank_t *rank; /* the victim, 0 */
+    epx__net_t *victim;
 } play_t;
 
 /* The good message lands, and the bytes that it has; nothing else does. */
@@ -222,6 +223,7 @@ be_victim(rank_t *rank, play_t *play)
     epx__net_step_begin(rank->net, 1);
     memcpy(before, segment, rank->map.heap);
     CHECK_OK(epx__net_slot_open(rank->net, CHANNEL, 1, 1, halves, SLOT_BYTES));
+    play->rank = rank;
     play->victim = rank->net;
     rank_barrier(rank);
     rank_barrier(rank);
@@ -238,6 +240,7 @@ static void
 hostile_main(rank_t *rank)
 {
     play_t *play = rank->world->argument;
+    int64_t deadline = rank_deadline(rank);
 
     if (rank->rank == 0) {
         be_victim(rank, play);
@@ -245,6 +248,12 @@ hostile_main(rank_t *rank)
         rank_barrier(rank);
         put_badly(rank, play->victim, 1, play->tamper);
         rank_barrier(rank);
+        /* What this rank's net acknowledges goes into the same word. */
+        while (play->tamper->target == ACK && num_lost(play->rank) == 0 &&
+               epx__now_ns() < deadline) {
+            put_badly(rank, play->victim, 1, play->tamper);
+            (void)usleep(100);
+        }
     }
     rank_barrier(rank);
     rank->net->config.timeout_ns = 1; /* nobody says farewell */
