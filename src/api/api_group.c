@@ -602,21 +602,18 @@ epx_group_abort(epx_group_t *group)
     if (group == NULL) {
         return epx__fail(EPX_ERR_NULL, "group is null");
     }
+    epx__error_save(
+        &error,
+        epx__fail(EPX_ERR_ABORTED, "rank %d aborted the group", group->rank));
     epx__lost_abort(group);
     /* An epoch that begins this moment may not have seen that. */
     do {
         epoch = epx__load_u32(&group->epoch);
-        epx__group_end_epoch(group, epoch,
-                             epx__fail(EPX_ERR_ABORTED,
-                                       "rank %d aborted the group",
-                                       group->rank));
+        epx__group_end_epoch(group, epoch, epx__error_restore(&error));
     } while (epx__load_u32(&group->epoch) != epoch);
     if (group->roll != NULL) {
         /* Peers that this rank has joined begin the next one without it. */
         epx__group_wait_for_tellers(group);
-        epx__error_save(&error,
-                        epx__fail(EPX_ERR_ABORTED, "rank %d aborted the group",
-                                  group->rank));
         epx__lost_tell(group, epoch + 1, &error);
     }
     return EPX_OK;

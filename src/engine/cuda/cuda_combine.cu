@@ -69,44 +69,16 @@ __launch_bounds__(WARPS * 32, 1)
     }
 }
 
-using kernel_t = void (*)(const cuda_combine_args_t);
-
-kernel_t
-kernel_of(epx_dtype_t dtype, cuda_mover_t mover)
-{
-    bool is_bulk = mover == CUDA_MOVER_BULK;
-
-    if (dtype == LOGFMT) {
-        return is_bulk ? combine_kernel<LOGFMT, true>
-                       : combine_kernel<LOGFMT, false>;
-    }
-    switch (dtype) {
-    case EPX_F32:
-        return is_bulk ? combine_kernel<EPX_F32, true>
-                       : combine_kernel<EPX_F32, false>;
-    case EPX_F16:
-        return is_bulk ? combine_kernel<EPX_F16, true>
-                       : combine_kernel<EPX_F16, false>;
-    default:
-        return is_bulk ? combine_kernel<EPX_BF16, true>
-                       : combine_kernel<EPX_BF16, false>;
-    }
-}
+template <epx_dtype_t DTYPE, bool BULK> struct kernels {
+    static constexpr kernel_t kernel = combine_kernel<DTYPE, BULK>;
+};
 
 } // namespace
 
 cudaError_t
 cuda_combine_load(size_t max_shared)
 {
-    const epx_dtype_t dtypes[] = { EPX_F32, EPX_F16, EPX_BF16, LOGFMT };
-    cudaError_t error = cudaSuccess;
-
-    for (int i = 0; i < 8 && error == cudaSuccess; i++) {
-        error = cudaFuncSetAttribute(
-            kernel_of(dtypes[i / 2], (cuda_mover_t)(i % 2)),
-            cudaFuncAttributeMaxDynamicSharedMemorySize, (int)max_shared);
-    }
-    return error;
+    return kernels_load<kernels>(max_shared);
 }
 
 size_t
@@ -163,6 +135,6 @@ cuda_combine_launch(const cuda_combine_args_t *args, epx_dtype_t dtype,
     epx_dtype_t adds =
         args->post.signature.quantize == EPX_QUANTIZE_LOGFMT10 ? LOGFMT : dtype;
 
-    return launch(kernel_of(adds, mover), num_blocks, WARPS * 32, shared, *args,
-                  stream);
+    return launch(kernel_of<kernels>(adds, mover), num_blocks, WARPS * 32,
+                  shared, *args, stream);
 }

@@ -601,6 +601,50 @@ pull(const cuda_combine_args_t &args, const epx__post_t &post, char *shared,
     return true;
 }
 
+// ---- a kernel for each dtype ----
+
+using kernel_t = void (*)(const cuda_combine_args_t);
+
+// KERNELS<dtype, bulk>::kernel is the one for those; LOGFMT counts as a dtype.
+template <template <epx_dtype_t, bool> class KERNELS>
+kernel_t
+kernel_of(epx_dtype_t dtype, cuda_mover_t mover)
+{
+    bool is_bulk = mover == CUDA_MOVER_BULK;
+
+    if (dtype == LOGFMT) {
+        return is_bulk ? KERNELS<LOGFMT, true>::kernel
+                       : KERNELS<LOGFMT, false>::kernel;
+    }
+    switch (dtype) {
+    case EPX_F32:
+        return is_bulk ? KERNELS<EPX_F32, true>::kernel
+                       : KERNELS<EPX_F32, false>::kernel;
+    case EPX_F16:
+        return is_bulk ? KERNELS<EPX_F16, true>::kernel
+                       : KERNELS<EPX_F16, false>::kernel;
+    default:
+        return is_bulk ? KERNELS<EPX_BF16, true>::kernel
+                       : KERNELS<EPX_BF16, false>::kernel;
+    }
+}
+
+// Let all of them have so many bytes of shared memory.
+template <template <epx_dtype_t, bool> class KERNELS>
+cudaError_t
+kernels_load(size_t max_shared)
+{
+    const epx_dtype_t dtypes[] = { EPX_F32, EPX_F16, EPX_BF16, LOGFMT };
+    cudaError_t error = cudaSuccess;
+
+    for (int i = 0; i < 8 && error == cudaSuccess; i++) {
+        error = cudaFuncSetAttribute(
+            kernel_of<KERNELS>(dtypes[i / 2], (cuda_mover_t)(i % 2)),
+            cudaFuncAttributeMaxDynamicSharedMemorySize, (int)max_shared);
+    }
+    return error;
+}
+
 } // namespace
 
 #endif
