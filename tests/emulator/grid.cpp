@@ -78,35 +78,44 @@ run_grid(const launch_t &launch)
 
 // ---- launches ----
 
-static constexpr size_t SHARED_UNASKED = 48 << 10;
-
 struct allowances {
     std::mutex lock;
-    std::map<const void *, size_t> bytes;
+    std::map<const void *, shared_wish> wishes;
 };
 
 static allowances *const the_allowances = new allowances;
 
 cudaError_t
-allow_shared(const void *kernel, size_t bytes)
+wish_shared(const void *kernel, cudaFuncAttribute attribute, int value)
 {
     std::lock_guard<std::mutex> held(the_allowances->lock);
+    shared_wish *wish = &the_allowances->wishes[kernel];
 
-    if (bytes > DEVICE_SHARED) {
+    if (attribute == cudaFuncAttributePreferredSharedMemoryCarveout) {
+        wish->carveout = value;
+        return cudaSuccess;
+    }
+    if (value < 0 || (size_t)value > DEVICE_SHARED) {
         return error(cudaErrorInvalidValue);
     }
-    the_allowances->bytes[kernel] = bytes;
+    wish->bytes = (size_t)value;
     return cudaSuccess;
 }
 
-size_t
-shared_allowed(const void *kernel)
+static shared_wish
+shared_wished(const void *kernel)
 {
     std::lock_guard<std::mutex> held(the_allowances->lock);
-    auto found = the_allowances->bytes.find(kernel);
 
-    return found == the_allowances->bytes.end() ? SHARED_UNASKED
-                                                : found->second;
+    return the_allowances->wishes[kernel];
+}
+
+// A device may hold back a kernel that divides shared memory otherwise than
+// others do, and they may wait for each other then: all must be alike.
+static bool
+divides_alike(const shared_wish &wish)
+{
+    return wish.carveout == cudaSharedmemCarveoutMaxShared;
 }
 
 static uint64_t
@@ -124,6 +133,7 @@ launch(const void *function, std::function<void()> kernel, dim3 grid,
        dim3 block, size_t shared_bytes, cudaStream_t stream)
 {
     static std::atomic<uint64_t> count;
+    shared_wish wish = shared_wished(function);
     launch_t made;
 
     if (grid.x < 1 || grid.x > DEVICE_SMS || grid.y != 1 || grid.z != 1 ||
@@ -131,7 +141,7 @@ launch(const void *function, std::function<void()> kernel, dim3 grid,
         block.y != 1 || block.z != 1) {
         return error(cudaErrorInvalidConfiguration);
     }
-    if (shared_bytes > shared_allowed(function)) {
+    if (shared_bytes > wish.bytes || !divides_alike(wish)) {
         return error(cudaErrorInvalidValue);
     }
     made.kernel = std::move(kernel);

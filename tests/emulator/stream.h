@@ -13,9 +13,13 @@ namespace emulator
 /* Note an error for cudaGetLastError, and give it back. */
 cudaError_t error(cudaError_t found);
 
-/* Whether a launch may be, and of how much shared memory. */
-cudaError_t allow_shared(const void *kernel, size_t bytes);
-size_t shared_allowed(const void *kernel);
+/* How much shared memory a kernel may have, and how it divides an SM's. */
+struct shared_wish {
+    size_t bytes = 48 << 10;
+    int carveout = cudaSharedmemCarveoutDefault;
+};
+cudaError_t wish_shared(const void *kernel, cudaFuncAttribute attribute,
+                        int value);
 
 /* kernel() is called by each thread, in stream order. */
 cudaError_t launch(const void *function, std::function<void()> kernel,

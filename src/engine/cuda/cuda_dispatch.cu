@@ -162,13 +162,10 @@ kernel_of(cuda_mover_t mover, bool quantizes)
 cudaError_t
 cuda_dispatch_load(size_t max_shared)
 {
-    cudaFuncAttributes attributes;
-    cudaError_t error = cudaFuncGetAttributes(&attributes, wait_kernel);
+    cudaError_t error = load(wait_kernel, max_shared);
 
     for (int i = 0; i < 4 && error == cudaSuccess; i++) {
-        error = cudaFuncSetAttribute(
-            kernel_of((cuda_mover_t)(i / 2), i % 2 != 0),
-            cudaFuncAttributeMaxDynamicSharedMemorySize, (int)max_shared);
+        error = load(kernel_of((cuda_mover_t)(i / 2), i % 2 != 0), max_shared);
     }
     return error;
 }

@@ -175,7 +175,7 @@ load_kernels(epx_group_t *group)
         error = cuda_unpack_load(engine->max_shared);
     }
     if (error == cudaSuccess) {
-        error = cuda_stage_load();
+        error = cuda_stage_load(engine->max_shared);
     }
     if (error == cudaSuccess && cuda_spans_nodes(group)) {
         error = cuda_rail_load(engine->max_shared);

@@ -645,9 +645,9 @@ cuda_fused_load(size_t max_shared)
     cudaError_t error = cudaSuccess;
 
     for (int i = 0; i < 8 && error == cudaSuccess; i++) {
-        error = cudaFuncSetAttribute(
-            kernel_of((cuda_mover_t)(i / 4), i / 2 % 2 != 0, i % 2 != 0),
-            cudaFuncAttributeMaxDynamicSharedMemorySize, (int)max_shared);
+        error =
+            load(kernel_of((cuda_mover_t)(i / 4), i / 2 % 2 != 0, i % 2 != 0),
+                 max_shared);
     }
     return error;
 }

@@ -340,7 +340,7 @@ typedef enum cuda_mover {
 cudaError_t cuda_plan_load(size_t max_shared);
 cudaError_t cuda_dispatch_load(size_t max_shared);
 cudaError_t cuda_combine_load(size_t max_shared);
-cudaError_t cuda_stage_load(void);
+cudaError_t cuda_stage_load(size_t max_shared);
 
 #define CUDA_PLAN_WARPS 16 /* of a block, at most */
 #define CUDA_COMBINE_CHUNK                                                 \

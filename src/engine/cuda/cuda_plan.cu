@@ -700,9 +700,7 @@ cuda_plan_shared_bytes(const cuda_plan_args_t *args)
 cudaError_t
 cuda_plan_load(size_t max_shared)
 {
-    return cudaFuncSetAttribute(plan_kernel,
-                                cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                (int)max_shared);
+    return load(plan_kernel, max_shared);
 }
 
 cudaError_t

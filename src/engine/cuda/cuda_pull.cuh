@@ -638,9 +638,8 @@ kernels_load(size_t max_shared)
     cudaError_t error = cudaSuccess;
 
     for (int i = 0; i < 8 && error == cudaSuccess; i++) {
-        error = cudaFuncSetAttribute(
-            kernel_of<KERNELS>(dtypes[i / 2], (cuda_mover_t)(i % 2)),
-            cudaFuncAttributeMaxDynamicSharedMemorySize, (int)max_shared);
+        error = load(kernel_of<KERNELS>(dtypes[i / 2], (cuda_mover_t)(i % 2)),
+                     max_shared);
     }
     return error;
 }

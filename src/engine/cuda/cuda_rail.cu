@@ -533,29 +533,22 @@ __global__ void __launch_bounds__(256, 1)
 cudaError_t
 cuda_rail_load(size_t max_shared)
 {
-    cudaFuncAttributes attributes;
-    cudaError_t error = cudaFuncGetAttributes(&attributes, nodes_kernel);
+    cudaError_t error = load(nodes_kernel, max_shared);
 
     if (error == cudaSuccess) {
-        error = cudaFuncGetAttributes(&attributes, places_kernel);
+        error = load(places_kernel, max_shared);
     }
     if (error == cudaSuccess) {
-        error = cudaFuncGetAttributes(&attributes, pack_kernel);
+        error = load(pack_kernel, max_shared);
     }
     if (error == cudaSuccess) {
-        error = cudaFuncGetAttributes(&attributes, turn_kernel);
+        error = load(turn_kernel, max_shared);
     }
     if (error == cudaSuccess) {
-        error = cudaFuncSetAttribute(
-            forward_kernel<true>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-            (int)max_shared);
+        error = load(forward_kernel<true>, max_shared);
     }
-    return error == cudaSuccess
-               ? cudaFuncSetAttribute(
-                     forward_kernel<false>,
-                     cudaFuncAttributeMaxDynamicSharedMemorySize,
-                     (int)max_shared)
-               : error;
+    return error == cudaSuccess ? load(forward_kernel<false>, max_shared)
+                                : error;
 }
 
 cudaError_t

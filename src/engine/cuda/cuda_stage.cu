@@ -121,11 +121,9 @@ __launch_bounds__(THREADS)
 } // namespace
 
 cudaError_t
-cuda_stage_load()
+cuda_stage_load(size_t max_shared)
 {
-    cudaFuncAttributes attributes;
-
-    return cudaFuncGetAttributes(&attributes, stage_kernel);
+    return load(stage_kernel, max_shared);
 }
 
 cudaError_t

@@ -369,16 +369,10 @@ __global__ void __launch_bounds__(256, 1)
 cudaError_t
 cuda_unpack_load(size_t max_shared)
 {
-    cudaError_t error = cudaFuncSetAttribute(
-        unpack_kernel<true>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-        (int)max_shared);
+    cudaError_t error = load(unpack_kernel<true>, max_shared);
 
-    return error == cudaSuccess
-               ? cudaFuncSetAttribute(
-                     unpack_kernel<false>,
-                     cudaFuncAttributeMaxDynamicSharedMemorySize,
-                     (int)max_shared)
-               : error;
+    return error == cudaSuccess ? load(unpack_kernel<false>, max_shared)
+                                : error;
 }
 
 size_t

@@ -289,26 +289,11 @@ cudaLaunchKernel(void (*kernel)(const Args), dim3 grid, dim3 block,
                             block, shared_bytes, stream);
 }
 
-typedef struct cudaFuncAttributes {
-    int maxDynamicSharedSizeBytes;
-} cudaFuncAttributes;
-
-enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
-
 template <typename Kernel>
 static inline cudaError_t
-cudaFuncGetAttributes(cudaFuncAttributes *attributes, Kernel *kernel)
+cudaFuncSetAttribute(Kernel *kernel, cudaFuncAttribute attribute, int value)
 {
-    attributes->maxDynamicSharedSizeBytes =
-        (int)emulator::shared_allowed((const void *)kernel);
-    return cudaSuccess;
-}
-
-template <typename Kernel>
-static inline cudaError_t
-cudaFuncSetAttribute(Kernel *kernel, cudaFuncAttribute, int bytes)
-{
-    return emulator::allow_shared((const void *)kernel, (size_t)bytes);
+    return emulator::wish_shared((const void *)kernel, attribute, value);
 }
 
 #endif
