@@ -13,7 +13,7 @@
 
 /* What a module was built against: raised with any change to this table, to the
  * structs behind it or to the functions of src/core and src/fabric. */
-#define EPX__ENGINE_ABI 5
+#define EPX__ENGINE_ABI 6
 
 typedef struct epx__engine_ops {
     uint32_t abi; /* EPX__ENGINE_ABI */
@@ -39,8 +39,9 @@ typedef struct epx__engine_ops {
     /* What has to be set up once per group: workers, device. */
     epx_status_t (*open)(epx_group_t *group);
     void (*close)(epx_group_t *group);
-    /* Before the net is closed, which nothing may use any more.  NULL: nothing
-     * does outside of calls. */
+    /* Until the device has done what peers wait for, and before the net is
+     * closed, which nothing may use any more.  NULL: nothing happens outside of
+     * calls. */
     void (*leave)(epx_group_t *group);
     /* Break the group if the device has found an error since; does not block.
      * NULL: errors are found by the calls themselves. */
