@@ -373,8 +373,9 @@ EPX_API epx_status_t epx_group_abort(epx_group_t *group);
  * was open has failed, also one that epx_complete would have finished.  Ranks
  * may have been at different operations when the failure found them: where to
  * go on is theirs to agree on.  In a group that works, too, what a peer has not
- * completed by then fails.  Synchronize queues first; no collective call of
- * this rank may run meanwhile.
+ * completed by then fails.  Synchronize queues, and streams that run graphs,
+ * first; no collective call of this rank may run meanwhile.  Graphs that were
+ * captured before are of no use, and have to be captured again.
  *
  * A rank that was stopped and goes on may still finish rows that it was writing
  * to EPX memory that was open to it: docs/failures.md.
@@ -384,7 +385,8 @@ EPX_API epx_status_t epx_group_abort(epx_group_t *group);
  * nobody is known to be lost and nobody was named; the call can then be made
  * again, with those ranks.  EPX_ERR_ABORTED names a rank that has aborted the
  * group, EPX_ERR_PEER_DATA what a rank has written to the list of the masked:
- * neither passes.  CPU groups of one node; EPX_ERR_UNSUPPORTED with others.
+ * neither passes.  Groups of one node; EPX_ERR_UNSUPPORTED with several, and
+ * where hosts share no memory (see epx_group_status).
  */
 EPX_API epx_status_t epx_group_mask(epx_group_t *group, const int32_t *ranks,
                                     int32_t num_ranks);
@@ -745,8 +747,7 @@ typedef struct epx_dispatch_args {
      * counted.  Optional, for this rank alone. */
     int64_t *wait_ns;
     /* [T, K], set to 1 for entries that are dropped since their expert's rank
-     * is masked (epx_group_mask), else 0; optional, for this rank alone.  CPU
-     * groups only. */
+     * is masked (epx_group_mask), else 0; optional, for this rank alone. */
     uint8_t *dropped;
 } epx_dispatch_args_t;
 

@@ -531,9 +531,7 @@ open_joined(epx_group_t *group)
 {
     epx_status_t status = EPX_OK;
 
-    if (group->device == EPX_DEVICE_CPU) {
-        epx__mask_open(group);
-    }
+    epx__mask_open(group);
     epx__store_u32(&group->is_joined, 1);
     if (group->controls.fabric != NULL) {
         status = epx__listener_open(group);

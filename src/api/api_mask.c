@@ -42,9 +42,9 @@ epx_group_mask(epx_group_t *group, const int32_t *ranks, int32_t num_ranks)
     if (group->roll == NULL) {
         return epx__fail(
             EPX_ERR_UNSUPPORTED,
-            group->device != EPX_DEVICE_CPU
-                ? "ranks of a CUDA group cannot be masked in this version; "
-                  "make a new group without them"
+            group->nodes.num_nodes == 1
+                ? "ranks of a group whose hosts share no memory cannot be "
+                  "masked; make a new group without them"
                 : "ranks of a group with several nodes cannot be masked in "
                   "this version; make a new group without them");
     }

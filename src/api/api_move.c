@@ -227,12 +227,6 @@ check_dispatch(const epx_plan_t *plan, const epx_dispatch_args_t *args)
                            ", but the plan fixes %" PRId64 " rows",
                            args->recv_rows, fixed);
     }
-    if (status == EPX_OK && args->dropped != NULL &&
-        plan->group->device != EPX_DEVICE_CPU) {
-        status = epx__fail(EPX_ERR_UNSUPPORTED,
-                           "args->dropped is given, but ranks of a CUDA group "
-                           "cannot be masked in this version");
-    }
     if (status == EPX_OK && args->recv_topk_idx != NULL &&
         plan->key.layout != EPX_LAYOUT_RANK_MAJOR) {
         status = epx__fail(EPX_ERR_INVALID,

@@ -35,7 +35,7 @@
 #define EPX__LINE           64
 #define EPX__PAGE           4096
 #define EPX__SEGMENT_MAGIC  UINT64_C(0x746e656d67657358) /* "Xsegment" */
-#define EPX__LAYOUT_VERSION 4
+#define EPX__LAYOUT_VERSION 5
 #define EPX__VITALS         1024
 #define EPX__ROLL           2048 /* u16 [1024], to the end of the page */
 
@@ -53,9 +53,9 @@ typedef struct epx__segment_header {
 typedef struct epx__vitals {
     uint64_t beat;     /* raised as long as the owner's process runs */
     uint32_t has_left; /* has destroyed its group: signals no more */
-    uint32_t joined;   /* has ended what it did before this epoch */
     uint32_t has_aborted;
-    uint32_t unused[11];
+    uint64_t joined; /* EPX__JOINED: has ended what it did before this epoch */
+    uint32_t unused[10];
     /* The epoch, above 16 bits: 1 + the rank that found the group failed, and
      * has a verdict.  Only grows. */
     uint32_t alarm;
@@ -64,6 +64,10 @@ typedef struct epx__vitals {
     int32_t status;
     char text[508];
 } epx__vitals_t;
+
+/* In `joined`, above the last step that the rank may have signalled: its epoch.
+ * One word, so that they belong together. */
+#define EPX__JOINED_SHIFT 48
 
 /* READY: a count row or a post is there.  DONE: rows have landed, or a block
  * has been read. */

@@ -77,6 +77,18 @@ typedef struct epx__remote {
 /* So many beats must fail to come before a peer is lost. */
 #define EPX__BEATS 10
 
+/* What an engine has to do when ranks are masked (core/mask.h), with op_lock
+ * held; masked is a bit for each rank. */
+typedef struct epx__renewal {
+    /* Until no operation of this rank runs, nor will do anything to a peer any
+     * more, so that it can join; *last_step_p is the last step that it may have
+     * signalled. */
+    epx_status_t (*rest)(epx_group_t *group, const uint64_t *masked,
+                         uint64_t *last_step_p);
+    /* The next step comes after last_step; failures are forgotten. */
+    epx_status_t (*renew)(epx_group_t *group, uint64_t last_step);
+} epx__renewal_t;
+
 struct epx_group {
     int32_t rank;
     int32_t num_ranks;
@@ -116,7 +128,8 @@ struct epx_group {
      * both locks. */
     uint32_t epoch; /* how many are */
     uint64_t masked[EPX_MAX_RANKS / 64];
-    const uint16_t *roll; /* NULL: nobody can be */
+    const uint16_t *roll;          /* NULL: nobody can be */
+    const epx__renewal_t *renewal; /* NULL: operations end with their calls */
 
     const struct epx__engine_ops *engine;
     void *engine_state;

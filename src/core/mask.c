@@ -9,10 +9,7 @@
 #include <inttypes.h>
 #include <string.h>
 
-/* An epoch's steps start here: above all that an earlier one can take, and at a
- * multiple of EPX__NUM_SLOTS.  Their lower halves come again, so this is not
- * for engines that poll words (core/control.h). */
-#define EPOCH_STEPS_SHIFT 40
+#define STEP_MASK ((UINT64_C(1) << EPX__JOINED_SHIFT) - 1)
 
 /* How often to look whether a peer is lost, which nobody wakes this rank for.
  */
@@ -107,6 +104,7 @@ typedef struct call {
     int32_t num_ranks;
     uint32_t epoch;                      /* the roll's length */
     uint64_t masked[EPX_MAX_RANKS / 64]; /* who stands on it */
+    uint64_t last_step; /* of those that do not, when all have joined */
 } call_t;
 
 static bool
@@ -182,33 +180,66 @@ add_to_roll(const call_t *call, int32_t rank)
     }
 }
 
+static uint64_t
+joined_of(const epx_group_t *group, int32_t rank)
+{
+    /* Acquires what that rank did in earlier epochs. */
+    return epx__load_acquire_u64(&epx__lost_vitals(group, rank)->joined);
+}
+
 static bool
 has_not_joined(const void *context, int32_t rank)
 {
     const call_t *call = context;
 
-    /* Acquires what that rank did in earlier epochs. */
     return !is_on_roll(call, rank) &&
-           epx__load_u32(&epx__lost_vitals(call->group, rank)->joined) <
-               call->epoch;
+           joined_of(call->group, rank) >> EPX__JOINED_SHIFT < call->epoch;
 }
 
-/* Say that this rank has ended whatever it did; whether all others have. */
-static bool
+/* Say that this rank has ended whatever it did. */
+static epx_status_t
 join(const call_t *call)
 {
-    const epx_group_t *group = call->group;
+    epx_group_t *group = call->group;
     epx__vitals_t *own = epx__lost_vitals(group, group->rank);
+    uint64_t last_step = group->last_step;
+    epx_status_t status = EPX_OK;
 
-    if (epx__load_u32(&own->joined) != call->epoch) {
-        epx__store_u32(&own->joined, call->epoch);
+    if (joined_of(group, group->rank) >> EPX__JOINED_SHIFT == call->epoch) {
+        return EPX_OK;
+    }
+    if (group->renewal != NULL) {
+        status = group->renewal->rest(group, call->masked, &last_step);
+    }
+    if (status == EPX_OK) {
+        epx__store_release_u64(&own->joined,
+                               (uint64_t)call->epoch << EPX__JOINED_SHIFT |
+                                   (last_step & STEP_MASK));
         ring_all(group);
     }
-    for (int32_t rank = 0; rank < group->num_ranks; rank++) {
-        if (has_not_joined(call, rank)) {
+    return status;
+}
+
+/* Whether all have joined this epoch, and up to which step they have been.  Who
+ * has joined a later one has found the roll longer, as this rank will. */
+static bool
+have_joined(call_t *call)
+{
+    call->last_step = 0;
+    for (int32_t rank = 0; rank < call->group->num_ranks; rank++) {
+        uint64_t joined = joined_of(call->group, rank);
+
+        if (is_on_roll(call, rank)) {
+            continue;
+        }
+        if (joined >> EPX__JOINED_SHIFT != call->epoch) {
             return false;
         }
+        joined &= STEP_MASK;
+        call->last_step = joined > call->last_step ? joined : call->last_step;
     }
+    /* Slots are taken in turn from the first one on. */
+    call->last_step = epx__round_up(call->last_step, EPX__NUM_SLOTS);
     return true;
 }
 
@@ -231,8 +262,11 @@ begin_epoch(const call_t *call)
     epx__store_u32(&group->epoch, call->epoch);
     group->broken = (epx__error_t){ .status = EPX_OK };
     group->is_told = false;
+    if (group->halt != NULL) {
+        epx__store_release_u64(group->halt, 0);
+    }
     (void)pthread_mutex_unlock(&group->state_lock);
-    group->last_step = (uint64_t)call->epoch << EPOCH_STEPS_SHIFT;
+    group->last_step = call->last_step;
     memset(group->open_steps, 0, sizeof(group->open_steps));
     epx__mask_reclaim(group);
     epx__log(EPX__LOG_INFO, "rank %d begins epoch %u", group->rank,
@@ -306,12 +340,21 @@ advance(call_t *call, bool *is_done_p)
     }
     if (call->epoch == epx__load_u32(&group->epoch)) {
         *is_done_p = !epx__group_is_broken(group);
-    } else if (join(call) && begin_epoch(call)) {
+        return EPX_OK;
+    }
+    status = join(call);
+    if (status != EPX_OK || !have_joined(call)) {
+        return status;
+    }
+    if (group->renewal != NULL) {
+        status = group->renewal->renew(group, call->last_step);
+    }
+    if (status == EPX_OK && begin_epoch(call)) {
         /* Who was lost up to here is seen; who is lost from now on fails the
          * group again. */
         *is_done_p = next_to_mask(call) < 0;
     }
-    return EPX_OK;
+    return status;
 }
 
 epx_status_t

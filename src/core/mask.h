@@ -11,10 +11,11 @@
  *     adding     never oneself, nor after being found on the roll: so somebody
  *                is always left
  *     joining    with no operation open, a rank writes the epoch that it has
- *                read into its vitals, and waits until every rank that is not
- *                masked has done so
- *     going on   then it begins the epoch: its steps start above all of earlier
- *                epochs, and its failure is forgotten
+ *                read into its vitals, with the last step that it may have
+ *                signalled, and waits until every rank that is not masked has
+ *                done so
+ *     going on   then it begins the epoch: its steps start above the last that
+ *                any of those has signalled, and its failure is forgotten
  *     growth     a roll that is longer than this rank's epoch fails its group,
  *                until it joins again or finds itself masked
  *

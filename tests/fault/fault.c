@@ -112,8 +112,7 @@ draw_round(fault_round_t *round, const options_t *options, uint64_t seed)
          round->which == POINT_IN_COMBINE_HOOK)) {
         round->is_split = true;
     }
-    round->masks = FAULT_DEVICE == EPX_DEVICE_CPU && options->nodes == 1 &&
-                   round->phase != FAULT_IN_END &&
+    round->masks = options->nodes == 1 && round->phase != FAULT_IN_END &&
                    (options->masks < 0 ? rng_one_in(&rng, 2) : options->masks);
     round->keeps_plan = rng_one_in(&rng, 2);
     round->routes_ride = round->layout == EPX_LAYOUT_EXPERT_SLOTS &&

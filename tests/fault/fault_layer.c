@@ -273,7 +273,7 @@ fault_layers_run(fault_layers_t *l, int32_t layer, const char **wrong_p)
     dispatch.recv_x = l->recv;
     dispatch.recv_rows = l->num_rows;
     dispatch.recv_src_token = l->src_token;
-    dispatch.dropped = FAULT_DEVICE == EPX_DEVICE_CPU ? l->dropped : NULL;
+    dispatch.dropped = l->dropped;
     dispatch.flags = (l->round->is_split ? EPX_SEND_ONLY : 0) |
                      (rides ? EPX_NEW_ROUTING : 0);
     dispatch.num_tokens = rides ? l->num_tokens : 0;

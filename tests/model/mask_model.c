@@ -254,7 +254,7 @@ step_look(state_t *s, int r)
     for (int other = 0; other < model.num_ranks; other++) {
         have_joined =
             have_joined && ((mask_of(s, rank->at) >> other & 1) != 0 ||
-                            s->joined[other] >= rank->at);
+                            s->joined[other] == rank->at);
     }
     if (!have_joined && model.flaw != NO_JOIN) {
         return false;

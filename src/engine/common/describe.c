@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "engine/common/describe.h"
 
+#include "core/atomic.h"
 #include "engine/common/placement.h"
 
 #include <inttypes.h>
@@ -191,6 +192,18 @@ epx__check_pending(epx__pending_t pending)
                            "must come before its next operation",
                            pending == EPX__PENDING_DISPATCH ? "dispatch"
                                                             : "combine");
+}
+
+epx_status_t
+epx__plan_stale(const epx_plan_t *plan, uint32_t epoch)
+{
+    return epx__fail(EPX_ERR_STATE,
+                     "ranks have been masked since the plan was made or "
+                     "updated (epoch %u, now %u): %s",
+                     epoch, epx__load_u32(&plan->group->epoch),
+                     plan->key.max_tokens_per_rank > 0
+                         ? "it needs new routing (epx_plan_update)"
+                         : "make a new one");
 }
 
 epx_status_t

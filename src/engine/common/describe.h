@@ -42,6 +42,9 @@ uint32_t epx__weights_bits(bool has_weights, bool takes_part);
 uint64_t epx__scale_extent(const epx_plan_t *plan, int32_t num_local,
                            uint64_t num_rows, const epx__post_t *post);
 
+/* The error of a plan of an earlier epoch, `epoch`. */
+epx_status_t epx__plan_stale(const epx_plan_t *plan, uint32_t epoch);
+
 /* EPX_ERR_STATE while a plan's send-only operation waits for epx_complete. */
 epx_status_t epx__check_pending(epx__pending_t pending);
 

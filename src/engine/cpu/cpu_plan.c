@@ -161,15 +161,8 @@ cpu_plan_is_stale(const cpu_plan_t *plan)
 epx_status_t
 cpu_plan_check(const cpu_plan_t *plan)
 {
-    return cpu_plan_is_stale(plan)
-               ? epx__fail(EPX_ERR_STATE,
-                           "ranks have been masked since the plan was made or "
-                           "updated (epoch %u, now %u): %s",
-                           plan->epoch, epx__load_u32(&plan->base.group->epoch),
-                           plan->base.key.max_tokens_per_rank > 0
-                               ? "it needs new routing (epx_plan_update)"
-                               : "make a new one")
-               : EPX_OK;
+    return cpu_plan_is_stale(plan) ? epx__plan_stale(&plan->base, plan->epoch)
+                                   : EPX_OK;
 }
 
 void

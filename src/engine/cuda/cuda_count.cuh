@@ -21,6 +21,15 @@ expert_rank(int num_experts, int num_ranks, int expert)
                          : extra + (expert - wide) / quotient;
 }
 
+// The rank of an expert; -1 when it is masked.
+__device__ int
+taking_rank(const cuda_view_t &view, int num_experts, int expert)
+{
+    int rank = expert_rank(num_experts, view.num_ranks, expert);
+
+    return is_masked(view, rank) ? -1 : rank;
+}
+
 // Number an entry among the warp's for the same key: all lanes.
 __device__ uint32_t
 number(uint32_t *hist, int key)
@@ -36,7 +45,8 @@ number(uint32_t *hist, int key)
     return ordinal;
 }
 
-// Counts of a source that are known to be there: tokens[R], then rows[E].
+// Counts of a source, not masked, that are known to be there: tokens[R], then
+// rows[E].
 __device__ uint32_t
 count_read(const uint64_t *words, int key)
 {
@@ -128,7 +138,8 @@ receive_counts(const cuda_dispatch_args_t &move, const cuda_told_t &told,
         bool is_expert = e < plan.num_local;
         uint32_t count = 0;
 
-        ok = word_wait(view, step, CUDA_IN_DISPATCH, source,
+        ok = is_masked(view, source) ||
+             word_wait(view, step, CUDA_IN_DISPATCH, source,
                        HEAD_WORDS +
                            (is_expert ? num_ranks + first + e : view.rank),
                        &count);

@@ -22,7 +22,7 @@ num_words(const cuda_plan_t *plan)
     bool has_most = cuda_spans_nodes(plan->base.group) &&
                     plan->base.key.max_tokens_per_rank == 0;
 
-    return num_counts(plan) + (has_most ? 1 : 0);
+    return num_counts(plan) + (has_most || plan->epoch > 0 ? 1 : 0);
 }
 
 epx_status_t
@@ -132,7 +132,8 @@ take_in(cuda_plan_t *plan)
         if (!word_is_there(plan, num_counts(plan), &content)) {
             return false;
         }
-        plan->most_tokens = content;
+        plan->most_tokens = plan->epoch > 0 ? 0 : content;
+        plan->num_dropped = plan->epoch > 0 ? content : 0;
     }
     reckon(plan);
     return true;
@@ -210,6 +211,9 @@ cuda_plan_counts(epx_plan_t *base, epx_plan_counts_t *counts)
     epx_status_t status = epx__group_check(group);
 
     if (status == EPX_OK) {
+        status = cuda_plan_check(plan);
+    }
+    if (status == EPX_OK) {
         status = epx__cuda_device_enter(group->device_ordinal);
     }
     if (status != EPX_OK) {
@@ -223,6 +227,7 @@ cuda_plan_counts(epx_plan_t *base, epx_plan_counts_t *counts)
     counts->num_rows = plan->num_rows;
     counts->num_recv_rows = plan->num_recv_rows;
     counts->num_recv_tokens = plan->num_recv_tokens;
+    counts->num_dropped = plan->num_dropped;
     counts->first_expert = base->first_expert;
     counts->num_local_experts = base->num_local_experts;
     counts->rank_tokens = plan->rank_tokens;

@@ -185,17 +185,14 @@ stage_out(const cuda_stage_args_t *stage, int num_blocks, cudaStream_t stream)
 }
 
 static epx_status_t
-launch_kernel(draft_t *draft, const cuda_op_t *op, int num_blocks)
+launch_kernel(draft_t *draft, const cuda_op_t *op, int num_blocks,
+              uint64_t generation)
 {
     const cuda_engine_t *engine = cuda_engine(draft->plan->base.group);
     cuda_mover_t mover =
         draft->kernel.x_is_aligned ? engine->mover : CUDA_MOVER_PLAIN;
 
     if (draft->is_new || draft->to_slots) {
-        uint64_t generation =
-            draft->is_new ? cuda_plan_renew(draft->plan, op, draft->num_tokens)
-                          : 0;
-
         return cuda_fused_start(op, &draft->kernel, draft->is_new,
                                 draft->args.topk_idx, num_blocks, generation);
     }
@@ -217,10 +214,16 @@ launch(draft_t *draft, const cuda_op_t *op)
 {
     cuda_plan_t *plan = draft->plan;
     int num_blocks = cuda_blocks(plan->base.group, draft->args.num_workers);
+    uint64_t generation =
+        draft->is_new ? cuda_plan_renew(plan, op, draft->num_tokens) : 0;
     epx_status_t status;
 
     plan->pending_is_in_slots = false;
-    status = launch_kernel(draft, op, num_blocks);
+    status = launch_kernel(draft, op, num_blocks, generation);
+    if (status == EPX_OK) {
+        status = cuda_drops(op, draft->num_tokens, draft->args.dropped,
+                            draft->is_new, generation);
+    }
     if (plan->pending != EPX__PENDING_NONE) {
         plan->pending_stage = draft->stage;
         plan->pending_stages = draft->stages;
@@ -320,7 +323,9 @@ static epx_status_t
 route_first(draft_t *draft, epx_stream_t stream)
 {
     const epx_dispatch_args_t *args = &draft->args;
-    epx_status_t status = epx__check_pending(draft->plan->pending);
+    epx_status_t status = cuda_plan_is_stale(draft->plan)
+                              ? EPX_OK
+                              : epx__check_pending(draft->plan->pending);
 
     draft->num_tokens = args->num_tokens;
     draft->num_rows = (int64_t)epx__plan_fixed_rows(&draft->plan->base);
@@ -352,7 +357,8 @@ cuda_dispatch(epx_plan_t *base, const epx_dispatch_args_t *args,
     draft.kernel.plan = draft.plan->view;
     draft.kernel.row_bytes = (uint64_t)draft.shape.row_bytes;
     draft.kernel.num_scales = draft.shape.num_scales;
-    if (draft.is_new && !cuda_can_count(draft.plan, &draft.kernel)) {
+    if (draft.is_new && (cuda_plan_is_stale(draft.plan) ||
+                         !cuda_can_count(draft.plan, &draft.kernel))) {
         status = route_first(&draft, stream);
         if (status != EPX_OK) {
             return status;

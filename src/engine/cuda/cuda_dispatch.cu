@@ -134,6 +134,9 @@ wait_kernel(const __grid_constant__ cuda_wait_args_t args)
         return;
     }
     for (int r = threadIdx.x; r < view.num_ranks; r += blockDim.x) {
+        if (is_masked(view, r)) {
+            continue;
+        }
         // Known to be there: the send has waited for it.
         uint64_t target = words_read<epx__post_t>(view, step, r, 0).arrivals;
 

@@ -177,6 +177,9 @@ load_kernels(epx_group_t *group)
     if (error == cudaSuccess) {
         error = cuda_stage_load(engine->max_shared);
     }
+    if (error == cudaSuccess) {
+        error = cuda_mask_load(engine->max_shared);
+    }
     if (error == cudaSuccess && cuda_spans_nodes(group)) {
         error = cuda_rail_load(engine->max_shared);
     }
@@ -262,6 +265,7 @@ open_view(epx_group_t *group)
     }
     if (status == EPX_OK) {
         epx__group_set_halt(group, &engine->view.report->halt);
+        cuda_mask_open(group);
     }
     free(image);
     return status;
@@ -388,6 +392,10 @@ cuda_complete(epx_plan_t *base, epx_stream_t stream)
 
     if (status != EPX_OK) {
         return status;
+    }
+    status = cuda_plan_check(plan);
+    if (status != EPX_OK) {
+        return cuda_op_end(&op, status, false);
     }
     if (plan->pending == EPX__PENDING_NONE) {
         status = epx__fail(EPX_ERR_STATE, "epx_complete: the plan has no "

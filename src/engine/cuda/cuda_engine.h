@@ -4,6 +4,7 @@
 #ifndef EPX_ENGINE_CUDA_ENGINE_H
 #define EPX_ENGINE_CUDA_ENGINE_H
 
+#include "core/atomic.h"
 #include "core/plan.h"
 #include "engine/common/describe.h"
 #include "engine/cuda/cuda_kernels.h"
@@ -84,8 +85,10 @@ typedef struct cuda_plan {
     int64_t *expert_rows;    /* [L] */
     int64_t *expert_offsets; /* [L + 1] */
     int64_t num_rows, num_recv_rows, num_recv_tokens;
+    int64_t num_dropped;
     int64_t most_tokens; /* of a rank; with several nodes */
 
+    uint32_t epoch;          /* of the group, in which the plan is of use */
     uint64_t num_routings;   /* generation of the last one, graphs apart */
     bool is_routed_in_graph; /* the last routing lives in a graph */
     bool needs_record;       /* retired while its stream was capturing */
@@ -173,7 +176,8 @@ uint64_t cuda_plan_renew(cuda_plan_t *plan, const cuda_op_t *op,
 /* cuda_counts.c */
 epx_status_t cuda_counts_open(cuda_plan_t *plan);
 void cuda_counts_close(cuda_plan_t *plan);
-/* Forget what was told of the seat's last plan, whose kernels have all run. */
+/* Forget what was told of the seat's last plan, or of routings in an earlier
+ * epoch, whose kernels have all run. */
 void cuda_counts_clear(cuda_plan_t *plan);
 /* Whether the last routing is known to have no counts, and why. */
 bool cuda_counts_refused(const cuda_plan_t *plan, epx_status_t *status_p);
@@ -204,6 +208,7 @@ epx_status_t cuda_reachable(cuda_plan_t *plan, cuda_stand_in_t which,
 void cuda_stage_add(cuda_stage_args_t *stage, const void *user, char *heap,
                     uint64_t row_bytes);
 uint64_t cuda_heap_offset(const cuda_plan_t *plan, const char *heap);
+/* Those of an earlier epoch, too, which masked ranks may still write to. */
 void cuda_stand_ins_close(cuda_plan_t *plan);
 
 /* cuda_dispatch.c, cuda_combine.c */
@@ -267,6 +272,22 @@ epx_status_t cuda_rail_combine_end(const cuda_op_t *op,
  * kernels have run. */
 bool cuda_rail_is_busy(const cuda_plan_t *plan);
 void cuda_rail_close(cuda_plan_t *plan);
+
+/* cuda_mask.c: going on without ranks. */
+void cuda_mask_open(epx_group_t *group);
+static inline bool
+cuda_plan_is_stale(const cuda_plan_t *plan)
+{
+    return plan->epoch != epx__load_u32(&plan->base.group->epoch);
+}
+/* Refuse a plan of an earlier epoch. */
+epx_status_t cuda_plan_check(const cuda_plan_t *plan);
+/* Make one as it was before it had routing, but for its memory. */
+void cuda_plan_revive(cuda_plan_t *plan);
+/* Which entries of the plan's routing are dropped: `dropped` may be NULL.  New
+ * routing's generation, else tells is false. */
+epx_status_t cuda_drops(const cuda_op_t *op, int64_t num_tokens,
+                        uint8_t *dropped, bool tells, uint64_t generation);
 
 /* cuda_report.c: the errors that the device has found, as sentences. */
 epx_status_t cuda_check(epx_group_t *group);

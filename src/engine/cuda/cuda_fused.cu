@@ -37,7 +37,7 @@ wait_places(const cuda_fused_args_t &args, const block &b, uint64_t step,
         own_entry *e = &b.own[i / sources];
         uint32_t rows = 0;
 
-        if (e->expert < 0) {
+        if (e->expert < 0 || is_masked(view, i % sources)) {
             continue;
         }
         ok = word_wait(view, step, CUDA_IN_DISPATCH, i % sources,
@@ -573,8 +573,7 @@ __launch_bounds__(THREADS, 1)
     }
     for (int e = threadIdx.x; e < args.move.plan.key.num_experts;
          e += THREADS) {
-        b.ranks[e] =
-            expert_rank((int)args.move.plan.key.num_experts, view.num_ranks, e);
+        b.ranks[e] = taking_rank(view, (int)args.move.plan.key.num_experts, e);
     }
     if (threadIdx.x == THREADS - 1) {
         bad_entry = ~0ull;

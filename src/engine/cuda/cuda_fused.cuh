@@ -170,7 +170,9 @@ template <int COUNT> struct entries_load {
     // The expert; -1 for none.
     __device__ int32_t expert(const cuda_fused_args_t &args, int i) const
     {
-        return values[i] < -1 || values[i] >= args.move.plan.key.num_experts
+        int64_t least = args.is_new ? -1 : CUDA_EXPERT_DROPPED;
+
+        return values[i] < least || values[i] >= args.move.plan.key.num_experts
                    ? BAD_EXPERT
                    : (int32_t)values[i];
     }
@@ -267,20 +269,21 @@ count_tile(const cuda_fused_args_t &args, const block &b, const tile_part &tile,
         int32_t rank = b.ranks[max(expert, 0)];
         placed p = place_entry(b, expert, rank, k,
                                [&](uint32_t j) { return entry[-(int)j]; });
+        bool is_taken = expert >= 0 && rank >= 0;
 
         if (expert == BAD_EXPERT || (expert >= 0 && p.repeats)) {
             atomicMin(bad_entry, (unsigned long long)(at + n) + 1);
         }
-        if (expert >= 0) {
+        if (is_taken) {
             atomicAdd(&b.total[num_ranks + expert], 1u);
         }
-        if (expert >= 0 && p.leads) {
+        if (is_taken && p.leads) {
             atomicAdd(&b.total[rank], 1u);
         }
-        if (expert >= 0 && is_before) {
+        if (is_taken && is_before) {
             atomicAdd(&b.before[num_ranks + expert], 1u);
         }
-        if (BY_RANK && expert >= 0 && p.leads && is_before) {
+        if (BY_RANK && is_taken && p.leads && is_before) {
             atomicAdd(&b.before[rank], 1u);
         }
         k += turn;
@@ -383,6 +386,10 @@ own_place(const cuda_fused_args_t &args, const block &b, uint32_t count)
             continue;
         }
         int32_t rank = b.ranks[e->expert];
+        if (rank < 0) {
+            e->expert = CUDA_EXPERT_DROPPED; // as far as its token goes, too
+            continue;
+        }
         e->rank = rank;
         if (args.to_slots) {
             placed p =

@@ -111,7 +111,7 @@ typedef struct cuda_refusal {
  *     words[1 .. R]   tokens that arrive from each rank
  *     then [L]        (token, expert) pairs for each local expert
  *     with several nodes, if there is no max_tokens_per_rank, then the most
- *     tokens that any rank has
+ *     tokens that any rank has; with masked ranks the entries that are dropped
  */
 typedef struct cuda_record {
     cuda_refusal_t refusal;
@@ -127,6 +127,8 @@ typedef struct cuda_routing {
     uint32_t failed;     /* the last one was refused */
 } cuda_routing_t;
 
+#define CUDA_EXPERT_DROPPED (-3)
+
 /* Pointers into a plan's device memory. */
 typedef struct cuda_plan_view {
     epx__plan_key_t key; /* plan_id comes from the routing */
@@ -134,7 +136,8 @@ typedef struct cuda_plan_view {
     cuda_routing_t *routing;
     cuda_route_t *routes;    /* [T, K]: RANK_MAJOR, a token's distinct ranks,
                                 ascending, then -1; else by k */
-    int32_t *experts;        /* [T, K] -1 for none */
+    int32_t *experts;        /* [T, K] -1 for none, CUDA_EXPERT_DROPPED for
+                                one whose rank is masked */
     uint64_t *rank_rows;     /* [R] rows that each rank's buffer needs */
     uint64_t *slots;         /* [R] where each rank's receive slots begin; 0:
                                 it has none */
@@ -331,6 +334,16 @@ typedef struct cuda_stage_args {
     int64_t row_stride, scale_stride, expert_stride;
 } cuda_stage_args_t;
 
+/* The entries of a routing that are dropped. */
+typedef struct cuda_drops_args {
+    cuda_view_t view;
+    cuda_plan_view_t plan;
+    int64_t num_entries;
+    uint8_t *dropped; /* [T, K]; NULL: nobody wants to know */
+    uint32_t tells;   /* the host is told how many, of a new routing */
+    cuda_told_t told;
+} cuda_drops_args_t;
+
 /* How kernels move rows. */
 typedef enum cuda_mover {
     CUDA_MOVER_PLAIN = 0, /* loads and stores of 16 bytes */
@@ -406,6 +419,10 @@ cudaError_t cuda_rail_combine_load(size_t max_shared);
 cudaError_t cuda_rail_combine_launch(const cuda_combine_args_t *args,
                                      epx_dtype_t dtype, cuda_mover_t mover,
                                      int num_blocks, cudaStream_t stream);
+/* Which entries are dropped, and how many. */
+cudaError_t cuda_drops_launch(const cuda_drops_args_t *args,
+                              cudaStream_t stream);
+cudaError_t cuda_mask_load(size_t max_shared);
 cudaError_t cuda_stage_launch(const cuda_stage_args_t *args, int num_blocks,
                               cudaStream_t stream);
 

@@ -102,8 +102,11 @@ epx_status_t
 cuda_op_check_free(const cuda_op_t *op)
 {
     const cuda_plan_t *plan = op->plan;
-    epx_status_t status = epx__check_pending(plan->pending);
+    epx_status_t status = cuda_plan_check(plan);
 
+    if (status == EPX_OK) {
+        status = epx__check_pending(plan->pending);
+    }
     if (status == EPX_OK && plan->num_routings == 0) {
         status = epx__fail(EPX_ERR_STATE, "the plan has no routing: the call "
                                           "that should have given it failed");

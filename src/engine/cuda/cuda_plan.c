@@ -145,6 +145,7 @@ open_locked(epx_group_t *group, const epx_plan_args_t *args,
     plan->token_capacity = args->max_tokens_per_rank > 0
                                ? args->max_tokens_per_rank
                                : args->num_tokens;
+    plan->epoch = epx__load_u32(&group->epoch);
     plan->view.key = plan->base.key;
     plan->view.num_local = plan->base.num_local_experts;
     cuda_plans_reclaim(group, false);
@@ -210,7 +211,11 @@ plan_free(cuda_plan_t *plan)
     cuda_rail_close(plan);
     cuda_counts_close(plan);
     epx__group_heap_free(group, plan->block);
-    epx__group_heap_free(group, plan->slot_block);
+    if (cuda_plan_is_stale(plan)) {
+        epx__group_heap_free_old(group, plan->slot_block);
+    } else {
+        epx__group_heap_free(group, plan->slot_block);
+    }
     plan->seat->next = engine->seats;
     engine->seats = plan->seat;
     free(plan);
@@ -260,7 +265,8 @@ cuda_plan_close(epx_plan_t *base)
         return status;
     }
     (void)pthread_mutex_lock(&group->op_lock);
-    if (plan->pending != EPX__PENDING_NONE && !epx__group_is_broken(group)) {
+    if (plan->pending != EPX__PENDING_NONE && !cuda_plan_is_stale(plan) &&
+        !epx__group_is_broken(group)) {
         status = epx__fail(EPX_ERR_STATE,
                            "a plan with a send-only operation open cannot be "
                            "destroyed before epx_complete");
@@ -321,7 +327,6 @@ cuda_plan_route_timed(epx_plan_t *base, int64_t num_tokens,
         .plan = plan->view,
         .topk_idx = topk_idx,
         .num_tokens = num_tokens,
-        .is_new = plan->num_routings == 0,
         .notes = plan->notes,
         .block_totals = plan->block_totals,
         .slots_offset = cuda_heap_offset(plan, plan->slot_block),
@@ -337,7 +342,7 @@ cuda_plan_route_timed(epx_plan_t *base, int64_t num_tokens,
     if (status != EPX_OK) {
         return status;
     }
-    if (plan->pending != EPX__PENDING_NONE) {
+    if (plan->pending != EPX__PENDING_NONE && !cuda_plan_is_stale(plan)) {
         status = epx__fail(EPX_ERR_STATE,
                            "the plan has a send-only operation open; "
                            "epx_complete must come before new routing");
@@ -348,6 +353,10 @@ cuda_plan_route_timed(epx_plan_t *base, int64_t num_tokens,
     }
     if (status == EPX_OK) {
         launched = true;
+        if (cuda_plan_is_stale(plan)) {
+            cuda_plan_revive(plan);
+        }
+        args.is_new = plan->num_routings == 0;
         args.told.generation = cuda_plan_renew(plan, &op, num_tokens);
         status = epx__cuda_check(
             cuda_plan_launch(&args,
@@ -357,6 +366,9 @@ cuda_plan_route_timed(epx_plan_t *base, int64_t num_tokens,
     }
     if (status == EPX_OK && cuda_spans_nodes(base->group)) {
         status = cuda_rail_route(&op, &args);
+    }
+    if (status == EPX_OK) {
+        status = cuda_drops(&op, num_tokens, NULL, true, args.told.generation);
     }
     return cuda_op_end(&op, status, launched);
 }

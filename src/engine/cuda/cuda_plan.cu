@@ -87,8 +87,8 @@ span_of_warp(const cuda_plan_args_t &args)
 
 // An entry of a round.
 struct entry {
-    int expert;     // -1: none
-    int rank;       // of the expert
+    int expert;     // -1: none; CUDA_EXPERT_DROPPED
+    int rank;       // of the expert; -1: none that takes it
     bool is_leader; // the first of its token for that rank
     bool is_bad;    // not an expert, or there already
 };
@@ -108,7 +108,9 @@ entry_make(const int *experts, const int *ranks, int k)
         e.is_bad |= experts[j] == e.expert;
         e.is_leader &= ranks[j] != e.rank;
     }
-    return e.is_bad ? entry{ -1, -1, false, true } : e;
+    return e.is_bad     ? entry{ -1, -1, false, true }
+           : e.rank < 0 ? entry{ CUDA_EXPERT_DROPPED, -1, false, false }
+                        : e;
 }
 
 // Where a token's row for this entry's rank stands among its routes, which are
@@ -366,6 +368,9 @@ check_rows(const cuda_plan_args_t &args, uint64_t step, uint64_t plan_id,
 
     for (int r = threadIdx.x / 32; r < view.num_ranks && ok;
          r += args.num_warps) {
+        if (is_masked(view, r)) {
+            continue;
+        }
         __syncwarp();
         ok = words_wait<false>(view, step, CUDA_IN_COUNTS, r, POST_WORDS, row);
         __syncwarp();
@@ -420,7 +425,9 @@ sum_sources(const cuda_plan_args_t &args, const histograms &h, uint64_t step)
                                            HEAD_WORDS + key);
             uint32_t count = (uint32_t)word;
 
-            if (!word_is_of(word, step)) {
+            if (is_masked(view, s)) {
+                count = 0;
+            } else if (!word_is_of(word, step)) {
                 ok = ok && word_wait(view, step, CUDA_IN_COUNTS, s,
                                      HEAD_WORDS + key, &count);
             }
@@ -437,7 +444,8 @@ sum_sources(const cuda_plan_args_t &args, const histograms &h, uint64_t step)
     for (int i = threadIdx.x; i < num_ranks * num_ranks; i += blockDim.x) {
         int source = i / num_ranks;
 
-        if (!counts_are_possible(args, words_at(view, view.rank, step, source),
+        if (!is_masked(view, source) &&
+            !counts_are_possible(args, words_at(view, view.rank, step, source),
                                  i % num_ranks)) {
             report_rank(view, CUDA_IN_COUNTS, step, EPX_ERR_PEER_DATA, source);
             ok = false;
@@ -598,8 +606,9 @@ tell_routing(const cuda_plan_args_t &args, const histograms &h, uint64_t step,
     for (int i = threadIdx.x; i < view.num_ranks + args.plan.num_local;
          i += blockDim.x) {
         uint32_t count =
-            i >= view.num_ranks
-                ? h.total[first + i]
+            i >= view.num_ranks ? h.total[first + i]
+            : is_masked(view, i)
+                ? 0
                 : count_read(words_at(view, view.rank, step, i), view.rank);
 
         word_put(args.told.record->words + 1 + i, generation, count);
@@ -633,8 +642,7 @@ __launch_bounds__(CUDA_PLAN_WARPS * 32, 1)
         h.hist[i] = 0;
     }
     for (int e = threadIdx.x; e < args.plan.key.num_experts; e += blockDim.x) {
-        h.ranks[e] =
-            expert_rank((int)args.plan.key.num_experts, args.view.num_ranks, e);
+        h.ranks[e] = taking_rank(args.view, (int)args.plan.key.num_experts, e);
     }
     __syncthreads();
 

@@ -104,6 +104,8 @@ cuda_proxy_open(epx_group_t *group)
 
     engine->view.nodes.num_nodes = group->nodes.num_nodes;
     engine->view.nodes.own = group->nodes.own;
+    engine->view.nodes.all_near = !cuda_spans_nodes(group);
+    engine->view.nodes.far_rank = -1;
     if (!cuda_spans_nodes(group)) {
         return EPX_OK;
     }

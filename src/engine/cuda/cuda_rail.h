@@ -28,6 +28,7 @@
 #include <epx/epx.h>
 
 #define CUDA_RAIL_ALIGN 128
+#define CUDA_MASKED     (-1)
 
 /* Where a token's row goes: rank -1 for none. */
 typedef struct cuda_route {
@@ -149,13 +150,14 @@ typedef struct cuda_relay {
     cuda_trip_t trips[EPX__NUM_SLOTS];
 } cuda_relay_t;
 
-/* The nodes as kernels see them; with a single one num_nodes is all. */
+/* The nodes as kernels see them. */
 typedef struct cuda_nodes {
     int32_t num_nodes;
     int32_t own;
+    int32_t all_near;         /* a single node, and no rank is masked */
     int32_t far_rank;         /* the lowest on another node: told for all */
     int32_t num_forwards;     /* ranks that this one is the rail of */
-    const int32_t *node_of;   /* [R] */
+    const int32_t *node_of;   /* [R], CUDA_MASKED for a masked rank */
     const int32_t *far_index; /* [R] among the ranks of other nodes */
     cuda_relay_t *relay;
 } cuda_nodes_t;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* The errors that kernels have found, as sentences. */
 #include "core/agree.h"
+#include "core/atomic.h"
 #include "core/rank_list.h"
 #include "engine/cuda/cuda_engine.h"
 
@@ -93,6 +94,9 @@ find_error(epx_group_t *group)
              (int32_t)__atomic_load_n(&report->status, __ATOMIC_ACQUIRE);
     if (status == EPX_OK || epx__group_is_broken(group)) {
         return EPX_OK;
+    }
+    if (epx__load_u32(&report->status) == 0) {
+        return EPX_OK; /* of an epoch that has ended this moment */
     }
     switch (status) {
     case EPX_ERR_TIMEOUT:

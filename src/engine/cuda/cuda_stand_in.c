@@ -96,18 +96,29 @@ cuda_heap_offset(const cuda_plan_t *plan, const char *heap)
                : (uint64_t)(heap - epx__group_segment(plan->base.group));
 }
 
-void
-cuda_stand_ins_close(cuda_plan_t *plan)
+static void
+give_back(const cuda_plan_t *plan, void *block)
 {
     epx_group_t *group = plan->base.group;
 
+    if (block != NULL && cuda_plan_is_stale(plan)) {
+        epx__group_heap_free_old(group, block);
+    } else if (block != NULL) {
+        epx__group_heap_free(group, block);
+    }
+}
+
+void
+cuda_stand_ins_close(cuda_plan_t *plan)
+{
     for (int i = 0; i < CUDA_NUM_STAND_INS; i++) {
-        if (plan->stand_ins[i].base != NULL) {
-            epx__group_heap_free(group, plan->stand_ins[i].base);
-        }
+        give_back(plan, plan->stand_ins[i].base);
+        plan->stand_ins[i] = (cuda_block_t){ NULL, 0 };
     }
     for (int i = 0; i < plan->num_outgrown; i++) {
-        epx__group_heap_free(group, plan->outgrown[i].base);
+        give_back(plan, plan->outgrown[i].base);
     }
     free(plan->outgrown);
+    plan->outgrown = NULL;
+    plan->num_outgrown = 0;
 }

@@ -13,13 +13,19 @@ own_segment(const cuda_view_t &view)
     return view.segments[view.rank];
 }
 
-// Whether a rank is on this one's node.  The others have no segment here, and
-// are told and heard through the proxy.
+// Whether a rank is on this one's node, and not masked.  Those of others have
+// no segment here, and are told and heard through the proxy; masked ones are
+// neither told nor heard.
 EPX__DEVICE bool
 is_near(const cuda_view_t &view, int rank)
 {
-    return view.nodes.num_nodes == 1 ||
-           view.nodes.node_of[rank] == view.nodes.own;
+    return view.nodes.all_near || view.nodes.node_of[rank] == view.nodes.own;
+}
+
+EPX__DEVICE bool
+is_masked(const cuda_view_t &view, int rank)
+{
+    return !view.nodes.all_near && view.nodes.node_of[rank] == CUDA_MASKED;
 }
 
 // With receive slots: those that go to a rank of another node, or have come
@@ -203,7 +209,7 @@ report_rank(const cuda_view_t &view, cuda_what_t what, uint64_t step,
 EPX__DEVICE bool
 is_missing(const cuda_view_t &view, uint64_t step, int first, int rank)
 {
-    if (first < POST_WORDS && !is_near(view, rank)) {
+    if (first < POST_WORDS ? !is_near(view, rank) : is_masked(view, rank)) {
         return false;
     }
     if (first >= 0) {

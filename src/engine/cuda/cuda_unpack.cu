@@ -193,7 +193,9 @@ count_slots(const cuda_unpack_args_t &args, uint64_t step, uint32_t *begins,
     // All words are there: arrivals come after them.
     for (int s = threadIdx.x; s < num_ranks; s += blockDim.x) {
         uint32_t count =
-            count_read(words_at(view, view.rank, step, s), view.rank);
+            is_masked(view, s)
+                ? 0
+                : count_read(words_at(view, view.rank, step, s), view.rank);
 
         begins[s + 1] = count;
         if (count > most) {
@@ -206,8 +208,11 @@ count_slots(const cuda_unpack_args_t &args, uint64_t step, uint32_t *begins,
         uint32_t sum = 0;
 
         for (int s = 0; s < num_ranks; s++) {
-            uint32_t count = count_read(words_at(view, view.rank, step, s),
-                                        num_ranks + first + e);
+            uint32_t count =
+                is_masked(view, s)
+                    ? 0
+                    : count_read(words_at(view, view.rank, step, s),
+                                 num_ranks + first + e);
 
             before[s * plan.num_local + e] = sum;
             sum += count;
@@ -253,6 +258,9 @@ finish_routes(const cuda_unpack_args_t &args, uint64_t step)
             plan.routes[i].row + (uint32_t)local * most * view.num_ranks;
 
         for (int s = 0; s < view.rank; s++) {
+            if (is_masked(view, s)) {
+                continue;
+            }
             row += min(most, count_read(words_at(view, view.rank, step, s),
                                         view.num_ranks + expert));
         }
@@ -283,8 +291,9 @@ wait_slots(const cuda_unpack_args_t &args, uint64_t step,
         if (is_near(view, r)) {
             ok = arrivals_wait_timed(view, step, CUDA_IN_DISPATCH, r,
                                      targets[r].arrivals, wait_ns);
-        } else if (words_read<epx__count_row_t>(view, step, r, POST_WORDS)
-                       .bad_entry != 0) {
+        } else if (!is_masked(view, r) &&
+                   words_read<epx__count_row_t>(view, step, r, POST_WORDS)
+                           .bad_entry != 0) {
             atomicMin(refused_by, r); // its words came before its slots
         }
     }

@@ -1,0 +1,194 @@
+/* SPDX-License-Identifier: MIT */
+/* Going on without ranks (core/mask.h), on a card. */
+#include "engine/cuda/cuda_engine.h"
+#include "fabric/cuda/cuda_memory.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* Until the group's last operation has run.  Kernels that wait end: the roll
+ * has grown.  Graphs are the caller's to wait for. */
+static epx_status_t
+wait_for_kernels(const cuda_engine_t *engine)
+{
+    cuda_plan_t *last = engine->last_plan;
+    cudaEvent_t done = engine->last_done;
+    cudaError_t error = cudaSuccess;
+
+    if (last != NULL) {
+        error = cuda_plan_record(last);
+        done = last->seat->done;
+    }
+    if (error == cudaSuccess && done != NULL) {
+        error = cudaEventSynchronize(done);
+    }
+    return epx__cuda_check(error, "cannot wait for the group's kernels");
+}
+
+static bool
+is_in(const uint64_t *ranks, int32_t rank)
+{
+    return (ranks[rank / 64] >> rank % 64 & 1) != 0;
+}
+
+static epx_status_t
+show_masks(const epx_group_t *group, const uint64_t *masked)
+{
+    const int32_t *node_of = cuda_engine(group)->view.nodes.node_of;
+    size_t bytes = (size_t)group->num_ranks * sizeof(*node_of);
+    int32_t *image = malloc(bytes);
+    epx_status_t status;
+
+    if (image == NULL) {
+        return epx__fail(EPX_ERR_NO_MEMORY, "no memory for %d ranks",
+                         group->num_ranks);
+    }
+    for (int32_t r = 0; r < group->num_ranks; r++) {
+        image[r] = is_in(masked, r) ? CUDA_MASKED : group->nodes.own;
+    }
+    status = epx__cuda_copy((void *)(uintptr_t)node_of, image, bytes);
+    free(image);
+    return status;
+}
+
+/* What this rank's arrivals at each peer come to is what they did before the
+ * step that failed, part of which may have arrived. */
+static epx_status_t
+set_arrivals(const epx_group_t *group, const uint64_t *masked,
+             const cuda_state_t *state)
+{
+    epx_status_t status = EPX_OK;
+
+    for (int32_t r = 0; r < group->num_ranks; r++) {
+        for (uint64_t s = 0; s < EPX__NUM_SLOTS && status == EPX_OK; s++) {
+            uint64_t *arrival =
+                epx__map_arrival(&group->map, group->peers[r].base, s,
+                                 EPX__GATE_DONE, (uint32_t)group->rank);
+
+            if (!is_in(masked, r)) {
+                status = epx__cuda_copy(arrival, &state->arrivals[s],
+                                        sizeof(*arrival));
+            }
+        }
+    }
+    return status;
+}
+
+static epx_status_t
+rest_entered(epx_group_t *group, const uint64_t *masked, uint64_t *last_step_p)
+{
+    const cuda_engine_t *engine = cuda_engine(group);
+    cuda_state_t state;
+    epx_status_t status = wait_for_kernels(engine);
+
+    if (status == EPX_OK) {
+        status = epx__cuda_copy(&state, engine->view.state, sizeof(state));
+    }
+    if (status == EPX_OK) {
+        status = show_masks(group, masked);
+    }
+    if (status == EPX_OK) {
+        status = set_arrivals(group, masked, &state);
+    }
+    /* A step that failed is not counted, but may have been told of. */
+    *last_step_p = state.step + 1;
+    return status;
+}
+
+static epx_status_t
+cuda_rest(epx_group_t *group, const uint64_t *masked, uint64_t *last_step_p)
+{
+    epx_status_t status = epx__cuda_device_enter(group->device_ordinal);
+
+    if (status == EPX_OK) {
+        status = rest_entered(group, masked, last_step_p);
+        epx__cuda_device_leave();
+    }
+    return status;
+}
+
+static epx_status_t
+renew_entered(epx_group_t *group, uint64_t last_step)
+{
+    cuda_engine_t *engine = cuda_engine(group);
+    cuda_report_t *report = engine->view.report;
+    cuda_state_t state;
+    epx_status_t status =
+        epx__cuda_copy(&state, engine->view.state, sizeof(state));
+
+    if (status != EPX_OK) {
+        return status;
+    }
+    state.step = last_step;
+    state.broken = 0;
+    state.arrived = 0;
+    state.taken = 0;
+    status = epx__cuda_copy(engine->view.state, &state, sizeof(state));
+    if (status == EPX_OK) {
+        memset(report->missing, 0, sizeof(report->missing));
+        epx__store_u32(&report->status, 0);
+        engine->view.nodes.all_near = 0;
+    }
+    return status;
+}
+
+static epx_status_t
+cuda_renew(epx_group_t *group, uint64_t last_step)
+{
+    epx_status_t status = epx__cuda_device_enter(group->device_ordinal);
+
+    if (status == EPX_OK) {
+        status = renew_entered(group, last_step);
+        epx__cuda_device_leave();
+    }
+    return status;
+}
+
+void
+cuda_mask_open(epx_group_t *group)
+{
+    static const epx__renewal_t renewal = { cuda_rest, cuda_renew };
+
+    group->renewal = &renewal;
+}
+
+/* ---- plans ---- */
+
+epx_status_t
+cuda_plan_check(const cuda_plan_t *plan)
+{
+    return cuda_plan_is_stale(plan) ? epx__plan_stale(&plan->base, plan->epoch)
+                                    : EPX_OK;
+}
+
+void
+cuda_plan_revive(cuda_plan_t *plan)
+{
+    cuda_stand_ins_close(plan);
+    cuda_counts_clear(plan);
+    plan->pending = EPX__PENDING_NONE;
+    plan->num_routings = 0;
+    plan->is_routed_in_graph = false;
+    plan->epoch = epx__load_u32(&plan->base.group->epoch);
+}
+
+epx_status_t
+cuda_drops(const cuda_op_t *op, int64_t num_tokens, uint8_t *dropped,
+           bool tells, uint64_t generation)
+{
+    cuda_plan_t *plan = op->plan;
+    cuda_drops_args_t args = {
+        .view = cuda_engine(plan->base.group)->view,
+        .plan = plan->view,
+        .num_entries = num_tokens * (int64_t)plan->base.key.topk,
+        .dropped = dropped,
+        .tells = tells && plan->epoch > 0,
+        .told = { plan->seat->record, generation },
+    };
+
+    if (dropped == NULL && args.tells == 0) {
+        return EPX_OK;
+    }
+    return epx__cuda_check(cuda_drops_launch(&args, op->stream),
+                           "cannot launch the end of a routing");
+}
