@@ -403,7 +403,7 @@ typedef struct epx_group_info {
     const char *engine;  /* "cpu", "cuda" */
     const char *fabric;  /* of this node: "thread", "shm", "cuda_thread", ... */
     uint64_t heap_bytes; /* usable bytes of this rank's heap */
-    uint64_t heap_free_bytes;
+    uint64_t heap_free_bytes; /* with what is given back when asked for */
     uint64_t heap_largest_free_bytes; /* the largest epx_mem_alloc possible */
     int32_t num_nodes;
     int32_t node; /* this rank's; nodes count from that of rank 0 */

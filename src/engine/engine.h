@@ -13,7 +13,7 @@
 
 /* What a module was built against: raised with any change to this table, to the
  * structs behind it or to the functions of src/core and src/fabric. */
-#define EPX__ENGINE_ABI 5
+#define EPX__ENGINE_ABI 6
 
 typedef struct epx__engine_ops {
     uint32_t abi; /* EPX__ENGINE_ABI */
@@ -61,6 +61,11 @@ typedef struct epx__engine_ops {
     epx_status_t (*combine)(epx_plan_t *plan, const epx_combine_args_t *args,
                             epx_stream_t stream);
     epx_status_t (*complete)(epx_plan_t *plan, epx_stream_t stream);
+
+    /* The heap is full: give back what the engine keeps for later; may wait for
+     * the last operation.  NULL, both: it keeps nothing. */
+    void (*reclaim)(epx_group_t *group);
+    uint64_t (*idle_bytes)(const epx_group_t *group);
 } epx__engine_ops_t;
 
 /* The engine of a device; EPX_ERR_UNSUPPORTED tells why there is none. */

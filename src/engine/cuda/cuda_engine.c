@@ -87,7 +87,6 @@ close_entered(epx_group_t *group)
 
         cuda_rail_close(plan);
         cuda_counts_close(plan);
-        free(plan->outgrown);
         free(plan);
         plan = after;
     }
@@ -96,6 +95,7 @@ close_entered(epx_group_t *group)
         chunk_free(chunk);
     }
     cuda_proxy_close(group);
+    cuda_stand_ins_close(engine);
     cuda_pinned_give(engine->view.report);
     (void)epx__heap_free(&group->heap, engine->private_block);
     free(engine);
@@ -425,4 +425,6 @@ const epx__engine_ops_t epx__engine_cuda = {
     .dispatch = cuda_dispatch,
     .combine = cuda_combine,
     .complete = cuda_complete,
+    .reclaim = cuda_reclaim,
+    .idle_bytes = cuda_idle_bytes,
 };
