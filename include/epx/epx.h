@@ -338,22 +338,22 @@ EPX_API epx_status_t epx_group_destroy(epx_group_t *group);
 /*
  * EPX_OK, or the error that broke the group.  Does not block.
  *
- * In a group of the CPU all ranks fail together, with one sentence: what a rank
- * finds it tells its peers at once, and every wait ends.  A call that waits
+ * All ranks fail together, with one sentence: what a rank finds it tells its
+ * peers at once, and every wait ends, also those of kernels.  A call that waits
  * returns that error; if none did, the next call does; then it is
  * EPX_ERR_BROKEN.  A rank is lost (EPX_ERR_PEER_LOST) when its process ends
  * without epx_group_destroy, at once, or when it gives no sign of life for
  * lost_after_ns, since it is stopped, say; nobody watches it while a group is
- * made but for the end of its process, and nothing watches the peers of a CUDA
- * group but the timeout.
+ * made but for the end of its process.  Peers that cuda_ipc or cuda_fabric join
+ * over network namespaces (containers) or hosts are not watched: what is lost
+ * there is missed when timeout_ns is over.
  */
 EPX_API epx_status_t epx_group_status(const epx_group_t *group);
 
 /*
  * Breaks the group: calls of this rank that wait for a peer, and those of its
  * peers, end at once with EPX_ERR_ABORTED.  From any thread, at any time before
- * epx_group_destroy.  In a CUDA group kernels that wait go on to do so until
- * their timeout, and peers are not told.
+ * epx_group_destroy.  Kernels that wait end, too, and the stream goes on.
  */
 EPX_API epx_status_t epx_group_abort(epx_group_t *group);
 

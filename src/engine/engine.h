@@ -39,8 +39,9 @@ typedef struct epx__engine_ops {
     /* What has to be set up once per group: workers, device. */
     epx_status_t (*open)(epx_group_t *group);
     void (*close)(epx_group_t *group);
-    /* Before the net is closed, which nothing may use any more.  NULL: nothing
-     * does outside of calls. */
+    /* Until the device has done what peers wait for, and before the net is
+     * closed, which nothing may use any more.  NULL: nothing happens outside of
+     * calls. */
     void (*leave)(epx_group_t *group);
     /* Break the group if the device has found an error since; does not block.
      * NULL: errors are found by the calls themselves. */

@@ -96,6 +96,7 @@ close_entered(epx_group_t *group)
     }
     cuda_proxy_close(group);
     cuda_stand_ins_close(engine);
+    epx__group_set_halt(group, NULL);
     cuda_pinned_give(engine->view.report);
     (void)epx__heap_free(&group->heap, engine->private_block);
     free(engine);
@@ -114,9 +115,8 @@ cuda_close(epx_group_t *group)
 static void
 cuda_leave(epx_group_t *group)
 {
-    if (cuda_spans_nodes(group) &&
-        epx__cuda_device_enter(group->device_ordinal) == EPX_OK) {
-        /* So that the proxy sees all that kernels have begun. */
+    if (epx__cuda_device_enter(group->device_ordinal) == EPX_OK) {
+        /* What kernels have begun the proxy sees, and peers wait for. */
         cuda_plans_reclaim(group, true);
         epx__cuda_device_leave();
     }
@@ -191,7 +191,7 @@ load_kernels(epx_group_t *group)
 static bool
 is_one_card(const epx_group_t *group)
 {
-    bool is_one = group->fabric == &epx__fabric_cuda_thread;
+    bool is_one = group->reach.fabric == &epx__fabric_cuda_thread;
 
     for (int32_t r = 0; r < group->num_ranks && is_one; r++) {
         struct cudaPointerAttributes is;
@@ -259,6 +259,9 @@ open_view(epx_group_t *group)
                                              sizeof(*engine->view.report),
                                              (void **)&engine->view.report),
                             "cannot set up the CUDA engine");
+    }
+    if (status == EPX_OK) {
+        epx__group_set_halt(group, &engine->view.report->halt);
     }
     free(image);
     return status;
