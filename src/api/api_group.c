@@ -747,6 +747,9 @@ epx_group_query(const epx_group_t *group, epx_group_info_t *info)
     now.heap_bytes = group->heap.end - group->heap.begin;
     epx__heap_usage(&shared->heap, &now.heap_free_bytes,
                     &now.heap_largest_free_bytes);
+    if (group->engine->idle_bytes != NULL) {
+        now.heap_free_bytes += group->engine->idle_bytes(group);
+    }
     return epx__args_return(info, &now, sizeof(now),
                             EPX__BYTES_THROUGH(epx_group_info_t, node), "info");
 }

@@ -62,6 +62,11 @@ typedef struct epx__engine_ops {
     epx_status_t (*combine)(epx_plan_t *plan, const epx_combine_args_t *args,
                             epx_stream_t stream);
     epx_status_t (*complete)(epx_plan_t *plan, epx_stream_t stream);
+
+    /* The heap is full: give back what the engine keeps for later; may wait for
+     * the last operation.  NULL, both: it keeps nothing. */
+    void (*reclaim)(epx_group_t *group);
+    uint64_t (*idle_bytes)(const epx_group_t *group);
 } epx__engine_ops_t;
 
 /* The engine of a device; EPX_ERR_UNSUPPORTED tells why there is none. */

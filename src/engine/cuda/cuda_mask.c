@@ -6,25 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Until the group's last operation has run.  Kernels that wait end: the roll
- * has grown.  Graphs are the caller's to wait for. */
-static epx_status_t
-wait_for_kernels(const cuda_engine_t *engine)
-{
-    cuda_plan_t *last = engine->last_plan;
-    cudaEvent_t done = engine->last_done;
-    cudaError_t error = cudaSuccess;
-
-    if (last != NULL) {
-        error = cuda_plan_record(last);
-        done = last->seat->done;
-    }
-    if (error == cudaSuccess && done != NULL) {
-        error = cudaEventSynchronize(done);
-    }
-    return epx__cuda_check(error, "cannot wait for the group's kernels");
-}
-
 static bool
 is_in(const uint64_t *ranks, int32_t rank)
 {
@@ -79,7 +60,9 @@ rest_entered(epx_group_t *group, const uint64_t *masked, uint64_t *last_step_p)
 {
     const cuda_engine_t *engine = cuda_engine(group);
     cuda_state_t state;
-    epx_status_t status = wait_for_kernels(engine);
+    /* Kernels that wait end: the roll has grown.  Graphs are the caller's. */
+    epx_status_t status = epx__cuda_check(
+        cuda_wait_for_last(engine), "cannot wait for the group's kernels");
 
     if (status == EPX_OK) {
         status = epx__cuda_copy(&state, engine->view.state, sizeof(state));
@@ -128,6 +111,7 @@ renew_entered(epx_group_t *group, uint64_t last_step)
         memset(report->missing, 0, sizeof(report->missing));
         epx__store_u32(&report->status, 0);
         engine->view.nodes.all_near = 0;
+        cuda_stand_ins_retire(group);
     }
     return status;
 }
@@ -164,7 +148,6 @@ cuda_plan_check(const cuda_plan_t *plan)
 void
 cuda_plan_revive(cuda_plan_t *plan)
 {
-    cuda_stand_ins_close(plan);
     cuda_counts_clear(plan);
     plan->pending = EPX__PENDING_NONE;
     plan->num_routings = 0;

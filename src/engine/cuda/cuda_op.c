@@ -35,6 +35,20 @@ cuda_plan_record(cuda_plan_t *plan)
                : cudaEventRecord(plan->seat->done, plan->stream);
 }
 
+cudaError_t
+cuda_wait_for_last(const cuda_engine_t *engine)
+{
+    cuda_plan_t *last = engine->last_plan;
+    cudaEvent_t done = last != NULL ? last->seat->done : engine->last_done;
+    cudaError_t error = last != NULL ? cuda_plan_record(last) : cudaSuccess;
+
+    if (error == cudaSuccess && done != NULL) {
+        error = cudaEventSynchronize(done);
+    }
+    (void)cudaGetLastError();
+    return error;
+}
+
 /* Put the stream behind the group's last operation. */
 static cudaError_t
 follow(cuda_engine_t *engine, cudaStream_t stream)
@@ -84,6 +98,7 @@ cuda_op_end(cuda_op_t *op, epx_status_t status, bool launched)
     cuda_plan_t *plan = op->plan;
     epx_group_t *group = plan->base.group;
 
+    cuda_stand_ins_settle(op, launched);
     if (launched && !op->is_captured) {
         plan->was_queued = true;
         plan->stream = op->stream;
