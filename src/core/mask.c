@@ -9,6 +9,7 @@
 #include <inttypes.h>
 #include <string.h>
 
+/* No rank comes near the last of them. */
 #define STEP_MASK ((UINT64_C(1) << EPX__JOINED_SHIFT) - 1)
 
 /* How often to look whether a peer is lost, which nobody wakes this rank for.

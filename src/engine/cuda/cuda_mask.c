@@ -59,11 +59,13 @@ static epx_status_t
 rest_entered(epx_group_t *group, const uint64_t *masked, uint64_t *last_step_p)
 {
     const cuda_engine_t *engine = cuda_engine(group);
-    cuda_state_t state;
-    /* Kernels that wait end: the roll has grown.  Graphs are the caller's. */
-    epx_status_t status = epx__cuda_check(
-        cuda_wait_for_last(engine), "cannot wait for the group's kernels");
+    cuda_state_t state = { 0 };
+    epx_status_t status;
 
+    /* The roll has grown: kernels that wait end.  Graphs are the caller's. */
+    (void)epx__group_is_broken(group);
+    status = epx__cuda_check(cuda_wait_for_last(engine),
+                             "cannot wait for the group's kernels");
     if (status == EPX_OK) {
         status = epx__cuda_copy(&state, engine->view.state, sizeof(state));
     }
