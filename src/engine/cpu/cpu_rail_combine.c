@@ -291,37 +291,62 @@ sum_for_others(cpu_plan_t *plan)
 
 /* ---- the owner's part ---- */
 
+/* Whether node n sends a chunk. */
+static bool
+sends_chunk(const cpu_plan_t *plan, const cpu_parcel_kind_t *kind, int32_t n,
+            int chunk)
+{
+    return n != plan->base.group->nodes.own &&
+           chunk < cpu_parcels(kind, plan->sent_nodes[n]);
+}
+
 static epx_status_t
-await_sums(cpu_plan_t *plan)
+await_chunk(const cpu_plan_t *plan, const cpu_parcel_kind_t *kind, int chunk)
 {
     epx_group_t *group = plan->base.group;
     const cpu_rails_t *rails = cpu_engine(group)->rails;
+    const int32_t *sources = rails->sources[EPX__LANE_BACK];
     const cpu_lane_t *lane = plan->combine.lanes[EPX__LANE_BACK];
-    cpu_parcel_kind_t kind = back_kind(plan);
-    epx_status_t status = EPX_OK;
+    uint32_t channel = lane->channel + (uint32_t)chunk;
+    epx_status_t status;
 
-    for (int c = 0; c < CPU_CHUNKS && status == EPX_OK; c++) {
-        memset(rails->wanted, 0, (size_t)group->num_ranks * sizeof(bool));
-        for (int32_t n = 0; n < group->nodes.num_nodes; n++) {
-            if (c < cpu_parcels(&kind, plan->sent_nodes[n]) &&
-                n != group->nodes.own) {
-                rails->wanted[rails->sources[EPX__LANE_BACK][n]] = true;
-            }
+    memset(rails->wanted, 0, (size_t)group->num_ranks * sizeof(bool));
+    for (int32_t n = 0; n < group->nodes.num_nodes; n++) {
+        if (sends_chunk(plan, kind, n, chunk)) {
+            rails->wanted[sources[n]] = true;
         }
-        status = cpu_channel_wait(group, lane->channel + (uint32_t)c,
-                                  lane->turn, "a combine between nodes");
-        for (int32_t n = 0; n < group->nodes.num_nodes && status == EPX_OK;
-             n++) {
-            if (c < cpu_parcels(&kind, plan->sent_nodes[n]) &&
-                n != group->nodes.own) {
-                status = cpu_channel_check(
-                    group, lane->channel + (uint32_t)c, lane->turn,
-                    rails->sources[EPX__LANE_BACK][n],
-                    cpu_parcel(&kind, plan->sent_nodes[n], c).bytes);
-            }
+    }
+    status =
+        cpu_channel_wait(group, channel, lane->turn, "a combine between nodes");
+    for (int32_t n = 0; n < group->nodes.num_nodes && status == EPX_OK; n++) {
+        if (sends_chunk(plan, kind, n, chunk)) {
+            status = cpu_channel_check(
+                group, channel, lane->turn, sources[n],
+                cpu_parcel(kind, plan->sent_nodes[n], chunk).bytes);
         }
     }
     return status;
+}
+
+epx_status_t
+cpu_rail_combine_await(const cpu_plan_t *plan, int chunk, int64_t *end_p)
+{
+    cpu_parcel_kind_t kind = back_kind(plan);
+    int64_t end = plan->num_tokens;
+
+    for (int32_t n = 0; n < plan->base.group->nodes.num_nodes; n++) {
+        /* What comes next begins with this token. */
+        if (sends_chunk(plan, &kind, n, chunk + 1)) {
+            cpu_parcel_t next =
+                cpu_parcel(&kind, plan->sent_nodes[n], chunk + 1);
+            int64_t first =
+                plan->node_tokens[n * plan->token_capacity + next.begin];
+
+            end = first < end ? first : end;
+        }
+    }
+    *end_p = end;
+    return await_chunk(plan, &kind, chunk);
 }
 
 const char *
@@ -357,8 +382,5 @@ cpu_rail_combine(cpu_plan_t *plan)
     if (status == EPX_OK) {
         status = cpu_rail_receive(plan, out, "a combine between nodes", NULL);
     }
-    if (status == EPX_OK) {
-        status = sum_for_others(plan);
-    }
-    return status == EPX_OK ? await_sums(plan) : status;
+    return status == EPX_OK ? sum_for_others(plan) : status;
 }
