@@ -280,9 +280,11 @@ typedef struct epx_group_config {
     uint64_t heap_bytes;
     /* Threads (CPU) or SMs (CUDA) that one operation uses on this rank; on the
      * CPU the caller's thread is one of them.  0: on the CPU this rank's usable
-     * cores divided by the ranks that share them, at least 1; on a card its SMs
-     * divided by the ranks that share it, at most 24.  Since an operation waits
-     * for its peers, the SMs of all ranks that share a card must fit it. */
+     * cores divided by the ranks that share them, at least 1; on a card half of
+     * its SMs divided by the ranks that share it, at most 24.  Since an
+     * operation waits for its peers, the SMs of all ranks that share a card
+     * must fit it, with room for the kernels that the peers run before theirs.
+     */
     int32_t num_workers;
     /* The largest E of any plan; the same on every rank.  0: 1024. */
     int32_t max_experts;

@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define DEFAULT_WORKERS 24  /* SMs, where the card has as many for each rank */
+#define DEFAULT_WORKERS 24  /* SMs, where half the card has as many a rank */
 #define SEATS_PER_CHUNK 512 /* more plans at once take more, which may wait */
 /* Of a block's shared memory, for what kernels declare by themselves. */
 #define STATIC_SHARED 5120
@@ -322,10 +322,14 @@ shares_card(const epx__fabric_place_t *a, const epx__fabric_place_t *b)
            memcmp(a->device.uuid, b->device.uuid, sizeof(a->device.uuid)) == 0;
 }
 
+/* Ranks that share a card leave half of it to all else that runs there.  Blocks
+ * that wait fill the SM that they are on; and what they wait for comes after a
+ * peer's other kernels, of which some run in clusters that need several free
+ * SMs side by side. */
 static int32_t
 share_of(const epx__fabric_place_t *place, int32_t sharers)
 {
-    int32_t share = place->device.num_workers / sharers;
+    int32_t share = place->device.num_workers / 2 / sharers;
 
     share = share < 1 ? 1 : share > DEFAULT_WORKERS ? DEFAULT_WORKERS : share;
     return place->device.wanted_workers > 0 ? place->device.wanted_workers
