@@ -280,9 +280,11 @@ typedef struct epx_group_config {
     uint64_t heap_bytes;
     /* Threads (CPU) or SMs (CUDA) that one operation uses on this rank; on the
      * CPU the caller's thread is one of them.  0: on the CPU this rank's usable
-     * cores divided by the ranks that share them, at least 1; on a card its SMs
-     * divided by the ranks that share it, at most 24.  Since an operation waits
-     * for its peers, the SMs of all ranks that share a card must fit it. */
+     * cores divided by the ranks that share them, at least 1; on a card half of
+     * its SMs divided by the ranks that share it, at most 24.  Since an
+     * operation waits for its peers, the SMs of all ranks that share a card
+     * must fit it, with room for the kernels that the peers run before theirs.
+     */
     int32_t num_workers;
     /* The largest E of any plan; the same on every rank.  0: 1024. */
     int32_t max_experts;
@@ -338,22 +340,22 @@ EPX_API epx_status_t epx_group_destroy(epx_group_t *group);
 /*
  * EPX_OK, or the error that broke the group.  Does not block.
  *
- * In a group of the CPU all ranks fail together, with one sentence: what a rank
- * finds it tells its peers at once, and every wait ends.  A call that waits
+ * All ranks fail together, with one sentence: what a rank finds it tells its
+ * peers at once, and every wait ends, also those of kernels.  A call that waits
  * returns that error; if none did, the next call does; then it is
  * EPX_ERR_BROKEN.  A rank is lost (EPX_ERR_PEER_LOST) when its process ends
  * without epx_group_destroy, at once, or when it gives no sign of life for
  * lost_after_ns, since it is stopped, say; nobody watches it while a group is
- * made but for the end of its process, and nothing watches the peers of a CUDA
- * group but the timeout.
+ * made but for the end of its process.  Peers that cuda_ipc or cuda_fabric join
+ * over network namespaces (containers) or hosts are not watched: what is lost
+ * there is missed when timeout_ns is over.
  */
 EPX_API epx_status_t epx_group_status(const epx_group_t *group);
 
 /*
  * Breaks the group: calls of this rank that wait for a peer, and those of its
  * peers, end at once with EPX_ERR_ABORTED.  From any thread, at any time before
- * epx_group_destroy.  In a CUDA group kernels that wait go on to do so until
- * their timeout, and peers are not told.
+ * epx_group_destroy.  Kernels that wait end, too, and the stream goes on.
  */
 EPX_API epx_status_t epx_group_abort(epx_group_t *group);
 
@@ -403,7 +405,7 @@ typedef struct epx_group_info {
     const char *engine;  /* "cpu", "cuda" */
     const char *fabric;  /* of this node: "thread", "shm", "cuda_thread", ... */
     uint64_t heap_bytes; /* usable bytes of this rank's heap */
-    uint64_t heap_free_bytes;
+    uint64_t heap_free_bytes; /* with what is given back when asked for */
     uint64_t heap_largest_free_bytes; /* the largest epx_mem_alloc possible */
     int32_t num_nodes;
     int32_t node; /* this rank's; nodes count from that of rank 0 */

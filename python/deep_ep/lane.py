@@ -22,6 +22,8 @@ from .event import EventHandle
 TIMEOUT_VARIABLE = "DEEP_EP_TIMEOUT_SECS"
 _MIN_CPU_HEAP = 1 << 30
 _MIN_CUDA_HEAP = 64 << 20
+# Plans lie in the heap of a card, and rows come with what routes them.
+_PLANS = 32 << 20
 
 
 class Operation:
@@ -252,7 +254,7 @@ class Lanes:
         # The host's memory is taken as it is touched, so there it may be more
         # than was asked for.
         if kind == "cuda":
-            heap_bytes = max(self._num_bytes, _MIN_CUDA_HEAP)
+            heap_bytes = max(self._num_bytes + _PLANS, _MIN_CUDA_HEAP)
         else:
             heap_bytes = max(2 * self._num_bytes, _MIN_CPU_HEAP)
         group = epx.Group(

@@ -138,7 +138,7 @@ class Group:
         self.rank = info.rank
         self.num_ranks = info.num_ranks
         self.num_workers = info.num_workers
-        self.memory = Memory(self, info.heap_bytes)
+        self.memory = Memory(self)
         self._parts: "weakref.WeakSet[Any]" = weakref.WeakSet()
 
     @classmethod
@@ -156,6 +156,12 @@ class Group:
         info = _c.GroupInfo()
         _c.lib.epx_group_query(self.handle, ctypes.byref(info))
         return GroupInfo(**_c.values(info))
+
+    def heap_free_bytes(self) -> int:
+        """What the heap has left, of which ``info`` tells more."""
+        info = _c.GroupInfo()
+        _c.lib.epx_group_query(self.handle, ctypes.byref(info))
+        return int(info.heap_free_bytes)
 
     def check(self) -> None:
         """Raises the error that broke the group, if one did."""

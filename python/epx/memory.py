@@ -14,10 +14,10 @@ from typing import (
     TYPE_CHECKING,
     Any,
     Deque,
-    Dict,
     List,
     Optional,
     Sequence,
+    Set,
     Tuple,
 )
 
@@ -54,24 +54,18 @@ class _Block:
 class Memory:
     """What a group's heap holds for Python."""
 
-    def __init__(self, group: "Group", heap_bytes: int) -> None:
+    def __init__(self, group: "Group") -> None:
         # The group owns this object; its blocks keep the group alive.
         self._group = weakref.ref(group)
-        self._heap_bytes = heap_bytes
         self._widest = 0
-        # Bytes of each block.  Finalizers run at any point of any thread, so
-        # that no sum may be kept: only what the interpreter does in one step.
-        self._live: Dict[int, int] = {}
+        # The blocks.  Finalizers run at any point of any thread, so that no
+        # count may be kept: only what the interpreter does in one step.
+        self._live: Set[int] = set()
         # CUDA: pointer, and the events after which nobody uses it; None where
         # they could not yet be recorded.
         self._retired: Deque[Tuple[int, Optional[List[Any]]]] = (
             collections.deque()
         )
-
-    @property
-    def live_bytes(self) -> int:
-        """Bytes of the heap that arrays have."""
-        return sum(list(self._live.values()))
 
     @property
     def num_live(self) -> int:
@@ -89,16 +83,20 @@ class Memory:
         num_bytes = math.prod(shape) * dtype.itemsize
         if num_bytes == 0:
             return None
+        group = self._group()
+        assert group is not None
+        if group.is_cuda:
+            if group.is_capturing():
+                return None  # the graph's own pool knows how long it is used
+            self.reclaim(wait=False)
+        size = -(-num_bytes // _PAGE) * _PAGE
         if staged:
             # A row that arrives in 8 bits goes home in 16.
             share = 2 if dtype.itemsize == 1 else 1
-            self._widest = max(self._widest, share * num_bytes)
-            after = self.live_bytes + num_bytes + self._widest
-            if after > self._heap_bytes:
+            self._widest = max(self._widest, share * size)
+            if size + self._widest > group.heap_free_bytes():
                 return None
-        group = self._group()
-        assert group is not None
-        ptr = self._alloc(group, num_bytes)
+        ptr = self._alloc(group, size)
         if ptr is None:
             return None
         # What the array keeps alive, and whose end is the array's.
@@ -113,12 +111,7 @@ class Memory:
         at_end_of(owner, _retire, group, ptr)
         return _array_on(owner, shape, dtype, group.device)
 
-    def _alloc(self, group: "Group", num_bytes: int) -> Optional[int]:
-        if group.is_cuda:
-            if group.is_capturing():
-                return None  # the graph's own pool knows how long it is used
-            self.reclaim(wait=False)
-        size = -(-num_bytes // _PAGE) * _PAGE
+    def _alloc(self, group: "Group", size: int) -> Optional[int]:
         found = ctypes.c_void_p()
         try:
             _c.lib.epx_mem_alloc(group.handle, size, ctypes.byref(found))
@@ -126,7 +119,7 @@ class Memory:
             return None
         ptr = found.value
         assert ptr is not None
-        self._live[ptr] = size
+        self._live.add(ptr)
         return ptr
 
     def retire(self, group: "Group", ptr: int) -> None:
@@ -158,7 +151,7 @@ class Memory:
 
     def _free(self, group: "Group", ptr: int) -> None:
         # First, since another thread may get the block again at once.
-        del self._live[ptr]
+        self._live.remove(ptr)
         _c.lib.epx_mem_free(group.handle, ptr)
         if group.close_pending and not self._live:
             group.close()

@@ -12,6 +12,7 @@
 #include "core/atomic.h"
 #include "core/clock.h"
 #include "core/env.h"
+#include "core/listener.h"
 #include "core/lost.h"
 #include "core/mask.h"
 #include "core/watch.h"
@@ -56,7 +57,8 @@ typedef struct hello {
 
 typedef struct card {
     verdict_t verdict;
-    epx__fabric_card_t fabric;
+    epx__fabric_card_t segment;
+    epx__fabric_card_t control; /* where group->controls has a fabric */
 } card_t;
 
 /* What the steps of epx_group_create share. */
@@ -240,6 +242,7 @@ group_new(const birth_t *birth)
         free(group);
         return NULL;
     }
+    group->reach.peers = peers;
     group->peers = peers;
     group->rank = birth->bootstrap->rank;
     group->num_ranks = birth->bootstrap->num_ranks;
@@ -260,12 +263,14 @@ group_free(epx_group_t *group)
     if (group == NULL) {
         return;
     }
-    /* In this order: the watch may still be telling of a failure. */
-    epx__watch_close(group);
-    epx__lost_leave(group);
+    /* In this order: the watch may still be telling of a failure, and until
+     * then this rank beats, as long as its device may need. */
     if (group->engine_state != NULL && group->engine->leave != NULL) {
         group->engine->leave(group);
     }
+    epx__watch_close(group);
+    epx__listener_close(group);
+    epx__lost_leave(group);
     if (group->remote.close != NULL) {
         group->remote.close(group->remote.context);
     }
@@ -275,8 +280,12 @@ group_free(epx_group_t *group)
     if (group->heap.blocks != NULL) {
         epx__heap_close(&group->heap);
     }
-    if (group->fabric != NULL) {
-        group->fabric->close(group);
+    if (group->controls.fabric != NULL) {
+        group->controls.fabric->close(group, &group->controls);
+        free(group->controls.peers);
+    }
+    if (group->reach.fabric != NULL) {
+        group->reach.fabric->close(group, &group->reach);
     }
     (void)pthread_mutex_destroy(&group->state_lock);
     (void)pthread_mutex_destroy(&group->op_lock);
@@ -314,6 +323,38 @@ compare_hellos(const hello_t *hellos, int32_t num_ranks)
     return EPX_OK;
 }
 
+/* Where hosts reach one another's vitals: in the segments themselves if those
+ * are theirs.  Without a fabric for the others this rank's peers are only
+ * late. */
+static epx_status_t
+choose_controls(const birth_t *birth, const int32_t *node_of)
+{
+    static const epx__fabric_ops_t *const fabrics[] = { &epx__fabric_thread,
+                                                        &epx__fabric_shm,
+                                                        NULL };
+    epx_group_t *group = birth->group;
+    const epx__fabric_ops_t *fabric;
+
+    if (group->device == EPX_DEVICE_CPU) {
+        group->controls.peers = group->peers;
+        return EPX_OK;
+    }
+    fabric =
+        epx__fabric_find(fabrics, birth->places, node_of, group->num_ranks);
+    if (fabric == NULL) {
+        return EPX_OK;
+    }
+    group->controls.peers =
+        calloc((size_t)group->num_ranks, sizeof(*group->controls.peers));
+    if (group->controls.peers == NULL) {
+        return epx__fail(EPX_ERR_NO_MEMORY, "no memory for %d ranks",
+                         group->num_ranks);
+    }
+    group->controls.purpose = EPX__FOR_THE_HOST;
+    group->controls.fabric = fabric;
+    return EPX_OK;
+}
+
 /* Which ranks share a node, and the fabric that joins them. */
 static epx_status_t
 choose_fabric(const birth_t *birth)
@@ -332,10 +373,13 @@ choose_fabric(const birth_t *birth)
                           node_of);
     }
     status = epx__fabric_choose(engine->fabrics, birth->places, node_of,
-                                group->num_ranks, &group->fabric);
+                                group->num_ranks, &group->reach.fabric);
     if (status == EPX_OK) {
         status = epx__nodes_open(&group->nodes, group->rank, group->num_ranks,
                                  node_of);
+    }
+    if (status == EPX_OK) {
+        status = choose_controls(birth, node_of);
     }
     free(node_of);
     return status;
@@ -426,7 +470,7 @@ open_watch(const birth_t *birth)
 
 /* Settle the workers, and make this rank's segment with its heap. */
 static epx_status_t
-open_segment(const birth_t *birth, epx__fabric_card_t *card)
+open_segment(const birth_t *birth, card_t *card)
 {
     epx_group_t *group = birth->group;
     uint64_t heap = epx__round_up(birth->config.heap_bytes, EPX__HEAP_ALIGN);
@@ -438,13 +482,63 @@ open_segment(const birth_t *birth, epx__fabric_card_t *card)
     bytes = group->map.heap + heap;
     status = group->engine->choose_workers(group, birth->places);
     if (status == EPX_OK) {
-        status = group->fabric->open(group, bytes, card);
+        status = group->reach.fabric->open(group, &group->reach, bytes,
+                                           &card->segment);
+    }
+    if (status == EPX_OK && group->controls.fabric != NULL) {
+        status = group->controls.fabric->open(
+            group, &group->controls, epx__map_control_bytes(&group->map),
+            &card->control);
     }
     if (status == EPX_OK) {
         status = epx__heap_open(&group->heap, epx__group_segment(group),
                                 group->map.heap, bytes);
     }
     return status == EPX_OK ? open_watch(birth) : status;
+}
+
+static epx_status_t
+connect_segments(const birth_t *birth, const card_t *cards)
+{
+    epx_group_t *group = birth->group;
+    size_t num_ranks = (size_t)group->num_ranks;
+    epx__fabric_card_t *fabric_cards = calloc(num_ranks, sizeof(*fabric_cards));
+    epx_status_t status;
+
+    if (fabric_cards == NULL) {
+        return epx__fail(EPX_ERR_NO_MEMORY, "no memory for %d ranks",
+                         group->num_ranks);
+    }
+    for (size_t rank = 0; rank < num_ranks; rank++) {
+        fabric_cards[rank] = cards[rank].segment;
+    }
+    status = group->reach.fabric->connect(group, &group->reach, fabric_cards,
+                                          birth->deadline_ns);
+    for (size_t rank = 0; rank < num_ranks; rank++) {
+        fabric_cards[rank] = cards[rank].control;
+    }
+    if (status == EPX_OK && group->controls.fabric != NULL) {
+        status = group->controls.fabric->connect(
+            group, &group->controls, fabric_cards, birth->deadline_ns);
+    }
+    free(fabric_cards);
+    return status;
+}
+
+/* All segments are there. */
+static epx_status_t
+open_joined(epx_group_t *group)
+{
+    epx_status_t status = EPX_OK;
+
+    if (group->device == EPX_DEVICE_CPU) {
+        epx__mask_open(group);
+    }
+    epx__store_u32(&group->is_joined, 1);
+    if (group->controls.fabric != NULL) {
+        status = epx__listener_open(group);
+    }
+    return status == EPX_OK ? group->engine->open(group) : status;
 }
 
 /* 2 and 3: reach everybody's segment, and make sure that all have. */
@@ -455,32 +549,26 @@ join_segments(const birth_t *birth)
     size_t num_ranks = (size_t)group->num_ranks;
     card_t own = { 0 };
     card_t *cards = calloc(num_ranks, sizeof(*cards));
-    epx__fabric_card_t *fabric_cards = calloc(num_ranks, sizeof(*fabric_cards));
     verdict_t *verdicts = calloc(num_ranks, sizeof(*verdicts));
     verdict_t verdict = { 0 };
     epx_status_t status;
 
-    if (cards == NULL || fabric_cards == NULL || verdicts == NULL) {
+    if (cards == NULL || verdicts == NULL) {
         status = epx__fail(EPX_ERR_NO_MEMORY, "no memory for %d ranks",
                            group->num_ranks);
         goto out;
     }
-    set_verdict(&own.verdict, open_segment(birth, &own.fabric));
+    set_verdict(&own.verdict, open_segment(birth, &own));
     status = gather(birth, &own, cards, sizeof(own));
     if (status != EPX_OK) {
         goto out;
     }
-    for (size_t rank = 0; rank < num_ranks; rank++) {
-        fabric_cards[rank] = cards[rank].fabric;
-    }
-    status = group->fabric->connect(group, fabric_cards, birth->deadline_ns);
+    status = connect_segments(birth, cards);
     if (status != EPX_OK && epx__group_is_broken(group)) {
         goto out; /* a peer has died, and would be missed in the gather, too */
     }
     if (status == EPX_OK) {
-        epx__mask_open(group);
-        epx__store_u32(&group->is_joined, 1);
-        status = group->engine->open(group);
+        status = open_joined(group);
     }
     set_verdict(&verdict, status);
     status = gather(birth, &verdict, verdicts, sizeof(verdict));
@@ -490,7 +578,6 @@ join_segments(const birth_t *birth)
     }
 out:
     free(verdicts);
-    free(fabric_cards);
     free(cards);
     return status;
 }
@@ -564,7 +651,7 @@ epx_group_create(const epx_group_config_t *config, epx_group_t **group_p)
              "workers, heap of %" PRIu64 " bytes",
              birth.group->rank, birth.group->num_ranks, birth.group->nodes.own,
              birth.group->nodes.num_nodes, birth.group->engine->name,
-             birth.group->engine->isa(), birth.group->fabric->name,
+             birth.group->engine->isa(), birth.group->reach.fabric->name,
              birth.group->num_workers,
              birth.group->heap.end - birth.group->heap.begin);
     *group_p = birth.group;
@@ -656,12 +743,15 @@ epx_group_query(const epx_group_t *group, epx_group_info_t *info)
     now.num_workers = group->num_workers;
     now.max_experts = group->max_experts;
     now.engine = group->engine->name;
-    now.fabric = group->fabric->name;
+    now.fabric = group->reach.fabric->name;
     now.num_nodes = group->nodes.num_nodes;
     now.node = group->nodes.own;
     now.heap_bytes = group->heap.end - group->heap.begin;
     epx__heap_usage(&shared->heap, &now.heap_free_bytes,
                     &now.heap_largest_free_bytes);
+    if (group->engine->idle_bytes != NULL) {
+        now.heap_free_bytes += group->engine->idle_bytes(group);
+    }
     return epx__args_return(info, &now, sizeof(now),
                             EPX__BYTES_THROUGH(epx_group_info_t, node), "info");
 }

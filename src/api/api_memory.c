@@ -16,9 +16,15 @@ epx_mem_alloc(epx_group_t *group, uint64_t bytes, void **ptr_p)
     }
     /* Peers may still write to what operations of a broken group had. */
     status = epx__group_check(group);
-    return status == EPX_OK
-               ? epx__heap_alloc(&group->heap, bytes, "epx_mem_alloc", ptr_p)
-               : status;
+    if (status != EPX_OK) {
+        return status;
+    }
+    status = epx__heap_alloc(&group->heap, bytes, "epx_mem_alloc", ptr_p);
+    if (status == EPX_ERR_HEAP_EXHAUSTED && group->engine->reclaim != NULL) {
+        group->engine->reclaim(group);
+        status = epx__heap_alloc(&group->heap, bytes, "epx_mem_alloc", ptr_p);
+    }
+    return status;
 }
 
 epx_status_t

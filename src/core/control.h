@@ -230,6 +230,13 @@ epx__map_make(uint32_t num_ranks, uint32_t max_experts)
     return map;
 }
 
+/* What comes before the arrivals: all of a segment that only hosts use. */
+EPX__INLINE size_t
+epx__map_control_bytes(const epx__map_t *map)
+{
+    return epx__round_up(map->arrivals, EPX__PAGE);
+}
+
 EPX__INLINE epx__vitals_t *
 epx__map_vitals(void *segment)
 {

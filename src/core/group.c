@@ -24,6 +24,9 @@ note(epx_group_t *group, uint32_t epoch, const epx__error_t *error,
     if (is_first) {
         group->broken = *error;
         group->is_told = is_told;
+        if (group->halt != NULL) {
+            epx__store_release_u64(group->halt, 1);
+        }
         (void)epx__add_u32(&group->num_tellers, 1);
     }
     (void)pthread_mutex_unlock(&group->state_lock);
@@ -90,6 +93,17 @@ void
 epx__group_adopt(epx_group_t *group, const epx__error_t *error)
 {
     epx__group_adopt_epoch(group, epx__load_u32(&group->epoch), error);
+}
+
+void
+epx__group_set_halt(epx_group_t *group, uint64_t *halt)
+{
+    (void)pthread_mutex_lock(&group->state_lock);
+    group->halt = halt;
+    if (halt != NULL) {
+        epx__store_release_u64(halt, group->broken.status != EPX_OK);
+    }
+    (void)pthread_mutex_unlock(&group->state_lock);
 }
 
 static bool
@@ -227,8 +241,10 @@ epx__ring(const epx__map_t *map, void *segment)
 void
 epx__group_wake(epx_group_t *group)
 {
-    if (group->device == EPX_DEVICE_CPU && epx__group_segment(group) != NULL) {
-        epx__ring(&group->map, epx__group_segment(group));
+    char *control = epx__group_control(group, group->rank);
+
+    if (control != NULL) {
+        epx__ring(&group->map, control);
     }
     if (epx__load_u32(&group->has_remote) != 0) {
         group->remote.wake(group->remote.context);

@@ -15,6 +15,7 @@
 
 struct epx__engine_ops;
 struct epx__fabric_ops;
+struct epx__listener;
 struct epx__watch;
 
 /* A rank's segment as this rank sees it. */
@@ -23,6 +24,20 @@ typedef struct epx__peer {
                  * for a rank of another node */
     uint64_t bytes;
 } epx__peer_t;
+
+/* What a group's segments are for. */
+typedef enum epx__purpose {
+    EPX__FOR_ALL = 0,  /* the control region and the heap */
+    EPX__FOR_THE_HOST, /* vitals, roll and gates alone */
+} epx__purpose_t;
+
+/* How this rank reaches the segments of its node. */
+typedef struct epx__reach {
+    epx__purpose_t purpose;
+    const struct epx__fabric_ops *fabric;
+    void *state;        /* the fabric's */
+    epx__peer_t *peers; /* [R], this rank's own among them */
+} epx__reach_t;
 
 /* One entry of the window of steps: see epx__step_begin. */
 typedef struct epx__open_step {
@@ -80,10 +95,18 @@ struct epx_group {
     /* Of the peers that are other processes; NULL when there are none. */
     struct epx__watch *watch;
     uint64_t lost_after_ns; /* of silence */
+    /* Hears what peers tell; NULL where this rank's own waits do, or nobody
+     * can. */
+    struct epx__listener *listener;
     uint32_t is_joined; /* peers can be told: atomic, 1 once they are there */
 
     epx__map_t map;
-    epx__peer_t *peers; /* [R], this rank's own among them */
+    epx__reach_t reach;
+    epx__peer_t *peers; /* reach.peers */
+    /* The vitals, the roll and the gates where the host of every rank reaches
+     * them: in the segments or, where those are in the memory of cards, in
+     * segments of their own.  There may be none then: a rank's base is NULL. */
+    epx__reach_t controls;
     /* Where the net puts what ranks of other nodes tell: a control region in
      * memory of the host; NULL: the segment's own. */
     void *net_control;
@@ -95,8 +118,6 @@ struct epx_group {
     uint64_t masked[EPX_MAX_RANKS / 64];
     const uint16_t *roll; /* NULL: nobody can be */
 
-    const struct epx__fabric_ops *fabric;
-    void *fabric_state;
     const struct epx__engine_ops *engine;
     void *engine_state;
 
@@ -108,8 +129,10 @@ struct epx_group {
 
     pthread_mutex_t state_lock; /* guards what follows */
     epx__error_t broken;        /* EPX_OK while the group works */
-    uint32_t num_tellers;       /* atomic: threads that raise the alarm */
-    bool is_told;               /* a call has returned that error */
+    uint64_t *halt; /* set to 1 once it is broken, for kernels to see; NULL:
+                     * none look */
+    uint32_t num_tellers; /* atomic: threads that raise the alarm */
+    bool is_told;         /* a call has returned that error */
     int32_t num_plans;
     int32_t num_queues;
 };
@@ -141,6 +164,10 @@ epx_status_t epx__group_restore(epx_group_t *group);
 /* What has been read from peers is whole only if none had given up by then, and
  * so may have changed it: the group's error when one had. */
 epx_status_t epx__group_check_read(epx_group_t *group);
+
+/* From now on *halt tells kernels whether the group is broken: they end soon
+ * after.  NULL: nobody looks any more. */
+void epx__group_set_halt(epx_group_t *group, uint64_t *halt);
 
 /* Whether it has failed, here or, as far as has been heard, at a peer. */
 bool epx__group_is_broken(epx_group_t *group);
@@ -174,6 +201,15 @@ epx__group_segment(const epx_group_t *group)
     return group->peers[group->rank].base;
 }
 
+/* Where the host finds a rank's vitals and gates, by epx__map_*; NULL where it
+ * cannot reach them. */
+static inline char *
+epx__group_control(const epx_group_t *group, int32_t rank)
+{
+    return group->controls.peers == NULL ? NULL
+                                         : group->controls.peers[rank].base;
+}
+
 /* Tell `peer` that what belongs to this gate of the step is in place: a release
  * of everything written before; the waits below acquire it.  A peer of another
  * node that cannot be told breaks the group; a masked one is not told. */
@@ -198,6 +234,15 @@ epx_status_t epx__wait_all(epx_group_t *group, uint64_t step, epx__gate_t gate,
 /* The same for the ranks of this node alone. */
 epx_status_t epx__wait_near(epx_group_t *group, uint64_t step, epx__gate_t gate,
                             const char *what);
+
+/* A word of this rank that moves when somebody rings; any gate's would do. */
+static inline uint32_t *
+epx__group_bell(const epx_group_t *group)
+{
+    return &epx__map_gate(&group->map, epx__group_control(group, group->rank),
+                          0, EPX__GATE_READY)
+                ->count;
+}
 
 /* Make everybody who sleeps at a gate of this segment look around; and of this
  * rank's. */

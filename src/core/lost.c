@@ -9,11 +9,9 @@
 epx__vitals_t *
 epx__lost_vitals(const epx_group_t *group, int32_t rank)
 {
-    char *segment = group->peers[rank].base;
+    char *control = epx__group_control(group, rank);
 
-    return group->device == EPX_DEVICE_CPU && segment != NULL
-               ? epx__map_vitals(segment)
-               : NULL;
+    return control != NULL ? epx__map_vitals(control) : NULL;
 }
 
 /* Before all have joined, the segments are not all there. */
@@ -59,7 +57,7 @@ epx__lost_tell(epx_group_t *group, uint32_t epoch, const epx__error_t *error)
 
         if (vitals != NULL && rank != group->rank) {
             raise_alarm(vitals, epoch, group->rank);
-            epx__ring(&group->map, group->peers[rank].base);
+            epx__ring(&group->map, epx__group_control(group, rank));
         }
     }
 }
@@ -170,7 +168,7 @@ epx__lost_leave(epx_group_t *group)
     epx__store_u32(&own->has_left, 1);
     for (int32_t rank = 0; rank < group->num_ranks; rank++) {
         if (rank != group->rank && epx__lost_vitals(group, rank) != NULL) {
-            epx__ring(&group->map, group->peers[rank].base);
+            epx__ring(&group->map, epx__group_control(group, rank));
         }
     }
 }

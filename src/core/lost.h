@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * How the end of a group gets round.  Where ranks share memory, each rank's
- * segment has vitals (core/control.h).  The rank whose group fails first leaves
+ * How the end of a group gets round.  Where ranks share memory, each rank has
+ * vitals (core/control.h), in its segment or, where that is in the memory of a
+ * card, in one of its own.  The rank whose group fails first leaves
  * its verdict in its own, raises the alarm in every peer's, and wakes whoever
  * sleeps there; they take over its error and tell it in turn, so that all ranks
  * end together and with one sentence.  A rank that destroys its group says that
  * it has left: whoever still waits for it need not go on.
  *
- * To ranks of other nodes the net takes the verdict.  Segments in the memory of
- * a card have no vitals: the host cannot reach them.
+ * To ranks of other nodes the net takes the verdict.
  */
 #ifndef EPX_CORE_LOST_H
 #define EPX_CORE_LOST_H

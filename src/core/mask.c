@@ -22,7 +22,7 @@ void
 epx__mask_open(epx_group_t *group)
 {
     if (group->nodes.num_nodes == 1 && epx__lost_vitals(group, 0) != NULL) {
-        group->roll = epx__map_roll(group->peers[0].base);
+        group->roll = epx__map_roll(epx__group_control(group, 0));
     }
 }
 
@@ -167,7 +167,7 @@ static void
 ring_all(const epx_group_t *group)
 {
     for (int32_t rank = 0; rank < group->num_ranks; rank++) {
-        epx__ring(&group->map, group->peers[rank].base);
+        epx__ring(&group->map, epx__group_control(group, rank));
     }
 }
 
@@ -175,7 +175,7 @@ ring_all(const epx_group_t *group)
 static void
 add_to_roll(const call_t *call, int32_t rank)
 {
-    uint16_t *roll = epx__map_roll(call->group->peers[0].base);
+    uint16_t *roll = epx__map_roll(epx__group_control(call->group, 0));
 
     if (epx__claim_u16(&roll[call->epoch], (uint16_t)(rank + 1))) {
         ring_all(call->group);
@@ -264,18 +264,8 @@ timed_out(const call_t *call)
 static void
 doze(const epx_group_t *group, uint32_t count, int64_t left_ns)
 {
-    epx__gate_line_t *line = epx__map_gate(
-        &group->map, epx__group_segment(group), 0, EPX__GATE_READY);
-
-    epx__futex_wait(&line->count, count, left_ns < LOOK_NS ? left_ns : LOOK_NS);
-}
-
-static uint32_t
-count_rings(const epx_group_t *group)
-{
-    return epx__load_u32(&epx__map_gate(&group->map, epx__group_segment(group),
-                                        0, EPX__GATE_READY)
-                              ->count);
+    epx__futex_wait(epx__group_bell(group), count,
+                    left_ns < LOOK_NS ? left_ns : LOOK_NS);
 }
 
 /* Of those that remain; -1 for nobody. */
@@ -333,7 +323,7 @@ epx__mask_agree(epx_group_t *group, const int32_t *ranks, int32_t num_ranks)
 
     for (;;) {
         /* Read before looking: what is missed below rings after. */
-        uint32_t count = count_rings(group);
+        uint32_t count = epx__load_u32(epx__group_bell(group));
         uint32_t epoch = call.epoch;
         epx_status_t status = advance(&call, &is_done);
         int64_t now;

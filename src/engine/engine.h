@@ -13,7 +13,7 @@
 
 /* What a module was built against: raised with any change to this table, to the
  * structs behind it or to the functions of src/core and src/fabric. */
-#define EPX__ENGINE_ABI 5
+#define EPX__ENGINE_ABI 6
 
 typedef struct epx__engine_ops {
     uint32_t abi; /* EPX__ENGINE_ABI */
@@ -39,8 +39,9 @@ typedef struct epx__engine_ops {
     /* What has to be set up once per group: workers, device. */
     epx_status_t (*open)(epx_group_t *group);
     void (*close)(epx_group_t *group);
-    /* Before the net is closed, which nothing may use any more.  NULL: nothing
-     * does outside of calls. */
+    /* Until the device has done what peers wait for, and before the net is
+     * closed, which nothing may use any more.  NULL: nothing happens outside of
+     * calls. */
     void (*leave)(epx_group_t *group);
     /* Break the group if the device has found an error since; does not block.
      * NULL: errors are found by the calls themselves. */
@@ -61,6 +62,11 @@ typedef struct epx__engine_ops {
     epx_status_t (*combine)(epx_plan_t *plan, const epx_combine_args_t *args,
                             epx_stream_t stream);
     epx_status_t (*complete)(epx_plan_t *plan, epx_stream_t stream);
+
+    /* The heap is full: give back what the engine keeps for later; may wait for
+     * the last operation.  NULL, both: it keeps nothing. */
+    void (*reclaim)(epx_group_t *group);
+    uint64_t (*idle_bytes)(const epx_group_t *group);
 } epx__engine_ops_t;
 
 /* The engine of a device; EPX_ERR_UNSUPPORTED tells why there is none. */

@@ -160,6 +160,20 @@ first_obstacle(const epx__fabric_ops_t *fabric,
     return NULL;
 }
 
+const epx__fabric_ops_t *
+epx__fabric_find(const epx__fabric_ops_t *const *fabrics,
+                 const epx__fabric_place_t *places, const int32_t *node_of,
+                 int32_t num_ranks)
+{
+    int32_t a, b;
+
+    while (*fabrics != NULL && first_obstacle(*fabrics, places, node_of,
+                                              num_ranks, &a, &b) != NULL) {
+        fabrics++;
+    }
+    return *fabrics;
+}
+
 epx_status_t
 epx__fabric_choose(const epx__fabric_ops_t *const *fabrics,
                    const epx__fabric_place_t *places, const int32_t *node_of,

@@ -56,17 +56,18 @@ typedef struct epx__fabric_ops {
      * sentence "ranks 0 and 1 WHY". */
     const char *(*obstacle)(const epx__fabric_place_t *a,
                             const epx__fabric_place_t *b);
-    /* Make this rank's segment, group->peers[rank], and fill in the card that
+    /* Make this rank's segment, reach->peers[rank], and fill in the card that
      * peers get.  The control region is zero but for the header. */
-    epx_status_t (*open)(epx_group_t *group, uint64_t bytes,
-                         epx__fabric_card_t *card);
+    epx_status_t (*open)(const epx_group_t *group, epx__reach_t *reach,
+                         uint64_t bytes, epx__fabric_card_t *card);
     /* Reach the segments of this node's ranks: cards is [R].  All ranks call
      * this. */
-    epx_status_t (*connect)(epx_group_t *group, const epx__fabric_card_t *cards,
+    epx_status_t (*connect)(epx_group_t *group, epx__reach_t *reach,
+                            const epx__fabric_card_t *cards,
                             int64_t deadline_ns);
     /* Let go of everything that open and connect made; either may have
      * failed half-way, or not have been called. */
-    void (*close)(epx_group_t *group);
+    void (*close)(const epx_group_t *group, epx__reach_t *reach);
 } epx__fabric_ops_t;
 
 /* Where this process is: all of the place but the device. */
@@ -86,8 +87,14 @@ void epx__fabric_nodes(const epx__fabric_ops_t *const *fabrics,
                        const epx__fabric_place_t *places, int32_t num_ranks,
                        int32_t *node_of);
 
-/* The first fabric of the list that joins the ranks of every node; for a single
- * rank the first. */
+/* The first fabric of the list that joins the ranks of every node, for a single
+ * rank the first; NULL when there is none. */
+const epx__fabric_ops_t *
+epx__fabric_find(const epx__fabric_ops_t *const *fabrics,
+                 const epx__fabric_place_t *places, const int32_t *node_of,
+                 int32_t num_ranks);
+
+/* The same; EPX_ERR_UNSUPPORTED tells why there is none. */
 epx_status_t epx__fabric_choose(const epx__fabric_ops_t *const *fabrics,
                                 const epx__fabric_place_t *places,
                                 const int32_t *node_of, int32_t num_ranks,

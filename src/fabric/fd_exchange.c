@@ -29,6 +29,7 @@ typedef struct hello {
 typedef struct run {
     const epx__fd_exchange_t *exchange;
     epx_group_t *group;
+    epx__reach_t *reach;
     const epx__fabric_card_t *cards;
     int64_t deadline_ns;
     epx__fd_attach_t *attach;
@@ -260,9 +261,10 @@ receive_hello(const run_t *run, int connection, int32_t *rank_p)
 static bool
 not_attached(const void *context, int32_t rank)
 {
-    const epx_group_t *group = context;
+    const run_t *run = context;
 
-    return epx__is_near(&group->nodes, rank) && group->peers[rank].base == NULL;
+    return epx__is_near(&run->group->nodes, rank) &&
+           run->reach->peers[rank].base == NULL;
 }
 
 static bool
@@ -294,7 +296,6 @@ wait_for_hello(int connection, int64_t deadline_ns)
 static epx_status_t
 accept_one(run_t *run, int timeout_ms)
 {
-    epx_group_t *group = run->group;
     epx_status_t status = EPX_OK;
     int connection = -1, fd = -1;
     int32_t rank = -1;
@@ -314,8 +315,9 @@ accept_one(run_t *run, int timeout_ms)
                            "descriptor left to take it",
                            rank);
     }
-    if (fd >= 0 && group->peers[rank].base == NULL) {
-        status = run->attach(group, fd, rank, &run->cards[rank]);
+    if (fd >= 0 && run->reach->peers[rank].base == NULL) {
+        status =
+            run->attach(run->group, run->reach, fd, rank, &run->cards[rank]);
         run->attached++;
     }
     close_fd(&fd);
@@ -329,7 +331,7 @@ timed_out(const run_t *run, int32_t peer)
 {
     const epx_group_t *group = run->group;
     epx__rank_list_t list =
-        epx__rank_list_make(group->num_ranks, not_attached, group);
+        epx__rank_list_make(group->num_ranks, not_attached, run);
 
     if (run->attached == epx__node_size(&group->nodes, group->nodes.own)) {
         return epx__fail(EPX_ERR_TIMEOUT,
@@ -344,10 +346,10 @@ timed_out(const run_t *run, int32_t peer)
 
 epx_status_t
 epx__fd_exchange_run(epx__fd_exchange_t *exchange, epx_group_t *group,
-                     const epx__fabric_card_t *cards, int64_t deadline_ns,
-                     epx__fd_attach_t *attach)
+                     epx__reach_t *reach, const epx__fabric_card_t *cards,
+                     int64_t deadline_ns, epx__fd_attach_t *attach)
 {
-    run_t run = { exchange, group, cards, deadline_ns, attach, 1, 1 };
+    run_t run = { exchange, group, reach, cards, deadline_ns, attach, 1, 1 };
     const epx__nodes_t *nodes = &group->nodes;
     const int32_t *ranks = epx__node_ranks(nodes, nodes->own);
     int32_t count = epx__node_size(nodes, nodes->own);

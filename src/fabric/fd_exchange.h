@@ -18,8 +18,9 @@ typedef struct epx__fd_exchange {
 #define EPX__FD_EXCHANGE_NONE { -1, -1 }
 
 /* Make the segment that a descriptor of `rank` stands for reachable, and set
- * group->peers[rank]; the descriptor is the caller's. */
-typedef epx_status_t epx__fd_attach_t(epx_group_t *group, int fd, int32_t rank,
+ * reach->peers[rank]; the descriptor is the caller's. */
+typedef epx_status_t epx__fd_attach_t(const epx_group_t *group,
+                                      epx__reach_t *reach, int fd, int32_t rank,
                                       const epx__fabric_card_t *card);
 
 /* NULL if descriptors can go from one to the other; else why not, as an
@@ -35,7 +36,7 @@ epx_status_t epx__fd_exchange_open(epx__fd_exchange_t *exchange,
 /* Give exchange->fd to all peers, and take in theirs.  The exchange is closed
  * when this returns. */
 epx_status_t epx__fd_exchange_run(epx__fd_exchange_t *exchange,
-                                  epx_group_t *group,
+                                  epx_group_t *group, epx__reach_t *reach,
                                   const epx__fabric_card_t *cards,
                                   int64_t deadline_ns,
                                   epx__fd_attach_t *attach);

@@ -32,15 +32,16 @@ withdraw(const epx__segment_t *segment)
 
 /* A reference to a rank's segment; NULL once its owner has let go of it. */
 static epx__segment_t *
-find(const epx_group_t *group, int32_t rank)
+find(const epx_group_t *group, const epx__reach_t *reach, int32_t rank)
 {
     epx__segment_t *segment;
 
     (void)pthread_mutex_lock(&segments_lock);
     segment = segments;
-    while (segment != NULL &&
-           (segment->rank != rank || memcmp(segment->job_id, group->job_id,
-                                            sizeof(group->job_id)) != 0)) {
+    while (
+        segment != NULL &&
+        (segment->rank != rank || segment->purpose != reach->purpose ||
+         memcmp(segment->job_id, group->job_id, sizeof(group->job_id)) != 0)) {
         segment = segment->next;
     }
     if (segment != NULL) {
@@ -60,8 +61,8 @@ let_go(epx__segment_t *segment)
 }
 
 epx_status_t
-epx__segments_open(epx_group_t *group, const epx__segment_t *own,
-                   epx__segment_holds_t **holds_p)
+epx__segments_open(const epx_group_t *group, epx__reach_t *reach,
+                   const epx__segment_t *own)
 {
     epx__segment_holds_t *holds =
         calloc((size_t)group->num_ranks, sizeof(epx__segment_holds_t));
@@ -75,25 +76,28 @@ epx__segments_open(epx_group_t *group, const epx__segment_t *own,
     *segment = *own;
     memcpy(segment->job_id, group->job_id, sizeof(segment->job_id));
     segment->rank = group->rank;
+    segment->purpose = reach->purpose;
     segment->references = 1;
     publish(segment);
     holds[group->rank] = segment;
-    group->peers[group->rank] = (epx__peer_t){ own->base, own->bytes };
-    *holds_p = holds;
+    reach->peers[group->rank] = (epx__peer_t){ own->base, own->bytes };
+    reach->state = holds;
     return EPX_OK;
 }
 
 epx_status_t
-epx__segments_connect(epx_group_t *group, const epx__fabric_card_t *cards,
-                      epx__segment_holds_t *holds)
+epx__segments_connect(const epx_group_t *group, epx__reach_t *reach,
+                      const epx__fabric_card_t *cards)
 {
+    epx__segment_holds_t *holds = reach->state;
+
     for (int32_t rank = 0; rank < group->num_ranks; rank++) {
         epx__segment_t *segment;
 
         if (rank == group->rank || !epx__is_near(&group->nodes, rank)) {
             continue;
         }
-        segment = find(group, rank);
+        segment = find(group, reach, rank);
         if (segment == NULL || segment->bytes != cards[rank].segment_bytes) {
             if (segment != NULL) {
                 let_go(segment);
@@ -103,15 +107,15 @@ epx__segments_connect(epx_group_t *group, const epx__fabric_card_t *cards,
                              rank, group->rank);
         }
         holds[rank] = segment;
-        group->peers[rank] = (epx__peer_t){ segment->base, segment->bytes };
+        reach->peers[rank] = (epx__peer_t){ segment->base, segment->bytes };
     }
     return EPX_OK;
 }
 
 void
-epx__segments_close(epx_group_t *group)
+epx__segments_close(const epx_group_t *group, epx__reach_t *reach)
 {
-    epx__segment_holds_t *holds = group->fabric_state;
+    epx__segment_holds_t *holds = reach->state;
 
     if (holds == NULL) {
         return;
@@ -123,5 +127,5 @@ epx__segments_close(epx_group_t *group)
         }
     }
     free(holds);
-    group->fabric_state = NULL;
+    reach->state = NULL;
 }

@@ -19,23 +19,24 @@ typedef struct epx__segment {
     struct epx__segment *next;
     uint64_t job_id[2];
     int32_t rank;
+    epx__purpose_t purpose;
     int references;
 } epx__segment_t;
 
 /* The segments that a rank holds on to: [R], NULL where it holds none. */
 typedef epx__segment_t *epx__segment_holds_t;
 
-/* Register the group's own segment, a copy of `own`, and set
- * group->peers[rank].  On failure nothing has been released. */
-epx_status_t epx__segments_open(epx_group_t *group, const epx__segment_t *own,
-                                epx__segment_holds_t **holds_p);
+/* Register this rank's own segment, a copy of `own`: reach->state becomes an
+ * epx__segment_holds_t *.  On failure nothing has been released. */
+epx_status_t epx__segments_open(const epx_group_t *group, epx__reach_t *reach,
+                                const epx__segment_t *own);
 
-/* Hold on to the segments of all peers, and set group->peers. */
-epx_status_t epx__segments_connect(epx_group_t *group,
-                                   const epx__fabric_card_t *cards,
-                                   epx__segment_holds_t *holds);
+/* Hold on to the segments of all peers. */
+epx_status_t epx__segments_connect(const epx_group_t *group,
+                                   epx__reach_t *reach,
+                                   const epx__fabric_card_t *cards);
 
 /* Let go of all of them. */
-void epx__segments_close(epx_group_t *group);
+void epx__segments_close(const epx_group_t *group, epx__reach_t *reach);
 
 #endif

@@ -181,15 +181,12 @@ cuda_synchronize(memory_t *memory, epx_stream_t stream)
                    "cudaStreamSynchronize");
 }
 
-/* The default stream is one for all threads of a process, so that ranks that
- * are threads would wait for each other in it. */
 static bool
 make_streams(cuda_memory_t *self)
 {
     memory_t *memory = &self->base;
-    bool threads = memory->self->kind == WORLD_THREAD;
-    bool scarce =
-        threads && memory->self->num_ranks > MAX_THREADS_WITH_STREAMS_TO_SPARE;
+    bool scarce = memory->self->kind == WORLD_THREAD &&
+                  memory->self->num_ranks > MAX_THREADS_WITH_STREAMS_TO_SPARE;
     int32_t wanted = scarce ? 1 : MEMORY_MAX_STREAMS;
 
     while (self->num_own < wanted) {
@@ -200,13 +197,40 @@ make_streams(cuda_memory_t *self)
         self->num_own++;
     }
     self->copies = self->own[0];
+    return true;
+}
+
+/* What the driver sets up for a stream when it is first used may wait for the
+ * kernels that run, and so for those of a rank whose peer is this one: use each
+ * of them while nobody waits. */
+static bool
+use_streams(cuda_memory_t *self)
+{
+    for (int32_t i = 0; i < self->num_own; i++) {
+        if (failed(&self->base,
+                   cudaMemsetAsync(self->arena, 0, 1, self->own[i]),
+                   "cudaMemsetAsync") ||
+            !cuda_synchronize(&self->base, self->own[i])) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* The default stream is one for all threads of a process, so that ranks that
+ * are threads would wait for each other in it. */
+static void
+offer_streams(cuda_memory_t *self)
+{
+    memory_t *memory = &self->base;
+    bool threads = memory->self->kind == WORLD_THREAD;
+
     if (!threads || memory->self->num_ranks == 1) {
         memory->streams[memory->num_streams++] = NULL;
     }
-    for (int32_t i = scarce ? 0 : 1; i < wanted; i++) {
+    for (int32_t i = self->num_own == 1 ? 0 : 1; i < self->num_own; i++) {
         memory->streams[memory->num_streams++] = self->own[i];
     }
-    return true;
 }
 
 static bool
@@ -235,8 +259,12 @@ take_all(cuda_memory_t *self)
     share = sms / memory->self->num_ranks;
     memory->min_workers = 1;
     memory->max_workers = share < MAX_WORKERS ? share : MAX_WORKERS;
-    /* Copy once each way, while nobody waits for what that may set up. */
-    return make_streams(self) &&
+    if (!make_streams(self)) {
+        return false;
+    }
+    offer_streams(self);
+    /* Copy once each way, for the same reason. */
+    return use_streams(self) &&
            cuda_upload(memory, self->arena, &word, sizeof(word)) &&
            cuda_download(memory, &word, self->arena, sizeof(word));
 }

@@ -102,7 +102,7 @@ draw_round(fault_round_t *round, const options_t *options, uint64_t seed)
     }
     round->layout = (epx_layout_t)rng_int(&rng, EPX_LAYOUT_RANK_MAJOR,
                                           EPX_LAYOUT_EXPERT_SLOTS);
-    round->is_queued = rng_one_in(&rng, 2);
+    round->is_queued = rng_one_in(&rng, 2) && FAULT_DEVICE == EPX_DEVICE_CPU;
     round->is_split = rng_one_in(&rng, 2);
     round->has_slots = rng_one_in(&rng, 2);
     round->in_heap = rng_one_in(&rng, 2);
@@ -112,7 +112,8 @@ draw_round(fault_round_t *round, const options_t *options, uint64_t seed)
          round->which == POINT_IN_COMBINE_HOOK)) {
         round->is_split = true;
     }
-    round->masks = options->nodes == 1 && round->phase != FAULT_IN_END &&
+    round->masks = FAULT_DEVICE == EPX_DEVICE_CPU && options->nodes == 1 &&
+                   round->phase != FAULT_IN_END &&
                    (options->masks < 0 ? rng_one_in(&rng, 2) : options->masks);
     round->keeps_plan = rng_one_in(&rng, 2);
     round->routes_ride = round->layout == EPX_LAYOUT_EXPERT_SLOTS &&

@@ -59,6 +59,23 @@ strike_later(void *argument)
     return NULL;
 }
 
+/* Whether a rank has signalled a step in a peer's segment: at a gate or, on a
+ * card, by what it tells at the step's start. */
+static bool
+has_signalled(const epx_group_t *group, char *segment, uint64_t step,
+              epx__gate_t gate)
+{
+    uint32_t rank = (uint32_t)group->rank;
+    const uint64_t *words = epx__map_words(&group->map, segment, step, rank);
+
+    return FAULT_DEVICE == EPX_DEVICE_CPU
+               ? epx__load_acquire_u64(epx__map_arrival(
+                     &group->map, segment, step, gate, rank)) >= step
+               : epx__load_acquire_u64(&words[0]) >> 32 >= step ||
+                     epx__load_acquire_u64(&words[EPX__POST_WORDS]) >> 32 >=
+                         step;
+}
+
 /* Once the victim's signal of a step is at a peer's gate, which it may leave
  * the next moment. */
 static void *
@@ -69,15 +86,13 @@ strike_after_signal(void *argument)
     epx_group_t *group = life->group;
     int32_t peer = (life->rank + 1 + (int32_t)(round->seed % 7)) %
                    round->num_ranks; /* may be itself, the last to signal */
-    uint64_t step = (uint64_t)round->which;
+    epx__gate_t gate = (epx__gate_t)(round->seed / 7 % EPX__NUM_GATES);
     char *segment = group->peers[peer].base != NULL ? group->peers[peer].base
                                                     : epx__group_segment(group);
-    const uint64_t *arrival = epx__map_arrival(
-        &group->map, segment, step,
-        (epx__gate_t)(round->seed / 7 % EPX__NUM_GATES), (uint32_t)life->rank);
     int64_t give_up = fault_now_ns() + patience_ns;
 
-    while (epx__load_acquire_u64(arrival) < step && fault_now_ns() < give_up) {
+    while (!has_signalled(group, segment, (uint64_t)round->which, gate) &&
+           fault_now_ns() < give_up) {
     }
     strike(round);
     return NULL;
@@ -163,7 +178,9 @@ holdings_now(void)
         (void)fclose(maps);
     }
     now.fds = count_entries("/proc/self/fd");
-    now.threads = count_entries("/proc/self/task");
+    if (FAULT_DEVICE == EPX_DEVICE_CPU) { /* the emulation keeps its own */
+        now.threads = count_entries("/proc/self/task");
+    }
     return now;
 }
 
@@ -223,6 +240,7 @@ create_group(life_t *life)
     bootstrap.allgather = gather_with_fault;
     bootstrap.context = life;
     config.bootstrap = &bootstrap;
+    config.device = FAULT_DEVICE;
     config.heap_bytes = 16 << 20;
     config.num_workers = 1 + life->rank % 2;
     config.timeout_ns = life->round->timeout_ns;
@@ -302,6 +320,10 @@ check_broken(const life_t *life)
         fault_complain(life->round, life->rank, "epx_group_status is EPX_OK");
     }
     next = epx_mem_alloc(life->group, 64, &memory);
+    if (FAULT_DEVICE == EPX_DEVICE_CUDA && next == polled) {
+        /* Kernels fail by themselves: no call had told of it. */
+        next = epx_mem_alloc(life->group, 64, &memory);
+    }
     if (next != EPX_ERR_BROKEN &&
         (next != EPX_ERR_MASKED || !is_struck(life))) {
         fault_complain(life->round, life->rank, "the next call gives %d: %s",
@@ -474,6 +496,7 @@ start_anew(const life_t *life)
     set_environment(round, life->rank - (life->rank > round->victim),
                     round->num_ranks - 1 + round->num_newcomers,
                     round->port + 1);
+    config.device = FAULT_DEVICE;
     config.heap_bytes = 16 << 20;
     config.num_workers = 1;
     config.node = 1 + life->rank % round->num_nodes;

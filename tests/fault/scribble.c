@@ -73,6 +73,7 @@ scribble(void *argument)
     scribbler_t *self = argument;
     const epx__map_t *map = &self->group->map;
     char *segment = self->group->peers[1 - SCRIBBLER].base;
+    char *control = epx__group_control(self->group, 1 - SCRIBBLER);
     rng_t rng = rng_of(self->seed, 77, 0);
     /* Where the ranges of the region begin; the first has the vitals and the
      * roll. */
@@ -87,8 +88,10 @@ scribble(void *argument)
     while (!__atomic_load_n(&self->stop, __ATOMIC_RELAXED)) {
         int64_t i = part < 5 ? part : rng_int(&rng, 0, 4);
         int64_t words = (int64_t)((ends[i] - begins[i]) / sizeof(uint64_t));
-        uint64_t *word = (uint64_t *)(void *)(segment + begins[i]) +
-                         rng_int(&rng, 0, words - 1);
+        /* With cards, what hosts write has a segment of its own. */
+        uint64_t *word =
+            (uint64_t *)(void *)((i < 2 ? control : segment) + begins[i]) +
+            rng_int(&rng, 0, words - 1);
 
         scribble_word(word, &rng);
         if (pause_us > 0 && rng_one_in(&rng, 8)) {

@@ -37,11 +37,13 @@ pair_open(void)
         rank->group.job_id[0] = 11;
         rank->group.job_id[1] = 22;
         rank->group.map = epx__map_make(PAIR_RANKS, PAIR_EXPERTS);
+        rank->group.reach.peers = rank->peers;
         rank->group.peers = rank->peers;
         rank->cards = pair->cards;
         WORKS(epx__nodes_open(&rank->group.nodes, r, PAIR_RANKS, node_of));
         pair->bytes = rank->group.map.heap + PAIR_HEAP;
-        WORKS(epx__fabric_shm.open(&rank->group, pair->bytes, &pair->cards[r]));
+        WORKS(epx__fabric_shm.open(&rank->group, &rank->group.reach,
+                                   pair->bytes, &pair->cards[r]));
         *nameplate(pair, r, r) = 1000 + (uint64_t)r;
     }
     return pair;
@@ -51,7 +53,8 @@ void
 pair_close(pair_t *pair)
 {
     for (int r = 0; r < PAIR_RANKS; r++) {
-        epx__fabric_shm.close(&pair->ranks[r].group);
+        epx__fabric_shm.close(&pair->ranks[r].group,
+                              &pair->ranks[r].group.reach);
         epx__nodes_close(&pair->ranks[r].group.nodes);
     }
     free(pair);
@@ -61,8 +64,8 @@ static void *
 connect_rank(void *arg)
 {
     pair_rank_t *rank = arg;
-    epx_status_t status =
-        epx__fabric_shm.connect(&rank->group, rank->cards, rank->deadline_ns);
+    epx_status_t status = epx__fabric_shm.connect(
+        &rank->group, &rank->group.reach, rank->cards, rank->deadline_ns);
 
     epx__error_save(&rank->result, status); /* "" when all is well */
     return NULL;

@@ -264,8 +264,8 @@ group_without_segments(world_rank_t *self, void *context)
         world_fail(self, "%d descriptors before, %d with a group", fds,
                    pair_count_descriptors());
     }
-    if (strcmp(group->fabric->name, "shm") != 0) {
-        world_fail(self, "the fabric is %s", group->fabric->name);
+    if (strcmp(group->reach.fabric->name, "shm") != 0) {
+        world_fail(self, "the fabric is %s", group->reach.fabric->name);
     }
     (void)world_failed(self, epx_group_destroy(group), "epx_group_destroy");
 }

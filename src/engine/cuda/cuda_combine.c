@@ -47,7 +47,7 @@ check_args(const draft_t *draft)
 
 /* See where peers read an input, and tell them in the post. */
 static epx_status_t
-open_input(draft_t *draft, epx__array_t array, cuda_stand_in_t which,
+open_input(draft_t *draft, const cuda_op_t *op, epx__array_t array,
            const char *name, const void *user, uint64_t row_bytes,
            uint64_t alignment)
 {
@@ -61,8 +61,7 @@ open_input(draft_t *draft, epx__array_t array, cuda_stand_in_t which,
     if (__builtin_mul_overflow(rows, row_bytes, &bytes)) {
         bytes = UINT64_MAX;
     }
-    status =
-        cuda_reachable(draft->plan, which, name, user, bytes, alignment, &heap);
+    status = cuda_reachable(op, name, user, bytes, alignment, &heap);
     if (status == EPX_OK) {
         draft->kernel.post.offset[array] = cuda_heap_offset(draft->plan, heap);
         cuda_stage_add(&draft->stage, user, heap, row_bytes);
@@ -71,20 +70,18 @@ open_input(draft_t *draft, epx__array_t array, cuda_stand_in_t which,
 }
 
 static epx_status_t
-open_inputs(draft_t *draft)
+open_inputs(draft_t *draft, const cuda_op_t *op)
 {
     const epx_combine_args_t *args = &draft->args;
-    epx_status_t status =
-        open_input(draft, EPX__ARRAY_X, CUDA_COMBINE_X, "x", args->x,
-                   draft->kernel.row_bytes, EPX_ROW_ALIGN);
+    epx_status_t status = open_input(draft, op, EPX__ARRAY_X, "x", args->x,
+                                     draft->kernel.row_bytes, EPX_ROW_ALIGN);
 
     if (status == EPX_OK && draft->has_weights) {
-        status =
-            open_input(draft, EPX__ARRAY_TOPK_WEIGHTS, CUDA_COMBINE_WEIGHTS,
-                       "recv_topk_weights", args->recv_topk_weights,
-                       epx__array_row_bytes(&draft->plan->base,
-                                            EPX__ARRAY_TOPK_WEIGHTS, 0),
-                       sizeof(float));
+        status = open_input(draft, op, EPX__ARRAY_TOPK_WEIGHTS,
+                            "recv_topk_weights", args->recv_topk_weights,
+                            epx__array_row_bytes(&draft->plan->base,
+                                                 EPX__ARRAY_TOPK_WEIGHTS, 0),
+                            sizeof(float));
     }
     return status;
 }
@@ -206,7 +203,7 @@ cuda_combine(epx_plan_t *base, const epx_combine_args_t *args,
     }
     if (status == EPX_OK) {
         fill_kernel(&draft);
-        status = open_inputs(&draft);
+        status = open_inputs(&draft, &op);
     }
     if (status == EPX_OK && cuda_spans_nodes(base->group)) {
         status = cuda_rail_open(&op, EPX__STEP_COMBINE, draft.kernel.row_bytes,

@@ -71,7 +71,7 @@ set_scale_strides(const draft_t *draft, bool is_dense, epx__post_t *post)
 }
 
 static epx_status_t
-open_scales(draft_t *draft, void *user)
+open_scales(draft_t *draft, const cuda_op_t *op, void *user)
 {
     cuda_plan_t *plan = draft->plan;
     epx__post_t *post = &draft->kernel.post;
@@ -84,7 +84,7 @@ open_scales(draft_t *draft, void *user)
 
     set_scale_strides(draft, is_outside, post);
     status = cuda_reachable(
-        plan, CUDA_DISPATCH_ARRAYS + EPX__ARRAY_SCALES, "recv_scales", user,
+        op, "recv_scales", user,
         user == NULL ? 0
                      : epx__scale_extent(&plan->base, num_local, rows, post),
         sizeof(uint32_t), &heap);
@@ -103,7 +103,7 @@ open_scales(draft_t *draft, void *user)
 
 /* See where peers write the receive arrays, and tell them in the post. */
 static epx_status_t
-open_arrays(draft_t *draft)
+open_arrays(draft_t *draft, const cuda_op_t *op)
 {
     cuda_plan_t *plan = draft->plan;
     const epx_dispatch_args_t *args = &draft->args;
@@ -114,7 +114,7 @@ open_arrays(draft_t *draft)
         args->recv_topk_weights,
         args->recv_src_token,
     };
-    epx_status_t status = open_scales(draft, users[EPX__ARRAY_SCALES]);
+    epx_status_t status = open_scales(draft, op, users[EPX__ARRAY_SCALES]);
 
     for (int i = 0; i < EPX__NUM_ARRAYS && status == EPX_OK; i++) {
         epx__array_t array = (epx__array_t)i;
@@ -130,9 +130,9 @@ open_arrays(draft_t *draft)
                                    &bytes)) {
             bytes = UINT64_MAX;
         }
-        status = cuda_reachable(
-            plan, CUDA_DISPATCH_ARRAYS + i, array_names[i], users[i], bytes,
-            array == EPX__ARRAY_X ? EPX_ROW_ALIGN : 4, &heap);
+        status =
+            cuda_reachable(op, array_names[i], users[i], bytes,
+                           array == EPX__ARRAY_X ? EPX_ROW_ALIGN : 4, &heap);
         draft->kernel.post.offset[i] = cuda_heap_offset(plan, heap);
         if (status == EPX_OK && heap != users[i] && heap != NULL) {
             draft->stages = true;
@@ -298,7 +298,7 @@ start(draft_t *draft, const cuda_op_t *op, bool *launched_p)
     }
     if (status == EPX_OK) {
         fill_kernel(draft);
-        status = open_arrays(draft);
+        status = open_arrays(draft, op);
     }
     if (status == EPX_OK && cuda_spans_nodes(draft->plan->base.group)) {
         status = open_rail(draft, op);

@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define DEFAULT_WORKERS 24  /* SMs, where the card has as many for each rank */
+#define DEFAULT_WORKERS 24  /* SMs, where half the card has as many a rank */
 #define SEATS_PER_CHUNK 512 /* more plans at once take more, which may wait */
 /* Of a block's shared memory, for what kernels declare by themselves. */
 #define STATIC_SHARED 5120
@@ -87,7 +87,6 @@ close_entered(epx_group_t *group)
 
         cuda_rail_close(plan);
         cuda_counts_close(plan);
-        free(plan->outgrown);
         free(plan);
         plan = after;
     }
@@ -96,6 +95,8 @@ close_entered(epx_group_t *group)
         chunk_free(chunk);
     }
     cuda_proxy_close(group);
+    cuda_stand_ins_close(engine);
+    epx__group_set_halt(group, NULL);
     cuda_pinned_give(engine->view.report);
     (void)epx__heap_free(&group->heap, engine->private_block);
     free(engine);
@@ -114,9 +115,8 @@ cuda_close(epx_group_t *group)
 static void
 cuda_leave(epx_group_t *group)
 {
-    if (cuda_spans_nodes(group) &&
-        epx__cuda_device_enter(group->device_ordinal) == EPX_OK) {
-        /* So that the proxy sees all that kernels have begun. */
+    if (epx__cuda_device_enter(group->device_ordinal) == EPX_OK) {
+        /* What kernels have begun the proxy sees, and peers wait for. */
         cuda_plans_reclaim(group, true);
         epx__cuda_device_leave();
     }
@@ -191,7 +191,7 @@ load_kernels(epx_group_t *group)
 static bool
 is_one_card(const epx_group_t *group)
 {
-    bool is_one = group->fabric == &epx__fabric_cuda_thread;
+    bool is_one = group->reach.fabric == &epx__fabric_cuda_thread;
 
     for (int32_t r = 0; r < group->num_ranks && is_one; r++) {
         struct cudaPointerAttributes is;
@@ -260,6 +260,9 @@ open_view(epx_group_t *group)
                                              (void **)&engine->view.report),
                             "cannot set up the CUDA engine");
     }
+    if (status == EPX_OK) {
+        epx__group_set_halt(group, &engine->view.report->halt);
+    }
     free(image);
     return status;
 }
@@ -319,10 +322,14 @@ shares_card(const epx__fabric_place_t *a, const epx__fabric_place_t *b)
            memcmp(a->device.uuid, b->device.uuid, sizeof(a->device.uuid)) == 0;
 }
 
+/* Ranks that share a card leave half of it to all else that runs there.  Blocks
+ * that wait fill the SM that they are on; and what they wait for comes after a
+ * peer's other kernels, of which some run in clusters that need several free
+ * SMs side by side. */
 static int32_t
 share_of(const epx__fabric_place_t *place, int32_t sharers)
 {
-    int32_t share = place->device.num_workers / sharers;
+    int32_t share = place->device.num_workers / 2 / sharers;
 
     share = share < 1 ? 1 : share > DEFAULT_WORKERS ? DEFAULT_WORKERS : share;
     return place->device.wanted_workers > 0 ? place->device.wanted_workers
@@ -425,4 +432,6 @@ const epx__engine_ops_t epx__engine_cuda = {
     .dispatch = cuda_dispatch,
     .combine = cuda_combine,
     .complete = cuda_complete,
+    .reclaim = cuda_reclaim,
+    .idle_bytes = cuda_idle_bytes,
 };

@@ -22,6 +22,7 @@ typedef struct cuda_seat {
 
 struct cuda_plan;
 struct cuda_proxy;
+struct cuda_stand_in;
 
 typedef struct cuda_engine {
     cuda_view_t view;
@@ -37,6 +38,9 @@ typedef struct cuda_engine {
      * one was, or, once that plan is gone, the event after it. */
     struct cuda_plan *last_plan;
     cudaEvent_t last_done;
+    int num_plans;                   /* the retired ones too */
+    struct cuda_stand_in *stand_ins; /* a list: cuda_stand_in.c */
+    uint64_t idle_bytes;             /* atomic: of those that nobody has */
 } cuda_engine_t;
 
 static inline cuda_engine_t *
@@ -44,14 +48,6 @@ cuda_engine(const epx_group_t *group)
 {
     return group->engine_state;
 }
-
-/* Blocks of the heap that stand in for arrays that peers cannot reach. */
-typedef enum cuda_stand_in {
-    CUDA_DISPATCH_ARRAYS = 0, /* one for each epx__array_t */
-    CUDA_COMBINE_X = EPX__NUM_ARRAYS,
-    CUDA_COMBINE_WEIGHTS,
-    CUDA_NUM_STAND_INS,
-} cuda_stand_in_t;
 
 typedef struct cuda_block {
     void *base;
@@ -69,11 +65,6 @@ typedef struct cuda_plan {
     uint32_t *notes;
     uint32_t *block_totals;
     int64_t token_capacity;
-    cuda_block_t stand_ins[CUDA_NUM_STAND_INS];
-    cuda_block_t *outgrown; /* stand-ins that were too small, but may be in use
-                               still */
-    int num_outgrown;
-
     cuda_block_t *regions; /* of pinned memory, the last in use: cuda_rail.c */
     int num_regions;
 
@@ -195,16 +186,27 @@ epx_status_t cuda_fused_start(const cuda_op_t *op,
 epx_status_t cuda_unpack_start(const cuda_op_t *op);
 
 /* cuda_stand_in.c: where peers reach an array of `bytes`: at `user` itself if
- * that is in the heap and aligned, else in the plan's stand-in.  *heap_p is
- * NULL for no array. */
-epx_status_t cuda_reachable(cuda_plan_t *plan, cuda_stand_in_t which,
-                            const char *name, const void *user, uint64_t bytes,
+ * that is in the heap and aligned, else in a block that stands in for it.
+ * *heap_p is NULL for no array. */
+epx_status_t cuda_reachable(const cuda_op_t *op, const char *name,
+                            const void *user, uint64_t bytes,
                             uint64_t alignment, char **heap_p);
+/* A block of the heap; when it is full, once more after a clean-up. */
+epx_status_t cuda_heap_alloc(epx_group_t *group, uint64_t bytes,
+                             const char *what, void **block_p);
+/* The operation is on its way, or has failed: see who keeps its blocks. */
+void cuda_stand_ins_settle(const cuda_op_t *op, bool launched);
+/* The plan goes, and with the last one all blocks. */
+void cuda_stand_ins_leave(const cuda_plan_t *plan);
+/* Give back what nobody uses, having waited for the last operation. */
+void cuda_reclaim(epx_group_t *group);
+uint64_t cuda_idle_bytes(const epx_group_t *group);
+/* Forget them: the heap goes, too. */
+void cuda_stand_ins_close(cuda_engine_t *engine);
 /* Add an array to what a kernel stages, if it has a stand-in. */
 void cuda_stage_add(cuda_stage_args_t *stage, const void *user, char *heap,
                     uint64_t row_bytes);
 uint64_t cuda_heap_offset(const cuda_plan_t *plan, const char *heap);
-void cuda_stand_ins_close(cuda_plan_t *plan);
 
 /* cuda_dispatch.c, cuda_combine.c */
 epx_status_t cuda_dispatch(epx_plan_t *base, const epx_dispatch_args_t *args,

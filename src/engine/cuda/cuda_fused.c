@@ -113,11 +113,7 @@ cuda_slots_open(cuda_plan_t *plan)
     if (__builtin_mul_overflow(count, plan->slots.slot_bytes, &bytes)) {
         bytes = UINT64_MAX;
     }
-    status = epx__heap_alloc(&group->heap, bytes, "receive slots", &block);
-    if (status == EPX_ERR_HEAP_EXHAUSTED) {
-        cuda_plans_reclaim(group, true);
-        status = epx__heap_alloc(&group->heap, bytes, "receive slots", &block);
-    }
+    status = cuda_heap_alloc(group, bytes, "receive slots", &block);
     plan->slot_block = block;
     return status;
 }

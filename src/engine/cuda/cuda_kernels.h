@@ -59,6 +59,8 @@ typedef struct cuda_report {
      * say. */
     int32_t rank[2];
     epx__post_t posts[2];
+    /* The host's: the group has failed there, and kernels end. */
+    uint64_t halt;
 } cuda_report_t;
 
 /* A group as its kernels see it. */

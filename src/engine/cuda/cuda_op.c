@@ -84,6 +84,7 @@ cuda_op_end(cuda_op_t *op, epx_status_t status, bool launched)
     cuda_plan_t *plan = op->plan;
     epx_group_t *group = plan->base.group;
 
+    cuda_stand_ins_settle(op, launched);
     if (launched && !op->is_captured) {
         plan->was_queued = true;
         plan->stream = op->stream;

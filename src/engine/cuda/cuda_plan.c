@@ -117,11 +117,7 @@ open_block(cuda_plan_t *plan)
     epx_status_t status;
 
     carve_arrays(plan, &measure);
-    status = epx__heap_alloc(&group->heap, measure.used, "a plan", &block);
-    if (status == EPX_ERR_HEAP_EXHAUSTED) {
-        cuda_plans_reclaim(group, true);
-        status = epx__heap_alloc(&group->heap, measure.used, "a plan", &block);
-    }
+    status = cuda_heap_alloc(group, measure.used, "a plan", &block);
     if (status == EPX_OK) {
         plan->block = block;
         place.base = block;
@@ -174,6 +170,7 @@ open_locked(epx_group_t *group, const epx_plan_args_t *args,
     }
     plan->seat = engine->seats;
     engine->seats = plan->seat->next;
+    engine->num_plans++;
     cuda_counts_clear(plan);
     *plan_p = plan;
     return EPX_OK;
@@ -206,11 +203,12 @@ plan_free(cuda_plan_t *plan)
     epx_group_t *group = plan->base.group;
     cuda_engine_t *engine = cuda_engine(group);
 
-    cuda_stand_ins_close(plan);
     cuda_rail_close(plan);
     cuda_counts_close(plan);
     epx__group_heap_free(group, plan->block);
     epx__group_heap_free(group, plan->slot_block);
+    engine->num_plans--;
+    cuda_stand_ins_leave(plan);
     plan->seat->next = engine->seats;
     engine->seats = plan->seat;
     free(plan);

@@ -249,7 +249,6 @@ give_up(cuda_proxy_t *proxy)
 {
     int64_t deadline = epx__deadline_ns(ABANDON_NS);
 
-    epx__store_release_u64(&proxy->relay->failed, 1);
     for (int i = 0; i < EPX__NUM_SLOTS; i++) {
         cuda_errand_t *errand = &proxy->errands[i];
 

@@ -146,8 +146,6 @@ typedef struct cuda_trip {
 } cuda_trip_t;
 
 typedef struct cuda_relay {
-    uint64_t failed; /* the proxy has given up: kernels end */
-    uint64_t unused[7];
     cuda_trip_t trips[EPX__NUM_SLOTS];
 } cuda_relay_t;
 

@@ -248,10 +248,9 @@ struct cuda_deadline {
 
 // Whether the host has found the group broken, which then it is here, too.
 EPX__DEVICE bool
-relay_has_failed(const cuda_view_t &view)
+is_halted(const cuda_view_t &view)
 {
-    if (view.nodes.num_nodes == 1 ||
-        ld_relaxed_sys(&view.nodes.relay->failed) == 0) {
+    if (ld_relaxed_sys(&view.report->halt) == 0) {
         return false;
     }
     (void)report_claim(view);
@@ -274,7 +273,7 @@ deadline_holds(const cuda_view_t &view, cuda_deadline *deadline, bool *late)
         return false;
     }
     *late = now - deadline->start > view.timeout_ns;
-    return !*late && !relay_has_failed(view);
+    return !*late && !is_halted(view);
 }
 
 // One thread: wait for a word; false when the group is broken.

@@ -238,12 +238,12 @@ epx__cuda_segment_init(const epx_group_t *group, char *base, uint64_t bytes,
 }
 
 epx_status_t
-epx__cuda_segment_check(const epx_group_t *group, int32_t rank,
-                        const epx__fabric_card_t *card)
+epx__cuda_segment_check(const epx_group_t *group, const epx__reach_t *reach,
+                        int32_t rank, const epx__fabric_card_t *card)
 {
     epx__segment_header_t header;
     epx_status_t status =
-        epx__cuda_copy(&header, group->peers[rank].base, sizeof(header));
+        epx__cuda_copy(&header, reach->peers[rank].base, sizeof(header));
 
     return status == EPX_OK ? epx__fabric_check_header(
                                   group, rank, card->segment_bytes, &header)

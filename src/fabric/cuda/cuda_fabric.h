@@ -29,9 +29,10 @@ epx_status_t epx__cuda_segment_init(const epx_group_t *group, char *base,
                                     uint64_t bytes, uint64_t mapped_bytes,
                                     epx__fabric_card_t *card);
 
-/* Refuse a peer's segment, mapped at group->peers[rank], that is not what it
+/* Refuse a peer's segment, mapped at reach->peers[rank], that is not what it
  * should have shared. */
-epx_status_t epx__cuda_segment_check(const epx_group_t *group, int32_t rank,
+epx_status_t epx__cuda_segment_check(const epx_group_t *group,
+                                     const epx__reach_t *reach, int32_t rank,
                                      const epx__fabric_card_t *card);
 
 /* EPX_ERR_UNSUPPORTED when the driver says that this rank's card cannot reach

@@ -33,7 +33,8 @@ _Static_assert(sizeof(CUmemFabricHandle) <=
 /* ---- what they share ---- */
 
 static epx_status_t
-new_state(epx_group_t *group, peers_state_t **state_p)
+new_state(const epx_group_t *group, epx__reach_t *reach,
+          peers_state_t **state_p)
 {
     peers_state_t *state = calloc(
         1, sizeof(*state) + (size_t)group->num_ranks * sizeof(*state->blocks));
@@ -42,28 +43,29 @@ new_state(epx_group_t *group, peers_state_t **state_p)
         return epx__fail(EPX_ERR_NO_MEMORY, "no memory for a segment");
     }
     state->exchange = (epx__fd_exchange_t)EPX__FD_EXCHANGE_NONE;
-    group->fabric_state = state;
+    reach->state = state;
     *state_p = state;
     return EPX_OK;
 }
 
 /* The own block has been made. */
 static epx_status_t
-show_segment(epx_group_t *group, uint64_t bytes, epx__fabric_card_t *card)
+show_segment(const epx_group_t *group, epx__reach_t *reach, uint64_t bytes,
+             epx__fabric_card_t *card)
 {
-    const peers_state_t *state = group->fabric_state;
+    const peers_state_t *state = reach->state;
     const epx__cuda_block_t *own = &state->blocks[group->rank];
 
-    group->peers[group->rank] = (epx__peer_t){ own->base, bytes };
+    reach->peers[group->rank] = (epx__peer_t){ own->base, bytes };
     return epx__cuda_segment_init(group, own->base, bytes, own->bytes, card);
 }
 
 /* A peer's block has been opened, or has not. */
 static epx_status_t
-take_segment(epx_group_t *group, int32_t rank, const epx__fabric_card_t *card,
-             epx_status_t opened)
+take_segment(const epx_group_t *group, epx__reach_t *reach, int32_t rank,
+             const epx__fabric_card_t *card, epx_status_t opened)
 {
-    const peers_state_t *state = group->fabric_state;
+    const peers_state_t *state = reach->state;
 
     if (opened != EPX_OK) {
         /* The driver does not know about ranks. */
@@ -75,9 +77,9 @@ take_segment(epx_group_t *group, int32_t rank, const epx__fabric_card_t *card,
                          "%.300s",
                          group->rank, rank, card->pci, error.text);
     }
-    group->peers[rank] =
+    reach->peers[rank] =
         (epx__peer_t){ state->blocks[rank].base, card->segment_bytes };
-    return epx__cuda_segment_check(group, rank, card);
+    return epx__cuda_segment_check(group, reach, rank, card);
 }
 
 /* A peer's card may claim anything. */
@@ -109,9 +111,9 @@ check_all(const epx_group_t *group, const epx__fabric_card_t *cards)
 }
 
 static void
-peers_close(epx_group_t *group)
+peers_close(const epx_group_t *group, epx__reach_t *reach)
 {
-    peers_state_t *state = group->fabric_state;
+    peers_state_t *state = reach->state;
 
     if (state == NULL) {
         return;
@@ -124,7 +126,7 @@ peers_close(epx_group_t *group)
         epx__cuda_device_leave();
     }
     free(state);
-    group->fabric_state = NULL;
+    reach->state = NULL;
 }
 
 /* The own block and, in *shareable, what peers open it by. */
@@ -132,11 +134,11 @@ typedef epx_status_t make_fn_t(const epx_group_t *group, uint64_t bytes,
                                void *shareable, epx__cuda_block_t *block);
 
 static epx_status_t
-peers_open(epx_group_t *group, uint64_t bytes, epx__fabric_card_t *card,
-           make_fn_t *make, void *shareable)
+peers_open(const epx_group_t *group, epx__reach_t *reach, uint64_t bytes,
+           epx__fabric_card_t *card, make_fn_t *make, void *shareable)
 {
     peers_state_t *state;
-    epx_status_t status = new_state(group, &state);
+    epx_status_t status = new_state(group, reach, &state);
 
     if (status == EPX_OK) {
         status = epx__cuda_device_enter(group->device_ordinal);
@@ -146,7 +148,7 @@ peers_open(epx_group_t *group, uint64_t bytes, epx__fabric_card_t *card,
     }
     status = make(group, bytes, shareable, &state->blocks[group->rank]);
     if (status == EPX_OK) {
-        status = show_segment(group, bytes, card);
+        status = show_segment(group, reach, bytes, card);
     }
     epx__cuda_device_leave();
     return status;
@@ -158,10 +160,10 @@ typedef epx_status_t open_fn_t(const epx_group_t *group,
                                epx__cuda_block_t *block);
 
 static epx_status_t
-peers_connect(epx_group_t *group, const epx__fabric_card_t *cards,
-              open_fn_t *open)
+peers_connect(const epx_group_t *group, epx__reach_t *reach,
+              const epx__fabric_card_t *cards, open_fn_t *open)
 {
-    peers_state_t *state = group->fabric_state;
+    peers_state_t *state = reach->state;
     epx_status_t status = epx__cuda_device_enter(group->device_ordinal);
 
     if (status != EPX_OK) {
@@ -175,7 +177,7 @@ peers_connect(epx_group_t *group, const epx__fabric_card_t *cards,
             continue;
         }
         status = open(group, &cards[rank], &state->blocks[rank]);
-        status = take_segment(group, rank, &cards[rank], status);
+        status = take_segment(group, reach, rank, &cards[rank], status);
     }
     epx__cuda_device_leave();
     return status;
@@ -202,11 +204,12 @@ vmm_make(const epx_group_t *group, uint64_t bytes, void *shareable,
 }
 
 static epx_status_t
-vmm_open(epx_group_t *group, uint64_t bytes, epx__fabric_card_t *card)
+vmm_open(const epx_group_t *group, epx__reach_t *reach, uint64_t bytes,
+         epx__fabric_card_t *card)
 {
     int fd = -1;
-    epx_status_t status = peers_open(group, bytes, card, vmm_make, &fd);
-    peers_state_t *state = group->fabric_state;
+    epx_status_t status = peers_open(group, reach, bytes, card, vmm_make, &fd);
+    peers_state_t *state = reach->state;
 
     if (state != NULL && fd >= 0) {
         (void)fcntl(fd, F_SETFD, FD_CLOEXEC);
@@ -218,22 +221,22 @@ vmm_open(epx_group_t *group, uint64_t bytes, epx__fabric_card_t *card)
 }
 
 static epx_status_t
-vmm_attach(epx_group_t *group, int fd, int32_t rank,
+vmm_attach(const epx_group_t *group, epx__reach_t *reach, int fd, int32_t rank,
            const epx__fabric_card_t *card)
 {
-    peers_state_t *state = group->fabric_state;
+    peers_state_t *state = reach->state;
     epx_status_t status = epx__cuda_block_import(
         group->device_ordinal, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR,
         (void *)(uintptr_t)fd, card->mapped_bytes, &state->blocks[rank]);
 
-    return take_segment(group, rank, card, status);
+    return take_segment(group, reach, rank, card, status);
 }
 
 static epx_status_t
-vmm_connect(epx_group_t *group, const epx__fabric_card_t *cards,
-            int64_t deadline_ns)
+vmm_connect(epx_group_t *group, epx__reach_t *reach,
+            const epx__fabric_card_t *cards, int64_t deadline_ns)
 {
-    peers_state_t *state = group->fabric_state;
+    peers_state_t *state = reach->state;
     epx_status_t status = epx__cuda_device_enter(group->device_ordinal);
 
     if (status != EPX_OK) {
@@ -241,7 +244,7 @@ vmm_connect(epx_group_t *group, const epx__fabric_card_t *cards,
     }
     status = check_all(group, cards);
     if (status == EPX_OK) {
-        status = epx__fd_exchange_run(&state->exchange, group, cards,
+        status = epx__fd_exchange_run(&state->exchange, group, reach, cards,
                                       deadline_ns, vmm_attach);
     }
     epx__cuda_device_leave();
@@ -280,9 +283,10 @@ ipc_make(const epx_group_t *group, uint64_t bytes, void *shareable,
 }
 
 static epx_status_t
-ipc_open(epx_group_t *group, uint64_t bytes, epx__fabric_card_t *card)
+ipc_open(const epx_group_t *group, epx__reach_t *reach, uint64_t bytes,
+         epx__fabric_card_t *card)
 {
-    return peers_open(group, bytes, card, ipc_make, card->handle);
+    return peers_open(group, reach, bytes, card, ipc_make, card->handle);
 }
 
 static epx_status_t
@@ -294,11 +298,11 @@ ipc_open_peer(const epx_group_t *group, const epx__fabric_card_t *card,
 }
 
 static epx_status_t
-ipc_connect(epx_group_t *group, const epx__fabric_card_t *cards,
-            int64_t deadline_ns)
+ipc_connect(epx_group_t *group, epx__reach_t *reach,
+            const epx__fabric_card_t *cards, int64_t deadline_ns)
 {
     (void)deadline_ns;
-    return peers_connect(group, cards, ipc_open_peer);
+    return peers_connect(group, reach, cards, ipc_open_peer);
 }
 
 const epx__fabric_ops_t epx__fabric_cuda_ipc = {
@@ -327,9 +331,10 @@ handle_make(const epx_group_t *group, uint64_t bytes, void *shareable,
 }
 
 static epx_status_t
-handle_open(epx_group_t *group, uint64_t bytes, epx__fabric_card_t *card)
+handle_open(const epx_group_t *group, epx__reach_t *reach, uint64_t bytes,
+            epx__fabric_card_t *card)
 {
-    return peers_open(group, bytes, card, handle_make, card->handle);
+    return peers_open(group, reach, bytes, card, handle_make, card->handle);
 }
 
 static epx_status_t
@@ -345,11 +350,11 @@ handle_open_peer(const epx_group_t *group, const epx__fabric_card_t *card,
 }
 
 static epx_status_t
-handle_connect(epx_group_t *group, const epx__fabric_card_t *cards,
-               int64_t deadline_ns)
+handle_connect(epx_group_t *group, epx__reach_t *reach,
+               const epx__fabric_card_t *cards, int64_t deadline_ns)
 {
     (void)deadline_ns;
-    return peers_connect(group, cards, handle_open_peer);
+    return peers_connect(group, reach, cards, handle_open_peer);
 }
 
 const epx__fabric_ops_t epx__fabric_cuda_handle = {

@@ -57,10 +57,10 @@ make_block(int32_t ordinal, uint64_t bytes, epx__cuda_block_t *block)
 }
 
 static epx_status_t
-open_entered(epx_group_t *group, uint64_t bytes, epx__fabric_card_t *card)
+open_entered(const epx_group_t *group, epx__reach_t *reach, uint64_t bytes,
+             epx__fabric_card_t *card)
 {
     epx__segment_t own = { .bytes = bytes, .release = release };
-    epx__segment_holds_t *holds;
     owned_t *owned = calloc(1, sizeof(*owned));
     epx_status_t status;
 
@@ -76,24 +76,23 @@ open_entered(epx_group_t *group, uint64_t bytes, epx__fabric_card_t *card)
                                         owned->block.bytes, card);
     }
     if (status == EPX_OK) {
-        status = epx__segments_open(group, &own, &holds);
+        status = epx__segments_open(group, reach, &own);
     }
     if (status != EPX_OK) {
         epx__cuda_block_close(&owned->block);
         free(owned);
-        return status;
     }
-    group->fabric_state = holds;
-    return EPX_OK;
+    return status;
 }
 
 static epx_status_t
-thread_open(epx_group_t *group, uint64_t bytes, epx__fabric_card_t *card)
+thread_open(const epx_group_t *group, epx__reach_t *reach, uint64_t bytes,
+            epx__fabric_card_t *card)
 {
     epx_status_t status = epx__cuda_device_enter(group->device_ordinal);
 
     if (status == EPX_OK) {
-        status = open_entered(group, bytes, card);
+        status = open_entered(group, reach, bytes, card);
         epx__cuda_device_leave();
     }
     return status;
@@ -101,9 +100,10 @@ thread_open(epx_group_t *group, uint64_t bytes, epx__fabric_card_t *card)
 
 /* Let this rank's card use a peer's segment. */
 static epx_status_t
-allow(const epx_group_t *group, int32_t rank, const epx__fabric_card_t *cards)
+allow(const epx_group_t *group, const epx__reach_t *reach, int32_t rank,
+      const epx__fabric_card_t *cards)
 {
-    epx__segment_holds_t *holds = group->fabric_state;
+    epx__segment_holds_t *holds = reach->state;
     const owned_t *owned = holds[rank]->context;
     epx_status_t status;
 
@@ -117,11 +117,10 @@ allow(const epx_group_t *group, int32_t rank, const epx__fabric_card_t *cards)
 }
 
 static epx_status_t
-thread_connect(epx_group_t *group, const epx__fabric_card_t *cards,
-               int64_t deadline_ns)
+thread_connect(epx_group_t *group, epx__reach_t *reach,
+               const epx__fabric_card_t *cards, int64_t deadline_ns)
 {
-    epx_status_t status =
-        epx__segments_connect(group, cards, group->fabric_state);
+    epx_status_t status = epx__segments_connect(group, reach, cards);
 
     (void)deadline_ns;
     if (status == EPX_OK) {
@@ -135,9 +134,9 @@ thread_connect(epx_group_t *group, const epx__fabric_card_t *cards,
         if (!epx__is_near(&group->nodes, rank)) {
             continue;
         }
-        status = allow(group, rank, cards);
+        status = allow(group, reach, rank, cards);
         if (status == EPX_OK) {
-            status = epx__cuda_segment_check(group, rank, &cards[rank]);
+            status = epx__cuda_segment_check(group, reach, rank, &cards[rank]);
         }
     }
     epx__cuda_device_leave();

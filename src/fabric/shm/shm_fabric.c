@@ -31,10 +31,11 @@ map_segment(int fd, uint64_t bytes, epx__peer_t *peer)
 }
 
 static epx_status_t
-create_segment(epx_group_t *group, uint64_t bytes, int *fd_p)
+create_segment(const epx_group_t *group, epx__reach_t *reach, uint64_t bytes,
+               int *fd_p)
 {
     int fd = memfd_create("epx-segment", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-    epx__peer_t *own = &group->peers[group->rank];
+    epx__peer_t *own = &reach->peers[group->rank];
     epx_status_t status;
 
     if (fd < 0) {
@@ -57,25 +58,26 @@ create_segment(epx_group_t *group, uint64_t bytes, int *fd_p)
 }
 
 static void
-shm_close(epx_group_t *group)
+shm_close(const epx_group_t *group, epx__reach_t *reach)
 {
-    epx__fd_exchange_t *exchange = group->fabric_state;
+    epx__fd_exchange_t *exchange = reach->state;
 
     if (exchange == NULL) {
         return;
     }
     for (int32_t rank = 0; rank < group->num_ranks; rank++) {
-        if (group->peers[rank].base != NULL) {
-            (void)munmap(group->peers[rank].base, group->peers[rank].bytes);
+        if (reach->peers[rank].base != NULL) {
+            (void)munmap(reach->peers[rank].base, reach->peers[rank].bytes);
         }
     }
     epx__fd_exchange_close(exchange);
     free(exchange);
-    group->fabric_state = NULL;
+    reach->state = NULL;
 }
 
 static epx_status_t
-shm_open_segment(epx_group_t *group, uint64_t bytes, epx__fabric_card_t *card)
+shm_open_segment(const epx_group_t *group, epx__reach_t *reach, uint64_t bytes,
+                 epx__fabric_card_t *card)
 {
     epx__fd_exchange_t *exchange = malloc(sizeof(*exchange));
     epx_status_t status;
@@ -84,8 +86,8 @@ shm_open_segment(epx_group_t *group, uint64_t bytes, epx__fabric_card_t *card)
         return epx__fail(EPX_ERR_NO_MEMORY, "no memory for a segment");
     }
     *exchange = (epx__fd_exchange_t)EPX__FD_EXCHANGE_NONE;
-    group->fabric_state = exchange;
-    status = create_segment(group, bytes, &exchange->fd);
+    reach->state = exchange;
+    status = create_segment(group, reach, bytes, &exchange->fd);
     if (status == EPX_OK) {
         status = epx__fd_exchange_open(exchange, group, card);
     }
@@ -94,8 +96,8 @@ shm_open_segment(epx_group_t *group, uint64_t bytes, epx__fabric_card_t *card)
 }
 
 static epx_status_t
-attach_segment(epx_group_t *group, int fd, int32_t rank,
-               const epx__fabric_card_t *card)
+attach_segment(const epx_group_t *group, epx__reach_t *reach, int fd,
+               int32_t rank, const epx__fabric_card_t *card)
 {
     uint64_t bytes = card->segment_bytes;
     struct stat info;
@@ -111,11 +113,11 @@ attach_segment(epx_group_t *group, int fd, int32_t rank,
                          rank, (int64_t)info.st_size, (unsigned)seals, bytes,
                          REQUIRED_SEALS);
     }
-    status = map_segment(fd, bytes, &group->peers[rank]);
+    status = map_segment(fd, bytes, &reach->peers[rank]);
     if (status == EPX_OK) {
         /* A copy, since the peer can write to it. */
         epx__segment_header_t header =
-            *(const epx__segment_header_t *)group->peers[rank].base;
+            *(const epx__segment_header_t *)reach->peers[rank].base;
 
         status = epx__fabric_check_header(group, rank, bytes, &header);
     }
@@ -123,10 +125,10 @@ attach_segment(epx_group_t *group, int fd, int32_t rank,
 }
 
 static epx_status_t
-shm_connect(epx_group_t *group, const epx__fabric_card_t *cards,
-            int64_t deadline_ns)
+shm_connect(epx_group_t *group, epx__reach_t *reach,
+            const epx__fabric_card_t *cards, int64_t deadline_ns)
 {
-    return epx__fd_exchange_run(group->fabric_state, group, cards, deadline_ns,
+    return epx__fd_exchange_run(reach->state, group, reach, cards, deadline_ns,
                                 attach_segment);
 }
 

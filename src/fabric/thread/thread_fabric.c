@@ -22,10 +22,10 @@ thread_release(epx__segment_t *segment)
 }
 
 static epx_status_t
-thread_open(epx_group_t *group, uint64_t bytes, epx__fabric_card_t *card)
+thread_open(const epx_group_t *group, epx__reach_t *reach, uint64_t bytes,
+            epx__fabric_card_t *card)
 {
     epx__segment_t own = { .bytes = bytes, .release = thread_release };
-    epx__segment_holds_t *holds;
     epx_status_t status;
     void *base = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -39,22 +39,21 @@ thread_open(epx_group_t *group, uint64_t bytes, epx__fabric_card_t *card)
     own.base = base;
     *(epx__segment_header_t *)base =
         epx__fabric_header(group, group->rank, bytes);
-    status = epx__segments_open(group, &own, &holds);
+    status = epx__segments_open(group, reach, &own);
     if (status != EPX_OK) {
         (void)munmap(base, bytes);
         return status;
     }
-    group->fabric_state = holds;
     card->segment_bytes = bytes;
     return EPX_OK;
 }
 
 static epx_status_t
-thread_connect(epx_group_t *group, const epx__fabric_card_t *cards,
-               int64_t deadline_ns)
+thread_connect(epx_group_t *group, epx__reach_t *reach,
+               const epx__fabric_card_t *cards, int64_t deadline_ns)
 {
     (void)deadline_ns;
-    return epx__segments_connect(group, cards, group->fabric_state);
+    return epx__segments_connect(group, reach, cards);
 }
 
 const epx__fabric_ops_t epx__fabric_thread = {
