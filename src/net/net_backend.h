@@ -59,6 +59,8 @@ typedef struct epx__net_puts {
 
 typedef struct epx__net_backend {
     const char *name;
+    /* Bytes of the pieces that suit the network; NULL: EPX__NET_PIECE_BYTES. */
+    uint64_t (*piece_bytes)(const epx__net_config_t *config);
     /* *address_p is what peers need to connect, *address_bytes_p of
      * EPX__NET_ADDRESS_BYTES; *fd_p becomes readable when there is something to
      * do after poll has said that there was not, -1: never.  config->wire is

@@ -15,11 +15,12 @@
 
 #define EPX__NET_RING 128 /* submissions to a peer, of each kind */
 
-/* Pieces of a transfer: long enough that what is done for each does not count,
- * short enough that several are under way. */
+/* Pieces of a transfer, unless the backend has a length of its own: long enough
+ * that what is done for each does not count, short enough that several are
+ * under way. */
 #define EPX__NET_PIECE_BYTES ((uint64_t)1 << 20)
-/* Bytes of pieces that a peer has not acknowledged. */
-#define EPX__NET_CREDIT_BYTES ((uint64_t)8 << 20)
+/* Pieces that a peer has not acknowledged, by their bytes. */
+#define EPX__NET_CREDIT_PIECES 8
 
 /* Ranges of a piece on the second wire, where each is a put. */
 #define EPX__NET_PUT_RANGES 256
@@ -162,6 +163,7 @@ struct epx__net {
     const epx__net_backend_t *backend;
     void *state;
     const epx__net_puts_t *puts; /* NULL: on the first wire */
+    uint64_t piece_bytes;
     epx__net_box_t box;
     char *boxes;            /* [ranks of other hosts][box.bytes] */
     epx__net_peer_t *peers; /* [num_ranks] */

@@ -145,7 +145,7 @@ make_descriptors(epx__net_t *net)
     return watch(net, net->wake_fd);
 }
 
-/* net->config.wire becomes the one that is used. */
+/* net->config.wire becomes the one that is used, and so do its pieces. */
 static epx_status_t
 choose_wire(epx__net_t *net)
 {
@@ -163,6 +163,9 @@ choose_wire(epx__net_t *net)
                            : EPX__NET_WIRE_AM;
     }
     net->puts = config->wire == EPX__NET_WIRE_RMA ? puts : NULL;
+    net->piece_bytes = config->backend->piece_bytes != NULL
+                           ? config->backend->piece_bytes(config)
+                           : EPX__NET_PIECE_BYTES;
     return EPX_OK;
 }
 

@@ -75,9 +75,10 @@ post_signal(epx__net_t *net, int32_t rank, const epx__net_job_t *job)
 /* Whole ranges as far as they fit into a piece, or a part of one; empty ranges
  * do not count. */
 static void
-cut(epx__net_peer_t *peer, const epx__net_job_t *job, uint32_t max_ranges,
+cut(const epx__net_t *net, epx__net_peer_t *peer, const epx__net_job_t *job,
     epx__net_message_t *message)
 {
+    uint32_t max_ranges = net->puts != NULL ? EPX__NET_PUT_RANGES : UINT32_MAX;
     const struct iovec *range = job->ranges + peer->job_range;
     uint64_t bytes = 0;
     uint32_t count = 0, used = 0;
@@ -85,7 +86,7 @@ cut(epx__net_peer_t *peer, const epx__net_job_t *job, uint32_t max_ranges,
     message->header = job->header;
     message->header.offset += peer->job_cut;
     while (peer->job_offset == 0 && peer->job_range + count < job->num_ranges &&
-           range[count].iov_len <= EPX__NET_PIECE_BYTES - bytes &&
+           range[count].iov_len <= net->piece_bytes - bytes &&
            (used < max_ranges || range[count].iov_len == 0)) {
         bytes += range[count].iov_len;
         used += range[count].iov_len > 0;
@@ -96,7 +97,7 @@ cut(epx__net_peer_t *peer, const epx__net_job_t *job, uint32_t max_ranges,
     if (count == 0 && job->num_ranges > 0) {
         uint64_t left = range->iov_len - peer->job_offset;
 
-        bytes = left < EPX__NET_PIECE_BYTES ? left : EPX__NET_PIECE_BYTES;
+        bytes = left < net->piece_bytes ? left : net->piece_bytes;
         message->one =
             (struct iovec){ (char *)range->iov_base + peer->job_offset, bytes };
         message->ranges = &message->one;
@@ -120,8 +121,7 @@ post_piece(epx__net_t *net, int32_t rank, const epx__net_job_t *job)
     epx__net_outgoing_t *out = outgoing(peer, peer->next_sent);
     bool is_last;
 
-    cut(peer, job, net->puts != NULL ? EPX__NET_PUT_RANGES : UINT32_MAX,
-        &out->message);
+    cut(net, peer, job, &out->message);
     is_last = peer->job_cut == job->bytes;
     out->done = job->done;
     if (is_last) { /* which takes over what the job has counted */
@@ -158,7 +158,8 @@ epx__net_pump(epx__net_t *net, int32_t rank)
         post_signal(net, rank, job);
         take(net, &peer->rings[0]);
     }
-    while (has_room(peer) && peer->credit_used < EPX__NET_CREDIT_BYTES &&
+    while (has_room(peer) &&
+           peer->credit_used < EPX__NET_CREDIT_PIECES * net->piece_bytes &&
            (job = epx__net_ring_first(&peer->rings[1])) != NULL &&
            epx__net_has_place(net, rank, job)) {
         if (post_piece(net, rank, job)) {

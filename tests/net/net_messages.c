@@ -73,5 +73,8 @@ main(void)
         over_ucx(wires[i], 2, large_sizes, COUNT(large_sizes), true);
         over_ucx(wires[i], 3, small_sizes, COUNT(small_sizes), false);
     }
+    /* As on other transports: long pieces, by rendezvous. */
+    CHECK(setenv("UCX_TLS", "tcp,self", 1) == 0, "setenv");
+    over_ucx(EPX__NET_WIRE_AM, 2, large_sizes, COUNT(large_sizes), true);
     return 0;
 }

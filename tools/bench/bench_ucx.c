@@ -9,7 +9,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* As EPX cuts what it sends, and how much of it is under way. */
+/* As EPX cuts what it sends over TCP, and on other transports; and how many are
+ * under way. */
+#define EAGER_BYTES ((size_t)256 << 10)
 #define PIECE_BYTES ((size_t)1 << 20)
 #define MAX_PENDING 16
 
@@ -174,6 +176,12 @@ send_message(struct bench_ucx *self, struct link *link, uint64_t offset,
                    link->ep, 0, header, sizeof *header, from, bytes, &param));
 }
 
+static size_t
+piece_bytes(enum bench_way way)
+{
+    return way == BENCH_WAY_EAGER ? EAGER_BYTES : PIECE_BYTES;
+}
+
 /* What lies from `offset` on, as much as goes into a piece. */
 static void
 send_piece(struct bench_ucx *self, struct link *link, uint64_t offset,
@@ -181,7 +189,8 @@ send_piece(struct bench_ucx *self, struct link *link, uint64_t offset,
 {
     const struct part *part = &link->parts[self->combine];
     uint64_t left = part->send_bytes - offset;
-    size_t bytes = left < PIECE_BYTES ? left : PIECE_BYTES;
+    size_t most = piece_bytes(way);
+    size_t bytes = left < most ? left : most;
     const char *from = self->from + part->send_offset + offset;
     const ucp_request_param_t param = { .op_attr_mask =
                                             UCP_OP_ATTR_FIELD_CALLBACK |
@@ -229,7 +238,7 @@ static void
 send_all(struct bench_ucx *self, enum bench_way way)
 {
     bool any = true;
-    for (uint64_t at = 0; any; at += PIECE_BYTES) {
+    for (uint64_t at = 0; any; at += piece_bytes(way)) {
         any = false;
         for (int32_t r = 0; r < self->run->options->ranks; r++) {
             struct link *link = &self->links[r];
@@ -474,7 +483,7 @@ bench_ucx_open(const struct bench_rank *rank)
     plan_parts(self, 1);
     self->from = malloc(self->bytes);
     self->to = malloc(self->bytes);
-    self->headers = calloc(self->bytes / PIECE_BYTES + 2 * (size_t)o->ranks,
+    self->headers = calloc(self->bytes / EAGER_BYTES + 2 * (size_t)o->ranks,
                            sizeof *self->headers);
     if (!self->from || !self->to || !self->headers) {
         bench_rank_fail(run, rank->rank, "no memory for %llu bytes",

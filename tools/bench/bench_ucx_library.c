@@ -63,8 +63,8 @@ bench_ucx_context(const struct bench_ucx_library *library, const char *device,
         set(library, config, "NET_DEVICES", device, error) &&
         (strchr(device, ':') || set(library, config, "TLS", "tcp", error)) &&
         set(library, config, "TCP_CONN_NB", "y", error) &&
-        set(library, config, "TCP_TX_SEG_SIZE", "1m", error) &&
-        set(library, config, "TCP_RX_SEG_SIZE", "1m", error);
+        set(library, config, "TCP_TX_SEG_SIZE", "260k", error) &&
+        set(library, config, "TCP_RX_SEG_SIZE", "260k", error);
     if (good) {
         status = library->ucp_init_version(UCP_API_MAJOR, UCP_API_MINOR,
                                            &params, config, context_p);

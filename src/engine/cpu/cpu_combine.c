@@ -17,6 +17,7 @@ typedef struct job {
     cpu_reduce_fn_t *reduce;
     uint64_t row_bytes;
     bool streams;
+    int64_t first; /* of the tokens */
     epx__share_t tokens;
 } job_t;
 
@@ -271,7 +272,7 @@ combine_work(void *context, int32_t worker)
 
     (void)worker;
     while (epx__share_next(&job->tokens, &begin, &end)) {
-        for (int64_t t = begin; t < end; t++) {
+        for (int64_t t = job->first + begin; t < job->first + end; t++) {
             combine_token(job, t);
             if (args->out_topk_weights != NULL) {
                 combine_weights(job, t);
@@ -281,8 +282,9 @@ combine_work(void *context, int32_t worker)
     epx__kernels_fence();
 }
 
+/* Of the tokens from `begin` on. */
 static void
-pull_rows(const cpu_plan_t *plan)
+pull_rows(const cpu_plan_t *plan, int64_t begin, int64_t end)
 {
     epx_group_t *group = plan->base.group;
     cpu_engine_t *engine = cpu_engine(group);
@@ -292,15 +294,39 @@ pull_rows(const cpu_plan_t *plan)
         .plan = plan,
         .reduce = cpu_reduce_fn(plan),
         .row_bytes = row_bytes_of(plan),
-        .tokens = { .num_items = plan->num_tokens,
-                    .grain = cpu_grain(plan->num_tokens, num_workers) },
+        .first = begin,
+        .tokens = { .num_items = end - begin,
+                    .grain = cpu_grain(end - begin, num_workers) },
     };
-    uint64_t bytes = (uint64_t)plan->num_tokens * job.row_bytes;
+    uint64_t bytes = (uint64_t)(end - begin) * job.row_bytes;
     cpu_store_timer_t timer = cpu_store_start(&engine->combine_stores, bytes);
 
     job.streams = timer.streams && (uintptr_t)args->out % EPX_ROW_ALIGN == 0;
     epx__pool_run(engine->pool, num_workers, combine_work, &job);
     cpu_store_stop(&timer);
+}
+
+/* All of this rank's tokens; between nodes as the sums of others come. */
+static epx_status_t
+pull_all(cpu_plan_t *plan)
+{
+    int64_t begin = 0;
+    int64_t end;
+    epx_status_t status;
+
+    if (plan->base.group->nodes.num_nodes == 1) {
+        pull_rows(plan, 0, plan->num_tokens);
+        return EPX_OK;
+    }
+    status = cpu_rail_combine(plan);
+    for (int c = 0; c < CPU_CHUNKS && status == EPX_OK; c++) {
+        status = cpu_rail_combine_await(plan, c, &end);
+        if (status == EPX_OK && end > begin) {
+            pull_rows(plan, begin, end);
+            begin = end;
+        }
+    }
+    return status;
 }
 
 /* Where peers keep their outputs: checked before a byte is read. */
@@ -490,11 +516,10 @@ cpu_combine_finish(cpu_plan_t *plan)
             (void)epx__group_break(group, status);
         }
     }
-    if (status == EPX_OK && group->nodes.num_nodes > 1) {
-        status = cpu_rail_combine(plan);
+    if (status == EPX_OK) {
+        status = pull_all(plan);
     }
     if (status == EPX_OK) {
-        pull_rows(plan);
         status = epx__group_check_read(group);
     }
     if (status == EPX_OK) {

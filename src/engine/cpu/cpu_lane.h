@@ -76,6 +76,12 @@ char *cpu_lane_chunk(const cpu_lane_t *lane, int32_t source, int chunk);
 epx_status_t cpu_lane_reserve(cpu_lane_t *lane, uint64_t bytes);
 /* Aligned bytes of what was reserved. */
 void *cpu_lane_out(cpu_lane_t *lane, uint64_t bytes);
+/* Whether it is memory of the lane. */
+static inline bool
+cpu_lane_owns(const cpu_lane_t *lane, const void *at)
+{
+    return (uintptr_t)at - (uintptr_t)lane->out.memory < lane->out_used;
+}
 
 /* Tell the peers of a lane in a post. */
 void cpu_lane_announce(const cpu_lane_t *lane, epx__post_t *post);

@@ -108,8 +108,12 @@ epx_status_t cpu_rail_forward(cpu_plan_t *plan);
 /* ---- a combine: cpu_rail_combine.c ---- */
 
 epx_status_t cpu_rail_combine_open(cpu_plan_t *plan, epx__post_t *post);
-/* After the posts: sum for others, and wait for this rank's sums. */
+/* After the posts: sum for others. */
 epx_status_t cpu_rail_combine(cpu_plan_t *plan);
+/* Then, chunk by chunk, wait for this rank's sums: those of its tokens before
+ * *end_p are there, if those of the chunks before are. */
+epx_status_t cpu_rail_combine_await(const cpu_plan_t *plan, int chunk,
+                                    int64_t *end_p);
 /* The sum of a token from another node, and its weights, which may be NULL;
  * NULL: it has no expert there. */
 const char *cpu_rail_partial(const cpu_plan_t *plan, int32_t node, int64_t t,

@@ -4,7 +4,8 @@
  *     1. each rank tells its rails the routing that they do not know yet, and
  *        the weights if there are any           (parcels of the lane OUT)
  *     2. the rail sums, for each token, the rows on its node, and rounds; or
- *        packs, in LogFMT-10
+ *        packs, in LogFMT-10.  What is the sum of one row, this rank's, is sent
+ *        from where that is
  *     3. and sends them back                    (parcels of the lane BACK)
  */
 #include "engine/common/logfmt.h"
@@ -78,8 +79,28 @@ typedef struct job {
     cpu_reduce_fn_t *reduce;
     const float *topk_weights; /* of the region's tokens; NULL: none */
     char *to;
+    struct iovec *rows; /* [parcel.count] where each token's is */
     epx__share_t share;
 } job_t;
+
+/* Whether the token's only row, of this rank, can be sent in place of its sum.
+ * That has no -0, and NaNs of one kind alone, but the owner's sum is the same
+ * with either.  Rows of other ranks may change once those have failed, which
+ * this rank cannot know while it sends. */
+static bool
+is_sum(const job_t *job, const cpu_token_t *token,
+       const cpu_summands_t *summands)
+{
+    const cpu_plan_t *plan = job->plan;
+    uint64_t bytes = (uint64_t)plan->rank_rows[plan->base.group->rank] *
+                     (uint64_t)job->kind.row_bytes;
+
+    return summands->count == 1 && token->weights == NULL &&
+           !cpu_is_logfmt(plan) &&
+           (uintptr_t)summands->rows[0] -
+                   (uintptr_t)plan->combine.arrays[EPX__ARRAY_X].heap <
+               bytes;
+}
 
 static void
 sum_token(const job_t *job, int64_t i)
@@ -93,18 +114,25 @@ sum_token(const job_t *job, int64_t i)
         job->topk_weights == NULL ? NULL : job->topk_weights + at * topk,
         routes);
     cpu_summands_t summands;
+    char *sum = job->to + job->parcel.rows + i * job->kind.row_bytes;
 
     summands.count = 0;
     cpu_add_near_rows(plan, &token, &summands);
-    job->reduce(&(epx__reduce_t){
-        .rows = summands.rows,
-        .kinds = summands.kinds,
-        .weights = token.weights == NULL ? NULL : summands.weights,
-        .num_rows = summands.count,
-        .out = job->to + job->parcel.rows + i * job->kind.row_bytes,
-        .count = (size_t)plan->combine.args.hidden,
-        .packs = cpu_is_logfmt(plan),
-    });
+    if (is_sum(job, &token, &summands)) {
+        /* Nobody writes to what is sent. */
+        sum = (char *)(uintptr_t)summands.rows[0];
+    } else {
+        job->reduce(&(epx__reduce_t){
+            .rows = summands.rows,
+            .kinds = summands.kinds,
+            .weights = token.weights == NULL ? NULL : summands.weights,
+            .num_rows = summands.count,
+            .out = sum,
+            .count = (size_t)plan->combine.args.hidden,
+            .packs = cpu_is_logfmt(plan),
+        });
+    }
+    job->rows[i] = (struct iovec){ sum, (size_t)job->kind.row_bytes };
     if (job->kind.has_weights) {
         float *out =
             (float *)(void *)(job->to + job->parcel.weights) + i * topk;
@@ -154,6 +182,33 @@ gather_weights(const cpu_plan_t *plan, int32_t f)
     return (const float *)(const void *)to;
 }
 
+/* Of a parcel's ranges: what is before the rows, and at most one for each. */
+static uint64_t
+ranges_bytes(const cpu_parcel_t *parcel)
+{
+    return ((uint64_t)parcel->count + 1) * sizeof(struct iovec);
+}
+
+/* Join those that follow each other in memory; returns how many are left. */
+static uint32_t
+join_ranges(cpu_lane_t *lane, struct iovec *ranges, int64_t count)
+{
+    uint32_t joined = 0;
+
+    for (int64_t i = 0; i < count; i++) {
+        struct iovec *last = joined == 0 ? NULL : &ranges[joined - 1];
+
+        lane->lends = lane->lends || !cpu_lane_owns(lane, ranges[i].iov_base);
+        if (last != NULL &&
+            (char *)last->iov_base + last->iov_len == ranges[i].iov_base) {
+            last->iov_len += ranges[i].iov_len;
+        } else {
+            ranges[joined++] = ranges[i];
+        }
+    }
+    return joined;
+}
+
 static epx_status_t
 send_sums(cpu_plan_t *plan, int32_t f, const float *topk_weights, int chunk)
 {
@@ -170,21 +225,27 @@ send_sums(cpu_plan_t *plan, int32_t f, const float *topk_weights, int chunk)
         .reduce = cpu_reduce_fn(plan),
         .topk_weights = topk_weights,
     };
-    struct iovec *range;
+    struct iovec *ranges;
+    int64_t num_ranges = 0;
 
     if (chunk >= cpu_parcels(&job.kind, forward->num_tokens)) {
         return EPX_OK;
     }
     job.parcel = cpu_parcel(&job.kind, forward->num_tokens, chunk);
     job.to = cpu_lane_out(lane, job.parcel.bytes);
-    range = cpu_lane_out(lane, sizeof(*range));
-    *range = (struct iovec){ job.to, job.parcel.bytes };
+    ranges = cpu_lane_out(lane, ranges_bytes(&job.parcel));
+    if (job.parcel.rows > 0) {
+        ranges[num_ranges++] = (struct iovec){ job.to, job.parcel.rows };
+    }
+    job.rows = ranges + num_ranges;
+    num_ranges += job.parcel.count;
     job.share.num_items = job.parcel.count;
     job.share.grain = cpu_grain(job.parcel.count, num_workers);
     epx__pool_run(engine->pool, num_workers, sum_work, &job);
     return cpu_lane_send(group, lane, forward->rank,
                          post->lane_channel[EPX__LANE_BACK] + (uint32_t)chunk,
-                         post->lane_turn[EPX__LANE_BACK], range, 1);
+                         post->lane_turn[EPX__LANE_BACK], ranges,
+                         join_ranges(lane, ranges, num_ranges));
 }
 
 /* Memory for the sums of all sources, and their weights side by side. */
@@ -200,9 +261,10 @@ reserve(const cpu_plan_t *plan)
         bytes += epx__round_up(tokens * plan->base.key.topk * sizeof(float),
                                EPX__LINE);
         for (int c = 0; c < cpu_parcels(&kind, (int64_t)tokens); c++) {
-            bytes += epx__round_up(cpu_parcel(&kind, (int64_t)tokens, c).bytes,
-                                   EPX__LINE) +
-                     epx__round_up(sizeof(struct iovec), EPX__LINE);
+            cpu_parcel_t parcel = cpu_parcel(&kind, (int64_t)tokens, c);
+
+            bytes += epx__round_up(parcel.bytes, EPX__LINE) +
+                     epx__round_up(ranges_bytes(&parcel), EPX__LINE);
         }
     }
     return cpu_lane_reserve(plan->combine.lanes[EPX__LANE_BACK], bytes);
@@ -229,37 +291,62 @@ sum_for_others(cpu_plan_t *plan)
 
 /* ---- the owner's part ---- */
 
+/* Whether node n sends a chunk. */
+static bool
+sends_chunk(const cpu_plan_t *plan, const cpu_parcel_kind_t *kind, int32_t n,
+            int chunk)
+{
+    return n != plan->base.group->nodes.own &&
+           chunk < cpu_parcels(kind, plan->sent_nodes[n]);
+}
+
 static epx_status_t
-await_sums(cpu_plan_t *plan)
+await_chunk(const cpu_plan_t *plan, const cpu_parcel_kind_t *kind, int chunk)
 {
     epx_group_t *group = plan->base.group;
     const cpu_rails_t *rails = cpu_engine(group)->rails;
+    const int32_t *sources = rails->sources[EPX__LANE_BACK];
     const cpu_lane_t *lane = plan->combine.lanes[EPX__LANE_BACK];
-    cpu_parcel_kind_t kind = back_kind(plan);
-    epx_status_t status = EPX_OK;
+    uint32_t channel = lane->channel + (uint32_t)chunk;
+    epx_status_t status;
 
-    for (int c = 0; c < CPU_CHUNKS && status == EPX_OK; c++) {
-        memset(rails->wanted, 0, (size_t)group->num_ranks * sizeof(bool));
-        for (int32_t n = 0; n < group->nodes.num_nodes; n++) {
-            if (c < cpu_parcels(&kind, plan->sent_nodes[n]) &&
-                n != group->nodes.own) {
-                rails->wanted[rails->sources[EPX__LANE_BACK][n]] = true;
-            }
+    memset(rails->wanted, 0, (size_t)group->num_ranks * sizeof(bool));
+    for (int32_t n = 0; n < group->nodes.num_nodes; n++) {
+        if (sends_chunk(plan, kind, n, chunk)) {
+            rails->wanted[sources[n]] = true;
         }
-        status = cpu_channel_wait(group, lane->channel + (uint32_t)c,
-                                  lane->turn, "a combine between nodes");
-        for (int32_t n = 0; n < group->nodes.num_nodes && status == EPX_OK;
-             n++) {
-            if (c < cpu_parcels(&kind, plan->sent_nodes[n]) &&
-                n != group->nodes.own) {
-                status = cpu_channel_check(
-                    group, lane->channel + (uint32_t)c, lane->turn,
-                    rails->sources[EPX__LANE_BACK][n],
-                    cpu_parcel(&kind, plan->sent_nodes[n], c).bytes);
-            }
+    }
+    status =
+        cpu_channel_wait(group, channel, lane->turn, "a combine between nodes");
+    for (int32_t n = 0; n < group->nodes.num_nodes && status == EPX_OK; n++) {
+        if (sends_chunk(plan, kind, n, chunk)) {
+            status = cpu_channel_check(
+                group, channel, lane->turn, sources[n],
+                cpu_parcel(kind, plan->sent_nodes[n], chunk).bytes);
         }
     }
     return status;
+}
+
+epx_status_t
+cpu_rail_combine_await(const cpu_plan_t *plan, int chunk, int64_t *end_p)
+{
+    cpu_parcel_kind_t kind = back_kind(plan);
+    int64_t end = plan->num_tokens;
+
+    for (int32_t n = 0; n < plan->base.group->nodes.num_nodes; n++) {
+        /* What comes next begins with this token. */
+        if (sends_chunk(plan, &kind, n, chunk + 1)) {
+            cpu_parcel_t next =
+                cpu_parcel(&kind, plan->sent_nodes[n], chunk + 1);
+            int64_t first =
+                plan->node_tokens[n * plan->token_capacity + next.begin];
+
+            end = first < end ? first : end;
+        }
+    }
+    *end_p = end;
+    return await_chunk(plan, &kind, chunk);
 }
 
 const char *
@@ -295,8 +382,5 @@ cpu_rail_combine(cpu_plan_t *plan)
     if (status == EPX_OK) {
         status = cpu_rail_receive(plan, out, "a combine between nodes", NULL);
     }
-    if (status == EPX_OK) {
-        status = sum_for_others(plan);
-    }
-    return status == EPX_OK ? await_sums(plan) : status;
+    return status == EPX_OK ? sum_for_others(plan) : status;
 }

@@ -15,8 +15,8 @@
 
 #define MESSAGE_ID 0
 
-/* From here on it pays to ask the receiver first where the bytes belong. */
-#define RENDEZVOUS_BYTES ((uint64_t)256 << 10)
+/* Beyond it pays to ask the receiver first where the bytes belong. */
+#define EAGER_BYTES ((uint64_t)256 << 10)
 
 /* How long requests of closed endpoints may take to end. */
 #define CLOSE_NS (5 * EPX__NS_PER_SEC)
@@ -74,8 +74,8 @@ ucx_post(void *state, int32_t rank, epx__net_message_t *message)
         .cb.send = on_sent,
         .user_data = message,
         .flags = UCP_AM_SEND_FLAG_REPLY |
-                 (bytes >= RENDEZVOUS_BYTES ? UCP_AM_SEND_FLAG_RNDV
-                                            : UCP_AM_SEND_FLAG_EAGER),
+                 (bytes > EAGER_BYTES ? UCP_AM_SEND_FLAG_RNDV
+                                      : UCP_AM_SEND_FLAG_EAGER),
         .datatype = is_list ? ucp_dt_make_iov() : ucp_dt_make_contig(1),
     };
     const void *from = message->ranges;
@@ -443,6 +443,7 @@ ucx_connect(void *state, int32_t rank, const void *address,
 
 const epx__net_backend_t epx__net_ucx = {
     .name = "ucx",
+    .piece_bytes = epx__ucx_piece_bytes,
     .open = ucx_open,
     .connect = ucx_connect,
     .settle = epx__ucx_settle,

@@ -63,5 +63,6 @@ void epx__ucx_release_shares(ucx_t *ucx);
 
 /* --- ucx_settings.c --- */
 bool epx__ucx_has_native_puts(const epx__net_config_t *config);
+uint64_t epx__ucx_piece_bytes(const epx__net_config_t *config);
 
 #endif
