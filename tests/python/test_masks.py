@@ -77,9 +77,9 @@ def test_masked_group() -> None:
 def masked_buffer(me: Rank) -> None:
     """DeepEP's calls, with a rank that goes on by itself."""
     buffer = deep_ep.Buffer(me.group, 1 << 20, low_latency_mode=True)
-    batch = make_batches(me, [MOST] * me.size, H, E, K)[me.index]
+    batch = make_batches(me, [MOST] * me.size, H, E, K)[me.index].to(me.device)
     weights = batch.topk_weights
-    status = torch.full((me.size,), 7, dtype=torch.int32)
+    status = torch.full((me.size,), 7, dtype=torch.int32, device=me.device)
     for turn in range(4):
         if turn == 2:
             dist.barrier(me.group)
@@ -108,5 +108,5 @@ def masked_buffer(me: Rank) -> None:
     buffer.destroy()
 
 
-def test_masked_buffer() -> None:
-    ranks.run(3, masked_buffer)
+def test_masked_buffer(device: str) -> None:
+    ranks.run(3, masked_buffer, device=device)
