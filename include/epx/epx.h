@@ -280,10 +280,11 @@ typedef struct epx_group_config {
     uint64_t heap_bytes;
     /* Threads (CPU) or SMs (CUDA) that one operation uses on this rank; on the
      * CPU the caller's thread is one of them.  0: on the CPU this rank's usable
-     * cores divided by the ranks that share them, at least 1; on a card half of
-     * its SMs divided by the ranks that share it, at most 24.  Since an
-     * operation waits for its peers, the SMs of all ranks that share a card
-     * must fit it, with room for the kernels that the peers run before theirs.
+     * cores divided by the ranks that share them, at least 1; on a card its
+     * SMs, or half of them divided by the ranks that share it, at most 24.
+     * Since an operation waits for its peers, the SMs of all ranks that share a
+     * card must fit it, with room for the kernels that the peers run before
+     * theirs.
      */
     int32_t num_workers;
     /* The largest E of any plan; the same on every rank.  0: 1024. */
@@ -346,16 +347,18 @@ EPX_API epx_status_t epx_group_destroy(epx_group_t *group);
  * EPX_ERR_BROKEN.  A rank is lost (EPX_ERR_PEER_LOST) when its process ends
  * without epx_group_destroy, at once, or when it gives no sign of life for
  * lost_after_ns, since it is stopped, say; nobody watches it while a group is
- * made but for the end of its process.  Peers that cuda_ipc or cuda_fabric join
- * over network namespaces (containers) or hosts are not watched: what is lost
- * there is missed when timeout_ns is over.
+ * made but for the end of its process.  What a kernel finds is told by the next
+ * call.  Peers that cuda_ipc or cuda_fabric join over network namespaces
+ * (containers) or hosts are not watched, and told nothing: what is lost or
+ * fails there is missed when timeout_ns is over.
  */
 EPX_API epx_status_t epx_group_status(const epx_group_t *group);
 
 /*
  * Breaks the group: calls of this rank that wait for a peer, and those of its
  * peers, end at once with EPX_ERR_ABORTED.  From any thread, at any time before
- * epx_group_destroy.  Kernels that wait end, too, and the stream goes on.
+ * epx_group_destroy.  Kernels that wait end, too, and the stream goes on. Peers
+ * that epx_group_status does not reach are late, then.
  */
 EPX_API epx_status_t epx_group_abort(epx_group_t *group);
 
@@ -408,7 +411,7 @@ typedef struct epx_group_info {
     const char *fabric;  /* of this node: "thread", "shm", "cuda_thread", ... */
     uint64_t heap_bytes; /* usable bytes of this rank's heap */
     uint64_t heap_free_bytes; /* with what is given back when asked for */
-    uint64_t heap_largest_free_bytes; /* the largest epx_mem_alloc possible */
+    uint64_t heap_largest_free_bytes; /* in one piece, without that */
     int32_t num_nodes;
     int32_t node; /* this rank's; nodes count from that of rank 0 */
 } epx_group_info_t;
@@ -428,7 +431,8 @@ EPX_API epx_status_t epx_group_query(const epx_group_t *group,
  * one hop, without a staging copy.  Aligned to 4096 bytes, contents undefined;
  * 0 bytes give a pointer too. Local, thread-safe.  Not released by destroying
  * plans; all of it goes with the group.  EPX_ERR_HEAP_EXHAUSTED tells how much
- * is left.
+ * is left; before that, on a card, what operations have used is given back,
+ * once the last of them has run.
  */
 EPX_API epx_status_t epx_mem_alloc(epx_group_t *group, uint64_t bytes,
                                    void **ptr_p);

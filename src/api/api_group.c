@@ -503,6 +503,7 @@ connect_segments(const birth_t *birth, const card_t *cards)
     epx_group_t *group = birth->group;
     size_t num_ranks = (size_t)group->num_ranks;
     epx__fabric_card_t *fabric_cards = calloc(num_ranks, sizeof(*fabric_cards));
+    epx__error_t error;
     epx_status_t status;
 
     if (fabric_cards == NULL) {
@@ -514,12 +515,17 @@ connect_segments(const birth_t *birth, const card_t *cards)
     }
     status = group->reach.fabric->connect(group, &group->reach, fabric_cards,
                                           birth->deadline_ns);
+    epx__error_save(&error, status);
     for (size_t rank = 0; rank < num_ranks; rank++) {
         fabric_cards[rank] = cards[rank].control;
     }
-    if (status == EPX_OK && group->controls.fabric != NULL) {
+    /* After a failure, too: the others wait for this rank in it. */
+    if (group->controls.fabric != NULL) {
         status = group->controls.fabric->connect(
             group, &group->controls, fabric_cards, birth->deadline_ns);
+    }
+    if (error.status != EPX_OK) {
+        status = epx__error_restore(&error);
     }
     free(fabric_cards);
     return status;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* Going on without a rank. */
 #include "core/mask.h"
+#include "engine/engine.h"
 
 static epx_status_t
 check_ranks(const epx_group_t *group, const int32_t *ranks, int32_t num_ranks)
@@ -47,6 +48,10 @@ epx_group_mask(epx_group_t *group, const int32_t *ranks, int32_t num_ranks)
                   "masked; make a new group without them"
                 : "ranks of a group with several nodes cannot be masked in "
                   "this version; make a new group without them");
+    }
+    /* What kernels have found and no call has told of. */
+    if (group->engine->check != NULL) {
+        (void)group->engine->check(group);
     }
     (void)pthread_mutex_lock(&group->op_lock);
     status = epx__mask_agree(group, ranks, num_ranks);

@@ -22,7 +22,11 @@ epx_mem_alloc(epx_group_t *group, uint64_t bytes, void **ptr_p)
     status = epx__heap_alloc(&group->heap, bytes, "epx_mem_alloc", ptr_p);
     if (status == EPX_ERR_HEAP_EXHAUSTED && group->engine->reclaim != NULL) {
         group->engine->reclaim(group);
-        status = epx__heap_alloc(&group->heap, bytes, "epx_mem_alloc", ptr_p);
+        status = epx__group_check(group);
+        if (status == EPX_OK) {
+            status =
+                epx__heap_alloc(&group->heap, bytes, "epx_mem_alloc", ptr_p);
+        }
     }
     return status;
 }

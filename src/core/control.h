@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * The control region: the first bytes of every rank's segment, which peers
- * write and the owner reads.  Every offset into it is computed here.
+ * write and the owner reads.  Every offset into it is computed here.  Where
+ * segments are memory of a card, vitals, roll and gates are used in a second
+ * one, of the host's.
  *
  *     offset of the segment
  *     0         header           identity of the segment, checked on attach
@@ -54,7 +56,7 @@ typedef struct epx__vitals {
     uint64_t beat;     /* raised as long as the owner's process runs */
     uint32_t has_left; /* has destroyed its group: signals no more */
     uint32_t has_aborted;
-    uint64_t joined; /* EPX__JOINED: has ended what it did before this epoch */
+    uint64_t joined; /* an epoch: has ended what it did before that */
     uint32_t unused[10];
     /* The epoch, above 16 bits: 1 + the rank that found the group failed, and
      * has a verdict.  Only grows. */

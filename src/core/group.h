@@ -128,7 +128,11 @@ struct epx_group {
      * both locks. */
     uint32_t epoch; /* how many are */
     uint64_t masked[EPX_MAX_RANKS / 64];
-    const uint16_t *roll;          /* NULL: nobody can be */
+    const uint16_t *roll; /* NULL: nobody can be */
+    /* The epoch that this rank has joined last, and what it has told then; not
+     * read back from where peers can write.  Under op_lock. */
+    uint32_t joined;
+    uint64_t joined_step;
     const epx__renewal_t *renewal; /* NULL: operations end with their calls */
 
     const struct epx__engine_ops *engine;

@@ -12,6 +12,9 @@
 /* No rank comes near the last of them. */
 #define STEP_MASK ((UINT64_C(1) << EPX__JOINED_SHIFT) - 1)
 
+/* Ranks of a group are not further apart (core/control.h). */
+#define MOST_APART (2 * EPX__NUM_SLOTS)
+
 /* How often to look whether a peer is lost, which nobody wakes this rank for.
  */
 #define LOOK_NS EPX__NS_PER_MS
@@ -206,42 +209,61 @@ join(const call_t *call)
     uint64_t last_step = group->last_step;
     epx_status_t status = EPX_OK;
 
-    if (joined_of(group, group->rank) >> EPX__JOINED_SHIFT == call->epoch) {
+    if (group->joined == call->epoch) {
         return EPX_OK;
     }
     if (group->renewal != NULL) {
         status = group->renewal->rest(group, call->masked, &last_step);
     }
     if (status == EPX_OK) {
+        group->joined = call->epoch;
+        group->joined_step = last_step & STEP_MASK;
         epx__store_release_u64(&own->joined,
                                (uint64_t)call->epoch << EPX__JOINED_SHIFT |
-                                   (last_step & STEP_MASK));
+                                   group->joined_step);
         ring_all(group);
     }
     return status;
 }
 
+static epx_status_t
+bad_step(const epx_group_t *group, int32_t rank, uint64_t step)
+{
+    return epx__fail(EPX_ERR_PEER_DATA,
+                     "rank %d says that it has come to step %" PRIu64
+                     "; rank %d has come to step %" PRIu64
+                     ", and they can be %d apart",
+                     rank, step, group->rank, group->joined_step, MOST_APART);
+}
+
 /* Whether all have joined this epoch, and up to which step they have been.  Who
  * has joined a later one has found the roll longer, as this rank will. */
-static bool
-have_joined(call_t *call)
+static epx_status_t
+look_for_joined(call_t *call, bool *all_p)
 {
-    call->last_step = 0;
-    for (int32_t rank = 0; rank < call->group->num_ranks; rank++) {
-        uint64_t joined = joined_of(call->group, rank);
+    const epx_group_t *group = call->group;
+    uint64_t own = group->joined_step;
 
-        if (is_on_roll(call, rank)) {
+    call->last_step = own;
+    *all_p = true;
+    for (int32_t rank = 0; rank < group->num_ranks && *all_p; rank++) {
+        uint64_t joined, step;
+
+        if (rank == group->rank || is_on_roll(call, rank)) {
             continue;
         }
-        if (joined >> EPX__JOINED_SHIFT != call->epoch) {
-            return false;
+        joined = joined_of(group, rank);
+        step = joined & STEP_MASK;
+        *all_p = joined >> EPX__JOINED_SHIFT == call->epoch;
+        if (*all_p && (step > own + MOST_APART || own > step + MOST_APART)) {
+            return bad_step(group, rank, step);
         }
-        joined &= STEP_MASK;
-        call->last_step = joined > call->last_step ? joined : call->last_step;
+        call->last_step =
+            *all_p && step > call->last_step ? step : call->last_step;
     }
     /* Slots are taken in turn from the first one on. */
     call->last_step = epx__round_up(call->last_step, EPX__NUM_SLOTS);
-    return true;
+    return EPX_OK;
 }
 
 /* False if another thread has aborted the group. */
@@ -322,6 +344,7 @@ advance(call_t *call, bool *is_done_p)
 {
     epx_group_t *group = call->group;
     epx_status_t status = read_roll(call);
+    bool have_all = false;
     int32_t rank;
 
     if (status != EPX_OK) {
@@ -344,7 +367,10 @@ advance(call_t *call, bool *is_done_p)
         return EPX_OK;
     }
     status = join(call);
-    if (status != EPX_OK || !have_joined(call)) {
+    if (status == EPX_OK) {
+        status = look_for_joined(call, &have_all);
+    }
+    if (status != EPX_OK || !have_all) {
         return status;
     }
     if (group->renewal != NULL) {

@@ -2,7 +2,7 @@
 /*
  * Going on without a rank.
  *
- * The ranks that are masked stand on the roll, a list in the segment of rank 0,
+ * The ranks that are masked stand on the roll, a list in rank 0's memory,
  * which all ranks map and which outlives its owner's process.  A rank is added
  * at the roll's end by a compare-and-swap, and never leaves it, so all read the
  * same ranks in the same order, whoever dies when.  The roll's length is the

@@ -181,13 +181,16 @@ cuda_counts_wait(cuda_plan_t *plan)
                          "yet");
     }
     /* Kernels end by their deadlines, and what the caller has queued before
-     * them is the caller's to wait for. */
+     * them is the caller's to wait for, unless the group fails. */
     while (!is_told(plan)) {
         cudaError_t error;
         struct timespec pause = { 0, 20000 };
 
         if (epx__now_ns() - start < EPX__NS_PER_MS) {
             continue;
+        }
+        if (epx__group_is_broken(plan->base.group)) {
+            return epx__group_check(plan->base.group);
         }
         error = cudaStreamQuery(plan->stream);
         if (error != cudaErrorNotReady) {

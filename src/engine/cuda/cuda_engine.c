@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define DEFAULT_WORKERS 24  /* SMs, where half the card has as many a rank */
+#define DEFAULT_WORKERS 24  /* SMs, where the card has as many for each rank */
 #define SEATS_PER_CHUNK 512 /* more plans at once take more, which may wait */
 /* Of a block's shared memory, for what kernels declare by themselves. */
 #define STATIC_SHARED 5120
@@ -333,7 +333,8 @@ shares_card(const epx__fabric_place_t *a, const epx__fabric_place_t *b)
 static int32_t
 share_of(const epx__fabric_place_t *place, int32_t sharers)
 {
-    int32_t share = place->device.num_workers / 2 / sharers;
+    int32_t num_sms = place->device.num_workers;
+    int32_t share = sharers == 1 ? num_sms : num_sms / 2 / sharers;
 
     share = share < 1 ? 1 : share > DEFAULT_WORKERS ? DEFAULT_WORKERS : share;
     return place->device.wanted_workers > 0 ? place->device.wanted_workers

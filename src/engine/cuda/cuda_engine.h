@@ -80,6 +80,7 @@ typedef struct cuda_plan {
     int64_t most_tokens; /* of a rank; with several nodes */
 
     uint32_t epoch;          /* of the group, in which the plan is of use */
+    uint32_t first_epoch;    /* in which its receive slots were shown */
     uint64_t num_routings;   /* generation of the last one, graphs apart */
     bool is_routed_in_graph; /* the last routing lives in a graph */
     bool needs_record;       /* retired while its stream was capturing */
@@ -114,13 +115,14 @@ typedef struct cuda_op {
     bool is_captured;
 } cuda_op_t;
 
-/* cuda_op.c: check the group, enter the device, and put the stream behind the
- * group's last operation.  On success cuda_op_end must follow. */
-/* Record the seat's event behind the plan's last operation.  That is done only
- * when somebody has to wait for it, since it costs every operation. */
+/* cuda_op.c: record the seat's event behind the plan's last operation.  That is
+ * done only when somebody has to wait for it, since it costs every operation.
+ */
 cudaError_t cuda_plan_record(cuda_plan_t *plan);
 /* Until the group's last operation has run, graphs apart. */
 cudaError_t cuda_wait_for_last(const cuda_engine_t *engine);
+/* Check the group, enter the device, and put the stream behind the group's last
+ * operation.  On success cuda_op_end must follow. */
 epx_status_t cuda_op_begin(cuda_plan_t *plan, epx_stream_t stream,
                            cuda_op_t *op);
 /* Note that something has been launched, if so; returns status. */

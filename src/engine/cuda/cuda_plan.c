@@ -142,6 +142,7 @@ open_locked(epx_group_t *group, const epx_plan_args_t *args,
                                ? args->max_tokens_per_rank
                                : args->num_tokens;
     plan->epoch = epx__load_u32(&group->epoch);
+    plan->first_epoch = plan->epoch;
     plan->view.key = plan->base.key;
     plan->view.num_local = plan->base.num_local_experts;
     cuda_plans_reclaim(group, false);
@@ -207,7 +208,7 @@ plan_free(cuda_plan_t *plan)
     cuda_rail_close(plan);
     cuda_counts_close(plan);
     epx__group_heap_free(group, plan->block);
-    if (cuda_plan_is_stale(plan)) {
+    if (plan->first_epoch != epx__load_u32(&group->epoch)) {
         epx__group_heap_free_old(group, plan->slot_block);
     } else {
         epx__group_heap_free(group, plan->slot_block);

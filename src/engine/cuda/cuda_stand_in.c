@@ -68,7 +68,10 @@ static void
 reclaim_locked(epx_group_t *group)
 {
     cuda_plans_reclaim(group, true);
-    if (cuda_wait_for_last(cuda_engine(group)) == cudaSuccess) {
+    if (cuda_idle_bytes(group) > 0 &&
+        cuda_wait_for_last(cuda_engine(group)) == cudaSuccess) {
+        /* What the kernels found decides whether peers may still write. */
+        (void)cuda_check(group);
         free_idle(group);
     }
 }

@@ -155,11 +155,14 @@ struct head {
 };
 static_assert(sizeof(head) == HEAD_WORDS * sizeof(uint32_t), "no padding");
 
+// Those of a rank of another node are in the mail.  Nobody looks into the
+// memory of a masked rank.
 EPX__DEVICE uint64_t *
 words_at(const cuda_view_t &view, int owner, uint64_t step, int source)
 {
-    return epx__map_words(&view.map,
-                          view.segments[is_near(view, source) ? owner : source],
+    bool is_far = !is_near(view, source) && !is_masked(view, source);
+
+    return epx__map_words(&view.map, view.segments[is_far ? source : owner],
                           step, source);
 }
 
