@@ -13,7 +13,7 @@
 #define STEP_MASK ((UINT64_C(1) << EPX__JOINED_SHIFT) - 1)
 
 /* Ranks of a group are not further apart (core/control.h). */
-#define MOST_APART (2 * EPX__NUM_SLOTS)
+#define MOST_APART ((uint64_t)2 * EPX__NUM_SLOTS)
 
 /* How often to look whether a peer is lost, which nobody wakes this rank for.
  */
@@ -232,7 +232,7 @@ bad_step(const epx_group_t *group, int32_t rank, uint64_t step)
     return epx__fail(EPX_ERR_PEER_DATA,
                      "rank %d says that it has come to step %" PRIu64
                      "; rank %d has come to step %" PRIu64
-                     ", and they can be %d apart",
+                     ", and they can be %" PRIu64 " apart",
                      rank, step, group->rank, group->joined_step, MOST_APART);
 }
 

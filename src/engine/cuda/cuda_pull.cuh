@@ -172,47 +172,52 @@ unit_bytes(const cuda_combine_args_t &args, const unit &u)
                          args.row_bytes - (uint64_t)u.chunk * args.chunk_bytes);
 }
 
-// A row of a unit, each of its lanes one, on its way from memory.
+// A row of a unit, each of its lanes one, on its way from memory: until its
+// unit comes nothing may look at it, not even to choose between it and
+// something else.
 struct route_load {
     cuda_route_t route;
     float weight;
+    bool is_sum; // of another node, which has no weight
 };
-
-// A route that a peer has sent, if it can be one.
-__device__ cuda_route_t
-checked_route(const cuda_view_t &view, cuda_route_t route)
-{
-    return route.rank >= 0 && route.rank < view.num_ranks
-               ? route
-               : cuda_route_t{ -1, 0 };
-}
-
-// The weight of route k of the token whose entries begin at `first`.
-__device__ float
-weight_at(const cuda_combine_args_t &args, int64_t first, int k)
-{
-    int from = args.plan.pull_ks == nullptr ? k : args.plan.pull_ks[first + k];
-
-    return from < 0 ? 1.0f : args.topk_weights[first + from];
-}
 
 __device__ route_load
 load_route(const cuda_combine_args_t &args, const worker &w, const unit &u)
 {
     int topk = (int)args.plan.key.topk;
     int k = (int)(u.batch * args.batch_rows) + w.lane;
-    route_load load = { { -1, 0 }, 0.0f };
+    int64_t first = u.token * topk;
+    route_load load = { { -1, 0 }, 0.0f, false };
 
     if (w.lane < args.batch_rows && k < topk && u.token < args.num_tokens) {
-        load.route = args.plan.routes[u.token * topk + k];
-        if (args.is_partial) {
-            load.route = checked_route(args.view, load.route);
-        }
+        load.route = args.plan.routes[first + k];
         if (args.topk_weights != nullptr) {
-            load.weight = weight_at(args, u.token * topk, k);
+            int from =
+                args.plan.pull_ks == nullptr ? k : args.plan.pull_ks[first + k];
+
+            load.weight = args.topk_weights[first + max(from, 0)];
+            load.is_sum = from < 0;
         }
     }
     return load;
+}
+
+__device__ float
+weight_of(const route_load &load)
+{
+    return load.is_sum ? 1.0f : load.weight;
+}
+
+// Whether there is a row at a route, which a peer may have sent.
+__device__ bool
+has_row(const cuda_combine_args_t &args, const source *sources,
+        cuda_route_t route)
+{
+    uint32_t places = args.is_partial ? (uint32_t)args.view.num_ranks
+                                      : (uint32_t)cuda_num_places(&args.view);
+
+    return (uint32_t)route.rank < places &&
+           route.row < sources[route.rank].num_rows;
 }
 
 // Where the lane's row of a unit lies; null for none.
@@ -220,7 +225,7 @@ __device__ const char *
 row_of(const cuda_combine_args_t &args, const worker &w, const unit &u,
        cuda_route_t route)
 {
-    if (route.rank < 0 || route.row >= w.sources[route.rank].num_rows) {
+    if (!has_row(args, w.sources, route)) {
         return nullptr;
     }
     return w.sources[route.rank].x + route.row * args.row_bytes +
@@ -379,7 +384,7 @@ pull_plain(const cuda_combine_args_t &args, const worker &w,
             int from = __ffs(present) - 1;
             const char *at = reinterpret_cast<const char *>(__shfl_sync(
                 ~0u, reinterpret_cast<unsigned long long>(row), from));
-            float weight = __shfl_sync(~0u, load.weight, from);
+            float weight = __shfl_sync(~0u, weight_of(load), from);
 
             present &= present - 1;
             add_rows<DTYPE, WEIGHTED>(
@@ -416,7 +421,7 @@ load_unit(const cuda_combine_args_t &args, const worker &w, const unit &u,
     }
     __syncwarp();
     if (row != nullptr) {
-        w.weights[slot] = load.weight;
+        w.weights[slot] = weight_of(load);
         bulk_load(w.stages + slot * CHUNK, row, bytes, &w.barriers[u.stage]);
     }
 }
@@ -528,10 +533,7 @@ pull_weights(const cuda_combine_args_t &args, const worker &w)
         for (int64_t j = first; j < (by_rank ? first + topk : first + 1); j++) {
             cuda_route_t route = args.plan.routes[j];
 
-            if (args.is_partial) {
-                route = checked_route(args.view, route);
-            }
-            if (route.rank < 0 || route.row >= w.sources[route.rank].num_rows) {
+            if (!has_row(args, w.sources, route)) {
                 continue;
             }
             const float *from = w.sources[route.rank].topk_weights;
