@@ -31,7 +31,20 @@ struct fault_layers {
     int32_t masked[FAULT_MAX_RANKS + FAULT_MAX_NEWCOMERS];
     uint8_t dropped[MOST_TOKENS * TOPK];
     uint64_t free_bytes; /* of the heap, without a plan */
+    bool is_first;       /* the next layer is its epoch's, after a mask */
 };
+
+/* Whether routing comes with the dispatch.  With a plan of an earlier epoch
+ * only when all must have one: a card's may be made while a peer's is not. */
+static bool
+routing_rides(const fault_layers_t *l)
+{
+    const fault_round_t *round = l->round;
+    bool all_have_plans = round->phase == FAULT_AT_SIGNAL && round->which > 8;
+
+    return l->plan != NULL && round->routes_ride &&
+           (!l->is_first || all_have_plans);
+}
 
 static float
 value_of(int32_t rank, int64_t token, int32_t layer, int64_t h)
@@ -218,7 +231,7 @@ plan_and_count(fault_layers_t *l, int32_t layer, epx_plan_counts_t *counts)
 
     draw_routing(l, layer);
     l->at(l->context, layer, POINT_BEFORE_PLAN);
-    if (l->plan != NULL && l->round->routes_ride) {
+    if (routing_rides(l)) {
         return EPX_OK;
     }
     if (l->plan == NULL) {
@@ -260,9 +273,10 @@ fault_layers_run(fault_layers_t *l, int32_t layer, const char **wrong_p)
     epx_plan_counts_t counts = EPX_PLAN_COUNTS_INIT;
     epx_dispatch_args_t dispatch = EPX_DISPATCH_ARGS_INIT;
     epx_combine_args_t combine = EPX_COMBINE_ARGS_INIT;
-    bool rides = l->plan != NULL && l->round->routes_ride;
+    bool rides = routing_rides(l);
     epx_status_t status = plan_and_count(l, layer, &counts);
 
+    l->is_first = false;
     *wrong_p = NULL;
     if (status != EPX_OK) {
         return status;
@@ -375,6 +389,7 @@ void
 fault_layers_mask(fault_layers_t *l, const int32_t *masked)
 {
     memcpy(l->masked, masked, (size_t)l->info.num_ranks * sizeof(*masked));
+    l->is_first = true;
     if (!l->round->keeps_plan) {
         (void)epx_plan_destroy(l->plan);
         l->plan = NULL;
