@@ -153,15 +153,16 @@ class Group:
 
     def info(self) -> GroupInfo:
         """What the group is made of, and how full its heap is."""
-        info = _c.GroupInfo()
-        _c.lib.epx_group_query(self.handle, ctypes.byref(info))
-        return GroupInfo(**_c.values(info))
+        return GroupInfo(**_c.values(self._query()))
 
     def heap_free_bytes(self) -> int:
         """What the heap has left, of which ``info`` tells more."""
+        return int(self._query().heap_free_bytes)
+
+    def _query(self) -> _c.GroupInfo:
         info = _c.GroupInfo()
         _c.lib.epx_group_query(self.handle, ctypes.byref(info))
-        return int(info.heap_free_bytes)
+        return info
 
     def check(self) -> None:
         """Raises the error that broke the group, if one did."""

@@ -61,18 +61,6 @@ abort_waits(layer_rank_t *rank, int32_t aborter)
 }
 
 static void
-go_on(layer_rank_t *rank)
-{
-    epx_plan_args_t args = layer_plan_args(rank);
-
-    if (!world_failed(rank->self, layer_plan(rank, &args), "epx_plan_create") &&
-        layer_pass(rank, rank->stream) &&
-        layer_synchronize(rank, rank->stream)) {
-        layer_check(rank, 0, rank->recv_x, rank->out, "the last group");
-    }
-}
-
-static void
 abort_rank(world_rank_t *self, void *layer)
 {
     static const int32_t aborters[] = { ABSENT, 0 };
@@ -92,7 +80,7 @@ abort_rank(world_rank_t *self, void *layer)
         ready = world_all_well(self) && layer_open_group(&rank, LONG_TIMEOUT_S);
     }
     if (world_all_well(self)) {
-        go_on(&rank);
+        layer_try(&rank, "the last group");
     }
     layer_rank_close(&rank);
 }
@@ -101,6 +89,7 @@ int
 main(void)
 {
     layer_need_card();
-    return layer_run_each(RANKS, 1, "abort", abort_rank) ? EXIT_FAILURE
-                                                         : EXIT_SUCCESS;
+    return layer_run_each(WORLD_THREAD, RANKS, 1, "abort", abort_rank)
+               ? EXIT_FAILURE
+               : EXIT_SUCCESS;
 }

@@ -211,6 +211,7 @@ int
 main(void)
 {
     layer_need_card();
-    return layer_run_each(RANKS, 1, "errors", errors_rank) ? EXIT_FAILURE
-                                                           : EXIT_SUCCESS;
+    return layer_run_each(WORLD_THREAD, RANKS, 1, "errors", errors_rank)
+               ? EXIT_FAILURE
+               : EXIT_SUCCESS;
 }

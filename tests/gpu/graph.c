@@ -183,7 +183,8 @@ main(int argc, char **argv)
     if (argc > 1) {
         num_replays = (int32_t)strtol(argv[1], NULL, 10);
     }
-    failures = layer_run_each(RANKS, BATCHES, "graph", graph_rank);
+    failures =
+        layer_run_each(WORLD_THREAD, RANKS, BATCHES, "graph", graph_rank);
     printf("%d replays in each of 3 layouts: %d failed\n", num_replays,
            failures);
     return failures ? EXIT_FAILURE : EXIT_SUCCESS;

@@ -219,13 +219,14 @@ layer_need_card(void)
 }
 
 int
-layer_run(const layer_t *layer, const char *what, world_fn *fn)
+layer_run(const layer_t *layer, world_kind_t kind, const char *what,
+          world_fn *fn)
 {
     char text[LAYER_MAX_RANKS * WORLD_TEXT];
     void *context = (void *)(uintptr_t)layer;
 
-    if (world_run(WORLD_THREAD, layer->num_ranks, true, LATE_SHARED_BYTES, fn,
-                  context, NULL, text, sizeof(text))) {
+    if (world_run(kind, layer->num_ranks, true, LATE_SHARED_BYTES, fn, context,
+                  NULL, text, sizeof(text))) {
         return 0;
     }
     printf("FAILED: %s, layout %d\n%s", what, (int)layer->layout, text);
@@ -233,8 +234,8 @@ layer_run(const layer_t *layer, const char *what, world_fn *fn)
 }
 
 int
-layer_run_each(int32_t num_ranks, int32_t num_batches, const char *what,
-               world_fn *fn)
+layer_run_each(world_kind_t kind, int32_t num_ranks, int32_t num_batches,
+               const char *what, world_fn *fn)
 {
     int failures = 0;
 
@@ -243,7 +244,7 @@ layer_run_each(int32_t num_ranks, int32_t num_batches, const char *what,
         layer_t *layer =
             layer_make((epx_layout_t)layout, num_ranks, num_batches);
 
-        failures += layer_run(layer, what, fn);
+        failures += layer_run(layer, kind, what, fn);
         layer_free(layer);
     }
     return failures;
@@ -499,4 +500,16 @@ layer_check(layer_rank_t *rank, int32_t batch, const void *recv_x,
     free(rows);
     free(sums);
     return ok;
+}
+
+void
+layer_try(layer_rank_t *rank, const char *what)
+{
+    epx_plan_args_t args = layer_plan_args(rank);
+
+    if (!world_failed(rank->self, layer_plan(rank, &args), "epx_plan_create") &&
+        layer_pass(rank, rank->stream) &&
+        layer_synchronize(rank, rank->stream)) {
+        layer_check(rank, 0, rank->recv_x, rank->out, what);
+    }
 }

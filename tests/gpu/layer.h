@@ -55,10 +55,11 @@ void layer_free(layer_t *layer);
 void layer_need_card(void);
 
 /* Runs fn(self, layer) on every rank; 0, or 1 after telling what failed. */
-int layer_run(const layer_t *layer, const char *what, world_fn *fn);
+int layer_run(const layer_t *layer, world_kind_t kind, const char *what,
+              world_fn *fn);
 /* The same with a layer of each layout; how many failed. */
-int layer_run_each(int32_t num_ranks, int32_t num_batches, const char *what,
-                   world_fn *fn);
+int layer_run_each(world_kind_t kind, int32_t num_ranks, int32_t num_batches,
+                   const char *what, world_fn *fn);
 
 /* One rank, its arrays on the card. */
 typedef struct layer_rank {
@@ -114,6 +115,9 @@ bool layer_synchronize(layer_rank_t *rank, cudaStream_t stream);
 /* Compares what lies at recv_x and out with what the batch must give. */
 bool layer_check(layer_rank_t *rank, int32_t batch, const void *recv_x,
                  const void *out, const char *what);
+
+/* A new plan, and the first batch through it, compared.  Failures are noted. */
+void layer_try(layer_rank_t *rank, const char *what);
 
 /* Notes a failure of CUDA's; true if there was one. */
 bool layer_cuda_failed(layer_rank_t *rank, cudaError_t error, const char *call);

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* A process ends while kernels of the others wait for it: they end long before
  * their deadline, and the ranks say whom they have lost. */
-#include "conformance/late.h"
 #include "gpu/layer.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -68,30 +67,11 @@ lost_rank(world_rank_t *self, void *layer)
     memory_close(rank.memory);
 }
 
-static int
-run(epx_layout_t layout)
-{
-    layer_t *layer = layer_make(layout, RANKS, 1);
-    char text[LAYER_MAX_RANKS * WORLD_TEXT];
-    bool ok = world_run(WORLD_SHM, RANKS, true, LATE_SHARED_BYTES, lost_rank,
-                        layer, NULL, text, sizeof(text));
-
-    if (!ok) {
-        printf("FAILED: lost, layout %d\n%s", (int)layout, text);
-    }
-    layer_free(layer);
-    return ok ? 0 : 1;
-}
-
 int
 main(void)
 {
-    int failures = 0;
-
     layer_need_card();
-    for (int layout = EPX_LAYOUT_RANK_MAJOR; layout <= EPX_LAYOUT_EXPERT_SLOTS;
-         layout++) {
-        failures += run((epx_layout_t)layout);
-    }
-    return failures ? EXIT_FAILURE : EXIT_SUCCESS;
+    return layer_run_each(WORLD_SHM, RANKS, 1, "lost", lost_rank)
+               ? EXIT_FAILURE
+               : EXIT_SUCCESS;
 }

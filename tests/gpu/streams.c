@@ -130,7 +130,7 @@ main(void)
 
         atomic_store(&gate_is_open, false);
         atomic_store(&gate_gave_up, false);
-        failures += layer_run(layer, "streams", streams_rank);
+        failures += layer_run(layer, WORLD_THREAD, "streams", streams_rank);
         layer_free(layer);
     }
     return failures ? EXIT_FAILURE : EXIT_SUCCESS;

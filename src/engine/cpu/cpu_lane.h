@@ -76,6 +76,21 @@ char *cpu_lane_chunk(const cpu_lane_t *lane, int32_t source, int chunk);
 epx_status_t cpu_lane_reserve(cpu_lane_t *lane, uint64_t bytes);
 /* Aligned bytes of what was reserved. */
 void *cpu_lane_out(cpu_lane_t *lane, uint64_t bytes);
+/* Add one to so many ranges, or to the last of them if it follows that in
+ * memory; returns how many there are then. */
+static inline uint32_t
+cpu_range_add(struct iovec *ranges, uint32_t count, struct iovec range)
+{
+    struct iovec *last = count == 0 ? NULL : &ranges[count - 1];
+
+    if (last != NULL &&
+        (char *)last->iov_base + last->iov_len == range.iov_base) {
+        last->iov_len += range.iov_len;
+        return count;
+    }
+    ranges[count] = range;
+    return count + 1;
+}
 /* Whether it is memory of the lane. */
 static inline bool
 cpu_lane_owns(const cpu_lane_t *lane, const void *at)

@@ -199,13 +199,8 @@ list_ranges(const packer_t *packer, struct iovec *ranges)
         /* Nobody writes to what is sent. */
         char *row =
             (char *)(uintptr_t)args->x + (size_t)packer->tokens[i] * bytes;
-        struct iovec *last = count == 0 ? NULL : &ranges[count - 1];
 
-        if (last != NULL && (char *)last->iov_base + last->iov_len == row) {
-            last->iov_len += bytes;
-        } else {
-            ranges[count++] = (struct iovec){ row, bytes };
-        }
+        count = cpu_range_add(ranges, count, (struct iovec){ row, bytes });
     }
     return count;
 }

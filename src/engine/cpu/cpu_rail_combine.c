@@ -196,15 +196,8 @@ join_ranges(cpu_lane_t *lane, struct iovec *ranges, int64_t count)
     uint32_t joined = 0;
 
     for (int64_t i = 0; i < count; i++) {
-        struct iovec *last = joined == 0 ? NULL : &ranges[joined - 1];
-
         lane->lends = lane->lends || !cpu_lane_owns(lane, ranges[i].iov_base);
-        if (last != NULL &&
-            (char *)last->iov_base + last->iov_len == ranges[i].iov_base) {
-            last->iov_len += ranges[i].iov_len;
-        } else {
-            ranges[joined++] = ranges[i];
-        }
+        joined = cpu_range_add(ranges, joined, ranges[i]);
     }
     return joined;
 }

@@ -214,9 +214,10 @@ cuda_stand_ins_leave(const cuda_plan_t *plan)
         }
     }
     if (engine->num_plans == 0) {
-        free_idle(group);
+        free_idle(group); /* which counts */
+    } else {
+        count_idle(engine);
     }
-    count_idle(engine);
 }
 
 void
