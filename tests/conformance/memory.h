@@ -4,8 +4,9 @@
  * one interface over the CPU and over a card.  Whatever fails is noted with
  * world_fail.
  *
- * Ranks may share a card, and a call of CUDA's that waits for the card waits
- * for the peers' kernels too.  So all that a rank needs of the card is taken
+ * Ranks share the first card, or with EPX_TEST_CARDS in the environment are
+ * spread over all cards.  A call of CUDA's that waits for a card waits for the
+ * kernels of all ranks on it, so all that a rank needs of the card is taken
  * when its memory is opened, which comes before its group.
  */
 #ifndef TESTS_CONFORMANCE_MEMORY_H
@@ -39,6 +40,7 @@ struct memory {
     const memory_ops_t *ops;
     world_rank_t *self;
     epx_device_t device;
+    int32_t ordinal;     /* of the card */
     bool on_host;        /* arrays can be looked at where they are */
     bool is_async;       /* a call on any stream may return before it is done */
     int32_t min_workers; /* what a group of so many ranks may ask for */

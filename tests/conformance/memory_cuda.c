@@ -10,7 +10,7 @@
 #include <unistd.h>
 
 enum {
-    CARD = 0, /* all ranks share it */
+    MAX_CARDS = 16,
     ARENA_BYTES = 256 << 20,
     ARENA_ALIGN = 256,
     STAGING_BYTES = 1 << 20,
@@ -33,18 +33,23 @@ typedef struct cuda_memory {
 
 /* Streams are made once and used again, since the driver spreads over the
  * card's queues only those that it makes one after the other. */
-static pthread_mutex_t pool_lock = PTHREAD_MUTEX_INITIALIZER;
-static cudaStream_t pool[WORLD_MAX_RANKS * MEMORY_MAX_STREAMS];
-static int32_t num_pooled;
+typedef struct pool {
+    cudaStream_t streams[WORLD_MAX_RANKS * MEMORY_MAX_STREAMS];
+    int32_t num_streams;
+} pool_t;
 
+static pthread_mutex_t pool_lock = PTHREAD_MUTEX_INITIALIZER;
+static pool_t pools[MAX_CARDS];
+
+/* On the current card. */
 static cudaError_t
-take_stream(cudaStream_t *stream_p)
+take_stream(pool_t *pool, cudaStream_t *stream_p)
 {
     cudaError_t error = cudaSuccess;
 
     pthread_mutex_lock(&pool_lock);
-    if (num_pooled > 0) {
-        *stream_p = pool[--num_pooled];
+    if (pool->num_streams > 0) {
+        *stream_p = pool->streams[--pool->num_streams];
     } else {
         error = cudaStreamCreateWithFlags(stream_p, cudaStreamNonBlocking);
     }
@@ -53,10 +58,10 @@ take_stream(cudaStream_t *stream_p)
 }
 
 static void
-give_stream(cudaStream_t stream)
+give_stream(pool_t *pool, cudaStream_t stream)
 {
     pthread_mutex_lock(&pool_lock);
-    pool[num_pooled++] = stream;
+    pool->streams[pool->num_streams++] = stream;
     pthread_mutex_unlock(&pool_lock);
 }
 
@@ -75,7 +80,7 @@ cuda_close(memory_t *memory)
     cuda_memory_t *self = (cuda_memory_t *)memory;
 
     while (self->num_own > 0) {
-        give_stream(self->own[--self->num_own]);
+        give_stream(&pools[memory->ordinal], self->own[--self->num_own]);
     }
     failed(memory, cudaFreeHost(self->staging), "cudaFreeHost");
     failed(memory, cudaFree(self->arena), "cudaFree");
@@ -190,8 +195,10 @@ make_streams(cuda_memory_t *self)
     int32_t wanted = scarce ? 1 : MEMORY_MAX_STREAMS;
 
     while (self->num_own < wanted) {
-        if (failed(memory, take_stream(&self->own[self->num_own]),
-                   "cudaStreamCreateWithFlags")) {
+        if (failed(
+                memory,
+                take_stream(&pools[memory->ordinal], &self->own[self->num_own]),
+                "cudaStreamCreateWithFlags")) {
             return false;
         }
         self->num_own++;
@@ -233,6 +240,27 @@ offer_streams(cuda_memory_t *self)
     }
 }
 
+/* All ranks share the first card, or are spread over all cards. */
+static bool
+uses_all_cards(void)
+{
+    return getenv("EPX_TEST_CARDS") != NULL;
+}
+
+static bool
+choose_card(memory_t *memory)
+{
+    int count = 1;
+
+    if (uses_all_cards() &&
+        failed(memory, cudaGetDeviceCount(&count), "cudaGetDeviceCount")) {
+        return false;
+    }
+    memory->ordinal =
+        memory->self->rank % (count < MAX_CARDS ? count : MAX_CARDS);
+    return !failed(memory, cudaSetDevice(memory->ordinal), "cudaSetDevice");
+}
+
 static bool
 take_all(cuda_memory_t *self)
 {
@@ -245,11 +273,11 @@ take_all(cuda_memory_t *self)
         /* A process has queues of its own, and MPS not so many for each. */
         unsetenv("CUDA_DEVICE_MAX_CONNECTIONS");
     }
-    if (failed(memory, cudaSetDevice(CARD), "cudaSetDevice") ||
-        failed(
-            memory,
-            cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, CARD),
-            "cudaDeviceGetAttribute") ||
+    if (!choose_card(memory) ||
+        failed(memory,
+               cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount,
+                                      memory->ordinal),
+               "cudaDeviceGetAttribute") ||
         failed(memory, cudaMalloc((void **)&self->arena, ARENA_BYTES),
                "cudaMalloc") ||
         failed(memory, cudaHostAlloc(&self->staging, STAGING_BYTES, 0),
@@ -309,6 +337,8 @@ look_for_card(char *why, size_t why_bytes)
                  cudaGetErrorString(error));
     } else if (count == 0) {
         snprintf(why, why_bytes, "no CUDA device");
+    } else if (count == 1 && uses_all_cards()) {
+        snprintf(why, why_bytes, "only one CUDA device");
     }
 }
 

@@ -153,6 +153,7 @@ open_group(run_t *run)
         network.device = "lo";
     }
     config.device = memory->device;
+    config.device_ordinal = memory->ordinal;
     config.heap_bytes = UINT64_C(128) << 20;
     config.num_workers =
         (int32_t)rng_int(&run->rng, memory->min_workers,

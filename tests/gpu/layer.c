@@ -269,6 +269,7 @@ layer_open_group(layer_rank_t *rank, uint64_t timeout_s)
 
     config.bootstrap = rank->self->bootstrap;
     config.device = EPX_DEVICE_CUDA;
+    config.device_ordinal = rank->memory->ordinal;
     config.heap_bytes = UINT64_C(32) << 20;
     config.num_workers = WORKERS;
     if (num_nodes() > 1) {

@@ -2,6 +2,7 @@
 #include "fabric/cuda/cuda_memory.h"
 
 #include "core/control.h"
+#include "fabric/cuda/cuda_device.h"
 #include "fabric/cuda/cuda_driver.h"
 #include "fabric/cuda/cuda_error.h"
 
@@ -80,7 +81,8 @@ map(int32_t ordinal, CUmemGenericAllocationHandle handle, uint64_t bytes,
     if (result != CUDA_SUCCESS) {
         goto free_address;
     }
-    *block = (epx__cuda_block_t){ (char *)(uintptr_t)address, bytes, unmap };
+    *block = (epx__cuda_block_t){ (char *)(uintptr_t)address, bytes,
+                                  UINT64_C(1) << ordinal, unmap };
     what = "the card cannot reach a heap";
     result = set_access(ordinal, block);
     if (result != CUDA_SUCCESS) {
@@ -90,7 +92,7 @@ map(int32_t ordinal, CUmemGenericAllocationHandle handle, uint64_t bytes,
 
 unmap_block:
     (void)driver->mem_unmap(address, bytes);
-    *block = (epx__cuda_block_t){ NULL, 0, NULL };
+    *block = (epx__cuda_block_t){ NULL, 0, 0, NULL };
 free_address:
     (void)driver->address_free(address, bytes);
     return epx__cuda_driver_fail(result, what);
@@ -221,7 +223,7 @@ epx__cuda_block_malloc(uint64_t bytes, void *shareable,
         (void)cudaFree(base);
         return status;
     }
-    *block = (epx__cuda_block_t){ base, mapped_bytes, free_malloc };
+    *block = (epx__cuda_block_t){ base, mapped_bytes, 0, free_malloc };
     return EPX_OK;
 }
 
@@ -238,7 +240,7 @@ epx__cuda_block_open_ipc(const void *handle, uint64_t mapped_bytes,
         return epx__cuda_fail(error, "the driver does not take a peer's "
                                      "handle of its heap");
     }
-    *block = (epx__cuda_block_t){ base, mapped_bytes, close_ipc };
+    *block = (epx__cuda_block_t){ base, mapped_bytes, 0, close_ipc };
     return EPX_OK;
 }
 
@@ -261,38 +263,21 @@ enable_peer(const epx__cuda_block_t *block)
     return epx__cuda_check(error, "the card cannot reach another's heap");
 }
 
-epx_status_t
-epx__cuda_block_allow(int32_t ordinal, const epx__cuda_block_t *block)
-{
-    CUresult result;
-
-    if (block->unmap != unmap) {
-        return enable_peer(block);
-    }
-    result = set_access(ordinal, block);
-    return result == CUDA_SUCCESS
-               ? EPX_OK
-               : epx__cuda_driver_fail(result,
-                                       "the card cannot reach another's heap");
-}
-
 void
 epx__cuda_block_close(epx__cuda_block_t *block)
 {
     if (block->base != NULL) {
         block->unmap(block);
-        *block = (epx__cuda_block_t){ NULL, 0, NULL };
+        *block = (epx__cuda_block_t){ NULL, 0, 0, NULL };
     }
 }
-
-#define MAX_DEVICES 64
 
 /* Of each device, made when first needed and kept: the driver spreads a
  * program's streams over the device's queues in the order in which they are
  * made, and streams that come and go between them make two of them share one.
  */
 static pthread_mutex_t copy_lock = PTHREAD_MUTEX_INITIALIZER;
-static cudaStream_t copy_streams[MAX_DEVICES];
+static cudaStream_t copy_streams[EPX__CUDA_MAX_CARDS];
 
 static cudaError_t
 copy_stream(cudaStream_t *stream_p)
@@ -300,7 +285,7 @@ copy_stream(cudaStream_t *stream_p)
     int device = 0;
     cudaError_t error = cudaGetDevice(&device);
 
-    if (error == cudaSuccess && device >= MAX_DEVICES) {
+    if (error == cudaSuccess && device >= EPX__CUDA_MAX_CARDS) {
         error = cudaErrorInvalidDevice;
     }
     if (error == cudaSuccess && copy_streams[device] == NULL) {
@@ -309,6 +294,33 @@ copy_stream(cudaStream_t *stream_p)
     }
     *stream_p = error == cudaSuccess ? copy_streams[device] : NULL;
     return error;
+}
+
+/* Ranks that are threads and share a card ask for the same.  While the driver
+ * changes what may reach a block, nobody may copy to or from it, and a card
+ * that may already must not ask again. */
+epx_status_t
+epx__cuda_block_allow(int32_t ordinal, epx__cuda_block_t *block)
+{
+    uint64_t card = UINT64_C(1) << ordinal;
+    epx_status_t status = EPX_OK;
+
+    if (block->unmap != unmap) {
+        return enable_peer(block);
+    }
+    (void)pthread_mutex_lock(&copy_lock);
+    if ((block->allowed & card) == 0) {
+        CUresult result = set_access(ordinal, block);
+
+        if (result == CUDA_SUCCESS) {
+            block->allowed |= card;
+        } else {
+            status = epx__cuda_driver_fail(
+                result, "the card cannot reach another's heap");
+        }
+    }
+    (void)pthread_mutex_unlock(&copy_lock);
+    return status;
 }
 
 epx_status_t

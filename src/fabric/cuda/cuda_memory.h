@@ -15,7 +15,8 @@
  * Closing it gives back the physical memory once nobody maps it any more. */
 typedef struct epx__cuda_block {
     char *base;
-    uint64_t bytes; /* rounded up to what can be mapped */
+    uint64_t bytes;   /* rounded up to what can be mapped */
+    uint64_t allowed; /* a bit for each card that VMM lets reach it */
     void (*unmap)(struct epx__cuda_block *block);
 } epx__cuda_block_t;
 
@@ -40,9 +41,9 @@ epx_status_t epx__cuda_block_import(int32_t ordinal,
 epx_status_t epx__cuda_block_open_ipc(const void *handle, uint64_t mapped_bytes,
                                       epx__cuda_block_t *block);
 
-/* Let another card of this process use a block that was made by create. */
-epx_status_t epx__cuda_block_allow(int32_t ordinal,
-                                   const epx__cuda_block_t *block);
+/* Let another card of this process use a block that one of its threads has
+ * made.  The threads of several ranks may do so at a time. */
+epx_status_t epx__cuda_block_allow(int32_t ordinal, epx__cuda_block_t *block);
 
 void epx__cuda_block_close(epx__cuda_block_t *block);
 

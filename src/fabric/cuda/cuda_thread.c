@@ -104,7 +104,7 @@ allow(const epx_group_t *group, const epx__reach_t *reach, int32_t rank,
       const epx__fabric_card_t *cards)
 {
     epx__segment_holds_t *holds = reach->state;
-    const owned_t *owned = holds[rank]->context;
+    owned_t *owned = holds[rank]->context;
     epx_status_t status;
 
     if (owned->ordinal == group->device_ordinal) {
