@@ -215,6 +215,33 @@ cuda_signal(struct bench_card *card)
           "launching the signals");
 }
 
+/* Lets this card reach the memory of the other ranks' cards, which stays so. */
+static void
+reach_cards(const struct bench_card *card)
+{
+    bool all = card->run->options->card == BENCH_ALL_CARDS;
+    for (int32_t peer = 0; all && peer < card->num_cards; peer++) {
+        int can = 0;
+        if (peer == card->ordinal) {
+            continue;
+        }
+        check(card, cudaDeviceCanAccessPeer(&can, card->ordinal, peer),
+              "cudaDeviceCanAccessPeer");
+        if (!can) {
+            bench_rank_fail(card->run, card->rank,
+                            "--signals needs cards that reach each other's "
+                            "memory: card %d cannot reach card %d",
+                            card->ordinal, peer);
+        }
+        cudaError_t error = cudaDeviceEnablePeerAccess(peer, 0);
+        if (error == cudaErrorPeerAccessAlreadyEnabled) {
+            (void)cudaGetLastError(); /* which forgets it */
+        } else {
+            check(card, error, "cudaDeviceEnablePeerAccess");
+        }
+    }
+}
+
 /* All ranks take theirs before any works. */
 static void
 open_signals(struct cuda_card *self)
@@ -222,6 +249,7 @@ open_signals(struct cuda_card *self)
     struct bench_card *card = &self->base;
     struct bench_shared *shared = card->run->shared;
     size_t bytes = BENCH_SIGNALS_WORDS * sizeof(uint64_t);
+    reach_cards(card);
     uint64_t *words = cuda_take(card, bytes);
     check(card, cudaMemsetAsync(words, 0, bytes, self->stream),
           "cudaMemsetAsync");
