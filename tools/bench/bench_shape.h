@@ -48,6 +48,15 @@ bool bench_shape_make(struct bench_shape *shape,
                       const struct bench_routing *routing,
                       struct bench_error *error);
 
+/* Bytes that a row has on its way, its scales among them. */
+uint64_t bench_shape_row_bytes(const struct bench_shape *shape, bool combine);
+
+/* Rows of the first round's dispatch that a rank sends to each rank, itself
+ * too, and receives from it, to[R] and from[R]; in the expert layouts one for
+ * each expert.  False when memory has run out. */
+bool bench_shape_rows(const struct bench_routing *routing, int32_t rank,
+                      int64_t *to, int64_t *from);
+
 /* Bytes that one operation must read and write over all ranks, 0 for those
  * that move no rows.  False when memory has run out. */
 bool bench_shape_bytes(const struct bench_shape *shape,
