@@ -54,6 +54,14 @@ choose_card(struct bench_card *card)
         card->ordinal = o->card;
         card->num_cards = 1;
     }
+    /* NCCL would refuse it, but not in such words. */
+    if (o->vs_nccl && card->num_cards < o->ranks) {
+        bench_rank_fail(card->run, card->rank,
+                        "--vs nccl needs a card for each rank: %d ranks on %d "
+                        "card%s",
+                        o->ranks, card->num_cards,
+                        card->num_cards == 1 ? "" : "s");
+    }
     check(card, cudaSetDevice(card->ordinal), "cudaSetDevice");
 }
 
@@ -203,6 +211,17 @@ cuda_replay(struct bench_card *card, enum bench_op op)
     struct cuda_card *self = (struct cuda_card *)card;
     check(card, cudaGraphLaunch(self->graphs[op], self->stream),
           "cudaGraphLaunch");
+}
+
+static void
+cuda_forget(struct bench_card *card, enum bench_op op)
+{
+    struct cuda_card *self = (struct cuda_card *)card;
+    if (self->graphs[op]) {
+        check(card, cudaGraphExecDestroy(self->graphs[op]),
+              "cudaGraphExecDestroy");
+    }
+    self->graphs[op] = NULL;
 }
 
 static void
@@ -374,10 +393,7 @@ cuda_close(struct bench_card *card)
         close_signals(self);
     }
     for (int op = 0; op < BENCH_NUM_GRAPHS; op++) {
-        if (self->graphs[op]) {
-            check(card, cudaGraphExecDestroy(self->graphs[op]),
-                  "cudaGraphExecDestroy");
-        }
+        cuda_forget(card, (enum bench_op)op);
     }
     for (int32_t i = 0; i < BENCH_MAX_MARKS; i++) {
         check(card, cudaEventDestroy(self->marks[i]), "cudaEventDestroy");
@@ -402,6 +418,7 @@ static const struct bench_card_ops cuda_ops = {
     .capture = cuda_capture,
     .captured = cuda_captured,
     .replay = cuda_replay,
+    .forget = cuda_forget,
     .signal = cuda_signal,
     .used_bytes = cuda_used_bytes,
     .copy_ns = cuda_copy_ns,

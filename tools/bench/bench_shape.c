@@ -41,6 +41,9 @@ bench_op_active(enum bench_op op, const struct bench_options *options)
         return options->graph;
     case BENCH_SIGNALS:
         return options->signals;
+    case BENCH_NCCL_DISPATCH:
+    case BENCH_NCCL_COMBINE:
+        return options->vs_nccl;
     case BENCH_DISPATCH:
     case BENCH_COMBINE:
         return !options->send_only;

@@ -18,9 +18,13 @@ enum bench_op {
     BENCH_LAYER,   /* update, dispatch and combine in one graph */
     BENCH_SIGNALS, /* a kernel that only signals, twice, as operations do */
     BENCH_NUM_OPS,
+    /* No operations of EPX, but what NCCL does in the place of two. */
+    BENCH_NCCL_DISPATCH = BENCH_NUM_OPS,
+    BENCH_NCCL_COMBINE,
+    BENCH_NUM_SERIES,
     /* No operation that is timed, but a graph: all halves of two, again and
      * again, with marks between them. */
-    BENCH_HALVES = BENCH_NUM_OPS,
+    BENCH_HALVES = BENCH_NUM_SERIES,
     BENCH_NUM_GRAPHS,
 };
 
@@ -29,7 +33,7 @@ const char *bench_op_name(enum bench_op op);
 /* Whether these options time the operation. */
 bool bench_op_active(enum bench_op op, const struct bench_options *options);
 
-/* Whether it moves rows, all by itself or as one half of two. */
+/* Whether an operation moves rows, all by itself or as one half of two. */
 bool bench_op_moves(enum bench_op op);
 
 struct bench_shape {
