@@ -17,6 +17,8 @@ add_library(epx_bench_parts STATIC
   bench/bench_launch.c
   bench/bench_link.c
   bench/bench_measure.c
+  bench/bench_nccl.c
+  bench/bench_nccl_library.c
   bench/bench_op.c
   bench/bench_options.c
   bench/bench_peer.c
@@ -31,7 +33,8 @@ add_library(epx_bench_parts STATIC
   bench/routing_csv.c)
 target_include_directories(epx_bench_parts
                            PUBLIC ${CMAKE_CURRENT_SOURCE_DIR}/bench)
-target_link_libraries(epx_bench_parts PUBLIC epx epx_oracle Threads::Threads m)
+target_link_libraries(epx_bench_parts PUBLIC epx epx_oracle Threads::Threads m
+                                      PRIVATE ${CMAKE_DL_LIBS})
 if(TARGET epx_cuda) # CUDA's runtime becomes part of the program
   find_package(CUDAToolkit REQUIRED QUIET)
   epx_cuda_compile(bench_objects ${CMAKE_CURRENT_SOURCE_DIR}/bench/bench_signals.cu)
@@ -45,7 +48,6 @@ if(UCX_INCLUDE_DIR AND EPX_UCX)
   target_sources(epx_bench_parts PRIVATE bench/bench_ucx.c
                                          bench/bench_ucx_library.c)
   target_include_directories(epx_bench_parts SYSTEM PRIVATE ${UCX_INCLUDE_DIR})
-  target_link_libraries(epx_bench_parts PRIVATE ${CMAKE_DL_LIBS})
 else()
   target_sources(epx_bench_parts PRIVATE bench/bench_ucx_none.c)
 endif()

@@ -79,6 +79,9 @@ case_usage() {
     run 2 --graph
     expect "the complaint" "$(cat "$dir/err")" \
         "epx-bench: --graph needs --device cuda"
+    run 2 --device cuda --vs nccl
+    expect "the complaint" "$(cat "$dir/err")" \
+        "epx-bench: --vs nccl needs a card for each rank: 2 ranks on 1 card"
     run 2 --ranks 0
     expect "the complaint" "$(cat "$dir/err")" \
         "epx-bench: --ranks is '0'; allowed: 1 to 1024"

@@ -162,6 +162,11 @@ test_cards(void **state)
     assert_int_equal(o.card, BENCH_ALL_CARDS);
     assert_int_equal(o.workers, 1);
     assert_true(bench_options_fixed(&o));
+    assert_false(o.vs_nccl);
+    o = good("--device cuda:all --ranks 8 --vs memcpy,nccl --graph");
+    assert_true(o.vs_nccl && o.vs_memcpy && !o.vs_ucx);
+    o = good("--device cuda:3 --ranks 1 --vs nccl --procs");
+    assert_true(o.vs_nccl);
     o = good("--device cuda:1 --device cpu");
     assert_int_equal(o.device, EPX_DEVICE_CPU);
     assert_int_equal(o.workers, 3);
@@ -204,7 +209,13 @@ test_refused(void **state)
     refused("--logfmt --dtype f16", "bf16 or fp8");
     refused("--send-only", "--mode ll");
     refused("--vs mpi,", "memcpy, mpi");
-    refused("--vs nccl", "memcpy, mpi");
+    refused("--vs rccl", "memcpy, mpi, ucx and nccl");
+    refused("--vs nccl", "--vs nccl needs --device cuda");
+    refused("--vs nccl --device cuda", "2 ranks on 1 card");
+    refused("--vs nccl --device cuda:3 --ranks 8", "8 ranks on 1 card");
+    refused("--vs nccl --device cuda:all --hosts 2", "--hosts");
+    refused("--vs nccl --device cuda:all --mode ll --send-only", "--send-only");
+    refused("--vs nccl --device cuda:all --soak 3", "--soak");
     refused("--vs ucx", "--vs ucx needs --hosts");
     refused("--vs ucx --hosts 2 --mode ll --send-only", "--send-only");
     refused("--vs mpi --hosts 2 --ranks 4", "--netns");

@@ -122,6 +122,40 @@ test_fp8(void **state)
     assert_int_equal(bytes[BENCH_COMBINE], 5 * 512);
 }
 
+/* What one rank sends another receives. */
+static void
+test_rows(void **state)
+{
+    struct bench_options o = { .ranks = 3,
+                               .experts = 7,
+                               .topk = 4,
+                               .tokens = 50,
+                               .hidden = 16,
+                               .layout = EPX_LAYOUT_RANK_MAJOR };
+    (void)state;
+    for (int turn = 0; turn < 2; turn++) {
+        struct bench_routing routing;
+        struct bench_error error = { "" };
+        int64_t to[3][3];
+        int64_t from[3][3];
+        int64_t sum = 0;
+        assert_true(bench_routing_open(&routing, &o, &error));
+        for (int32_t r = 0; r < 3; r++) {
+            assert_true(bench_shape_rows(&routing, r, to[r], from[r]));
+        }
+        for (int i = 0; i < 9; i++) {
+            assert_int_equal(to[i / 3][i % 3], from[i % 3][i / 3]);
+            assert_in_range(to[i / 3][i % 3], 1, 50 * (turn ? 3 : 1));
+            sum += to[i / 3][i % 3];
+        }
+        if (turn) { /* every token has 4 experts */
+            assert_int_equal(sum, 3 * 50 * 4);
+        }
+        bench_routing_close(&routing);
+        o.layout = EPX_LAYOUT_EXPERT_MAJOR;
+    }
+}
+
 static void
 test_too_large(void **state)
 {
@@ -149,6 +183,7 @@ main(void)
         cmocka_unit_test(test_expert_layouts),
         cmocka_unit_test(test_card),
         cmocka_unit_test(test_fp8),
+        cmocka_unit_test(test_rows),
         cmocka_unit_test(test_too_large),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -46,6 +46,8 @@ struct bench_card_ops {
     void (*capture)(struct bench_card *card);
     void (*captured)(struct bench_card *card, enum bench_op op);
     void (*replay)(struct bench_card *card, enum bench_op op);
+    /* Ends its graph, if there is one. */
+    void (*forget)(struct bench_card *card, enum bench_op op);
     /* BENCH_SIGNALS, in the stream. */
     void (*signal)(struct bench_card *card);
     /* Bytes of the card that are taken, by whomever. */

@@ -54,6 +54,14 @@ choose_card(struct bench_card *card)
         card->ordinal = o->card;
         card->num_cards = 1;
     }
+    /* NCCL would refuse it, but not in such words. */
+    if (o->vs_nccl && card->num_cards < o->ranks) {
+        bench_rank_fail(card->run, card->rank,
+                        "--vs nccl needs a card for each rank: %d ranks on %d "
+                        "card%s",
+                        o->ranks, card->num_cards,
+                        card->num_cards == 1 ? "" : "s");
+    }
     check(card, cudaSetDevice(card->ordinal), "cudaSetDevice");
 }
 
@@ -206,6 +214,17 @@ cuda_replay(struct bench_card *card, enum bench_op op)
 }
 
 static void
+cuda_forget(struct bench_card *card, enum bench_op op)
+{
+    struct cuda_card *self = (struct cuda_card *)card;
+    if (self->graphs[op]) {
+        check(card, cudaGraphExecDestroy(self->graphs[op]),
+              "cudaGraphExecDestroy");
+    }
+    self->graphs[op] = NULL;
+}
+
+static void
 cuda_signal(struct bench_card *card)
 {
     struct cuda_card *self = (struct cuda_card *)card;
@@ -215,6 +234,33 @@ cuda_signal(struct bench_card *card)
           "launching the signals");
 }
 
+/* Lets this card reach the memory of the other ranks' cards, which stays so. */
+static void
+reach_cards(const struct bench_card *card)
+{
+    bool all = card->run->options->card == BENCH_ALL_CARDS;
+    for (int32_t peer = 0; all && peer < card->num_cards; peer++) {
+        int can = 0;
+        if (peer == card->ordinal) {
+            continue;
+        }
+        check(card, cudaDeviceCanAccessPeer(&can, card->ordinal, peer),
+              "cudaDeviceCanAccessPeer");
+        if (!can) {
+            bench_rank_fail(card->run, card->rank,
+                            "--signals needs cards that reach each other's "
+                            "memory: card %d cannot reach card %d",
+                            card->ordinal, peer);
+        }
+        cudaError_t error = cudaDeviceEnablePeerAccess(peer, 0);
+        if (error == cudaErrorPeerAccessAlreadyEnabled) {
+            (void)cudaGetLastError(); /* which forgets it */
+        } else {
+            check(card, error, "cudaDeviceEnablePeerAccess");
+        }
+    }
+}
+
 /* All ranks take theirs before any works. */
 static void
 open_signals(struct cuda_card *self)
@@ -222,6 +268,7 @@ open_signals(struct cuda_card *self)
     struct bench_card *card = &self->base;
     struct bench_shared *shared = card->run->shared;
     size_t bytes = BENCH_SIGNALS_WORDS * sizeof(uint64_t);
+    reach_cards(card);
     uint64_t *words = cuda_take(card, bytes);
     check(card, cudaMemsetAsync(words, 0, bytes, self->stream),
           "cudaMemsetAsync");
@@ -346,10 +393,7 @@ cuda_close(struct bench_card *card)
         close_signals(self);
     }
     for (int op = 0; op < BENCH_NUM_GRAPHS; op++) {
-        if (self->graphs[op]) {
-            check(card, cudaGraphExecDestroy(self->graphs[op]),
-                  "cudaGraphExecDestroy");
-        }
+        cuda_forget(card, (enum bench_op)op);
     }
     for (int32_t i = 0; i < BENCH_MAX_MARKS; i++) {
         check(card, cudaEventDestroy(self->marks[i]), "cudaEventDestroy");
@@ -374,6 +418,7 @@ static const struct bench_card_ops cuda_ops = {
     .capture = cuda_capture,
     .captured = cuda_captured,
     .replay = cuda_replay,
+    .forget = cuda_forget,
     .signal = cuda_signal,
     .used_bytes = cuda_used_bytes,
     .copy_ns = cuda_copy_ns,

@@ -44,9 +44,7 @@ bench_link_rows(const struct bench_shape *shape,
     int64_t *rows = calloc((size_t)o->hosts, sizeof *rows);
     bool good = idx && weights && rows &&
                 bench_routing_fill(routing, rank, 0, idx, weights);
-    uint64_t row = combine
-                       ? shape->combine_bytes
-                       : shape->sent_bytes + 4u * (size_t)shape->sent_scales;
+    uint64_t row = bench_shape_row_bytes(shape, combine);
     if (good) {
         bench_routing_by_host(routing, tokens, idx, rows);
         rows[bench_host_of(o, rank)] = 0;

@@ -4,6 +4,7 @@
 #include "bench_check.h"
 #include "bench_copy.h"
 #include "bench_link.h"
+#include "bench_nccl.h"
 #include "bench_op.h"
 #include "bench_ucx.h"
 
@@ -169,6 +170,7 @@ bench_measure_rank(const struct bench_run *run, int32_t rank,
 {
     struct bench_rank self;
     bench_rank_open(&self, run, rank, bootstrap);
+    self.nccl = bench_nccl_open(&self);
     if (run->options->graph) {
         set_first_round(&self);
         bench_op_capture(&self);
@@ -189,5 +191,6 @@ bench_measure_rank(const struct bench_run *run, int32_t rank,
         count_wire(&self);
     }
     bench_progress_clear(&self.progress);
+    bench_nccl_close(self.nccl);
     bench_rank_close(&self);
 }

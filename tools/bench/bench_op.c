@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 #include "bench_op.h"
 
+#include "bench_nccl.h"
+
 epx_status_t
 bench_op_plan(struct bench_rank *self)
 {
@@ -83,6 +85,10 @@ bench_op_start(struct bench_rank *self, enum bench_op op,
         self->card->ops->signal(self->card);
         return EPX_OK;
     }
+    if (op == BENCH_NCCL_DISPATCH || op == BENCH_NCCL_COMBINE) {
+        bench_nccl_start(self->nccl, op);
+        return EPX_OK;
+    }
     return call(self, op);
 }
 
@@ -130,28 +136,40 @@ capture_halves(struct bench_rank *self)
     card->ops->captured(card, BENCH_HALVES);
 }
 
+/* One turn of what a graph holds. */
+static void
+call_captured(struct bench_rank *self, enum bench_op op)
+{
+    switch (op) {
+    case BENCH_LAYER:
+        call_layer(self);
+        return;
+    case BENCH_SIGNALS:
+        self->card->ops->signal(self->card);
+        return;
+    case BENCH_NCCL_DISPATCH:
+    case BENCH_NCCL_COMBINE:
+        bench_nccl_start(self->nccl, op);
+        return;
+    default:
+        bench_rank_check(self, call(self, op));
+    }
+}
+
 void
 bench_op_capture(struct bench_rank *self)
 {
     struct bench_card *card = self->card;
-    for (int i = 0; i < BENCH_NUM_OPS; i++) {
+    for (int i = 0; i < BENCH_NUM_SERIES; i++) {
         enum bench_op op = (enum bench_op)i;
-        bool layer = op == BENCH_LAYER;
-        bool signals = op == BENCH_SIGNALS;
         if (!self->run->options->graph ||
-            !bench_op_active(op, self->run->options) ||
-            !(layer || signals || bench_op_moves(op))) {
+            !bench_op_active(op, self->run->options) || op == BENCH_PLAN ||
+            op == BENCH_PLAN_DEVICE) {
             continue;
         }
         card->ops->capture(card);
         for (int32_t n = 0; n < self->run->options->in_a_row; n++) {
-            if (layer) {
-                call_layer(self);
-            } else if (signals) {
-                card->ops->signal(card);
-            } else {
-                bench_rank_check(self, call(self, op));
-            }
+            call_captured(self, op);
         }
         card->ops->captured(card, op);
     }

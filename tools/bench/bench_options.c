@@ -231,10 +231,12 @@ parse_peers(const char *text, struct bench_options *o,
             o->vs_mpi = true;
         } else if (length == 3 && !memcmp(at, "ucx", 3)) {
             o->vs_ucx = true;
+        } else if (length == 4 && !memcmp(at, "nccl", 4)) {
+            o->vs_nccl = true;
         } else {
             return bench_fail(error,
-                              "--vs is '%s'; allowed: memcpy, mpi and ucx, "
-                              "with commas between them",
+                              "--vs is '%s'; allowed: memcpy, mpi, ucx and "
+                              "nccl, with commas between them",
                               text);
         }
         if (!at[length]) {
@@ -582,12 +584,34 @@ check_hosts(const struct bench_options *o, struct bench_error *error)
     return check_netns(o, error);
 }
 
+static bool
+check_nccl(const struct bench_options *o, struct bench_error *error)
+{
+    if (!o->vs_nccl) {
+        return true;
+    }
+    if (o->device != EPX_DEVICE_CUDA) {
+        return bench_fail(error, "--vs nccl needs --device cuda:all");
+    }
+    if (o->hosts > 1 || o->send_only) {
+        return bench_fail(error, "--vs nccl cannot go with --hosts or "
+                                 "--send-only");
+    }
+    if (o->card != BENCH_ALL_CARDS && o->ranks > 1) {
+        return bench_fail(error,
+                          "--vs nccl needs a card for each rank: %d ranks on "
+                          "1 card",
+                          o->ranks);
+    }
+    return true;
+}
+
 /* A soak draws what these would fix, and times nothing. */
 static bool
 check_soak(const struct bench_options *o, struct bench_error *error)
 {
     bool times = o->graph || o->signals || o->in_a_row > 1 || o->vs_memcpy ||
-                 o->vs_mpi || o->num_token_counts > 1;
+                 o->vs_mpi || o->vs_nccl || o->num_token_counts > 1;
     if (o->soak_s &&
         (times || o->routing == BENCH_CSV || o->routing == BENCH_GROUP)) {
         return bench_fail(error, "--soak cannot go with --graph, --signals, "
@@ -601,7 +625,7 @@ static bool
 check_together(const struct bench_options *o, struct bench_error *error)
 {
     if (!check_device(o, error) || !check_hosts(o, error) ||
-        !check_soak(o, error)) {
+        !check_nccl(o, error) || !check_soak(o, error)) {
         return false;
     }
     if (o->send_only && o->mode != BENCH_LL) {

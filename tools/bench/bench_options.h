@@ -66,6 +66,7 @@ struct bench_options {
     bool vs_memcpy;
     bool vs_mpi;
     bool vs_ucx;
+    bool vs_nccl;
     bool json;
     bool send_only;
     bool bind;

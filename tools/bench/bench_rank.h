@@ -38,6 +38,7 @@ struct bench_rank {
     struct bench_card *card; /* NULL with a CPU group */
     epx_group_t *group;
     epx_plan_t *plan;
+    struct bench_nccl *nccl;        /* NULL without --vs nccl */
     struct bench_progress progress; /* of rank 0 */
     uint64_t round;                 /* of the inputs */
     struct bench_array arrays[BENCH_NUM_ARRAYS];

@@ -221,6 +221,25 @@ best_transfer(const struct bench_run *run, enum bench_op op, double *p50_p,
     return true;
 }
 
+/* NCCL's, NAN where it was not measured. */
+static bool
+nccl_transfer(const struct bench_run *run, enum bench_op op, double *p50_p)
+{
+    struct bench_times times;
+    const struct bench_series *series =
+        &run->shared->ops[op == BENCH_DISPATCH ? BENCH_NCCL_DISPATCH
+                                               : BENCH_NCCL_COMBINE];
+    *p50_p = NAN;
+    if ((op != BENCH_DISPATCH && op != BENCH_COMBINE) || !series->count) {
+        return true;
+    }
+    if (!bench_series_times(series, &times)) {
+        return false;
+    }
+    *p50_p = times.p50;
+    return true;
+}
+
 static bool
 make_line(struct bench_line *line, const struct bench_run *run,
           enum bench_op op, double copy_p50)
@@ -304,16 +323,18 @@ bench_report_write(FILE *file, const struct bench_run *run,
         struct bench_line line;
         double copy_p50;
         double ucx_p50;
+        double nccl_p50;
         const char *way;
         if (!bench_op_active(op, o)) {
             continue;
         }
         if (!best_copy(run, op, &copy_p50) ||
             !best_transfer(run, op, &ucx_p50, &way) ||
+            !nccl_transfer(run, op, &nccl_p50) ||
             !make_line(&line, run, op, copy_p50)) {
             return false;
         }
-        if (!o->vs_memcpy && !o->vs_mpi && !o->vs_ucx) {
+        if (!o->vs_memcpy && !o->vs_mpi && !o->vs_ucx && !o->vs_nccl) {
             put_line(file, run, line, NULL, NAN);
         }
         if (o->vs_memcpy) {
@@ -325,6 +346,10 @@ bench_report_write(FILE *file, const struct bench_run *run,
         if (o->vs_ucx) {
             line.peer_way = way;
             put_line(file, run, line, "ucx", ucx_p50);
+            line.peer_way = NULL;
+        }
+        if (o->vs_nccl) {
+            put_line(file, run, line, "nccl", nccl_p50);
         }
     }
     if (!o->json && o->hosts > 1) {

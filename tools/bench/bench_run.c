@@ -57,6 +57,11 @@ shared_place(struct bench_shared *shared, const struct bench_run *run,
                          o->ranks * o->workers, at);
         }
     }
+    for (int op = BENCH_NUM_OPS; op < BENCH_NUM_SERIES; op++) {
+        bool active = bench_op_active((enum bench_op)op, o);
+        series_place(&shared->ops[op], active ? o->iters : 0, o->ranks, at);
+        shared->ops[op].own_clocks = true;
+    }
     for (int i = 0; i < 2 * BENCH_NUM_WAYS; i++) {
         int op = i < BENCH_NUM_WAYS ? BENCH_DISPATCH : BENCH_COMBINE;
         series_place(&shared->transfers[op][i % BENCH_NUM_WAYS],

@@ -54,7 +54,7 @@ struct bench_shared {
     char engine[16];              /* of epx_group_query, by rank 0 */
     char fabric[16];
     char device[32]; /* the network's interface, of rank 0 */
-    struct bench_series ops[BENCH_NUM_OPS];
+    struct bench_series ops[BENCH_NUM_SERIES];
     struct bench_series copies[BENCH_NUM_OPS][BENCH_NUM_COPIES];
     struct bench_series transfers[BENCH_NUM_OPS][BENCH_NUM_WAYS];
     _Atomic uint64_t transferred; /* ranks' transfers that have ended */

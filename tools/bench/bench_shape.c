@@ -41,6 +41,9 @@ bench_op_active(enum bench_op op, const struct bench_options *options)
         return options->graph;
     case BENCH_SIGNALS:
         return options->signals;
+    case BENCH_NCCL_DISPATCH:
+    case BENCH_NCCL_COMBINE:
+        return options->vs_nccl;
     case BENCH_DISPATCH:
     case BENCH_COMBINE:
         return !options->send_only;
@@ -107,6 +110,34 @@ rows_needed(const struct bench_routing *routing, int64_t *rows_p)
     return good;
 }
 
+bool
+bench_shape_rows(const struct bench_routing *routing, int32_t rank, int64_t *to,
+                 int64_t *from)
+{
+    const struct bench_options *o = routing->options;
+    size_t cells = (size_t)routing->max_tokens * (size_t)routing->topk;
+    int64_t *idx = malloc(cells * sizeof *idx);
+    float *weights = malloc(cells * sizeof *weights);
+    int64_t *rows = malloc((size_t)o->ranks * sizeof *rows);
+    bool good = idx && weights && rows;
+    for (int32_t r = 0; good && r < o->ranks; r++) {
+        memset(rows, 0, (size_t)o->ranks * sizeof *rows);
+        good = bench_routing_fill(routing, r, 0, idx, weights);
+        if (good) {
+            bench_routing_arrivals(routing, bench_routing_tokens(routing, r),
+                                   idx, rows);
+            from[r] = rows[rank];
+        }
+        if (r == rank) {
+            memcpy(to, rows, (size_t)o->ranks * sizeof *rows);
+        }
+    }
+    free(rows);
+    free(weights);
+    free(idx);
+    return good;
+}
+
 /* Rows that suffice whatever the routing is: memory of the host is taken as it
  * is touched, so room that stays unused costs nothing. */
 static int64_t
@@ -165,6 +196,13 @@ bench_shape_make(struct bench_shape *shape, const struct bench_routing *routing,
     return true;
 }
 
+uint64_t
+bench_shape_row_bytes(const struct bench_shape *shape, bool combine)
+{
+    return combine ? shape->combine_bytes
+                   : shape->sent_bytes + 4u * (uint64_t)shape->sent_scales;
+}
+
 static void
 add_bytes(const struct bench_shape *shape, const struct bench_routing *routing,
           const struct bench_traffic *n, uint64_t bytes[BENCH_NUM_OPS])
@@ -173,7 +211,7 @@ add_bytes(const struct bench_shape *shape, const struct bench_routing *routing,
     uint64_t topk = (uint64_t)routing->topk;
     uint64_t rows = (uint64_t)(by_rank ? n->rank_pairs : n->expert_pairs);
     uint64_t tokens = (uint64_t)n->tokens;
-    uint64_t sent_row = shape->sent_bytes + 4u * (uint64_t)shape->sent_scales;
+    uint64_t sent_row = bench_shape_row_bytes(shape, false);
     uint64_t meta = by_rank ? topk * (sizeof(int64_t) + sizeof(float))
                             : topk * sizeof(float);
     uint64_t row_meta = by_rank ? meta : sizeof(float);

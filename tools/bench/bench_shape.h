@@ -18,9 +18,13 @@ enum bench_op {
     BENCH_LAYER,   /* update, dispatch and combine in one graph */
     BENCH_SIGNALS, /* a kernel that only signals, twice, as operations do */
     BENCH_NUM_OPS,
+    /* No operations of EPX, but what NCCL does in the place of two. */
+    BENCH_NCCL_DISPATCH = BENCH_NUM_OPS,
+    BENCH_NCCL_COMBINE,
+    BENCH_NUM_SERIES,
     /* No operation that is timed, but a graph: all halves of two, again and
      * again, with marks between them. */
-    BENCH_HALVES = BENCH_NUM_OPS,
+    BENCH_HALVES = BENCH_NUM_SERIES,
     BENCH_NUM_GRAPHS,
 };
 
@@ -29,7 +33,7 @@ const char *bench_op_name(enum bench_op op);
 /* Whether these options time the operation. */
 bool bench_op_active(enum bench_op op, const struct bench_options *options);
 
-/* Whether it moves rows, all by itself or as one half of two. */
+/* Whether an operation moves rows, all by itself or as one half of two. */
 bool bench_op_moves(enum bench_op op);
 
 struct bench_shape {
@@ -47,6 +51,15 @@ struct bench_shape {
 bool bench_shape_make(struct bench_shape *shape,
                       const struct bench_routing *routing,
                       struct bench_error *error);
+
+/* Bytes that a row has on its way, its scales among them. */
+uint64_t bench_shape_row_bytes(const struct bench_shape *shape, bool combine);
+
+/* Rows of the first round's dispatch that a rank sends to each rank, itself
+ * too, and receives from it, to[R] and from[R]; in the expert layouts one for
+ * each expert.  False when memory has run out. */
+bool bench_shape_rows(const struct bench_routing *routing, int32_t rank,
+                      int64_t *to, int64_t *from);
 
 /* Bytes that one operation must read and write over all ranks, 0 for those
  * that move no rows.  False when memory has run out. */

@@ -192,6 +192,9 @@ bench_time_card(struct bench_rank *self)
 {
     const struct bench_sequence layer = { { BENCH_LAYER }, 1 };
     const struct bench_sequence signals = { { BENCH_SIGNALS }, 1 };
+    const struct bench_sequence nccl = {
+        { BENCH_NCCL_DISPATCH, BENCH_NCCL_COMBINE }, 2
+    };
     struct bench_sequence moves = bench_op_sequence(self->run->options);
     epx_plan_counts_t counts = EPX_PLAN_COUNTS_INIT;
     for (int32_t block = 0; block < self->run->blocks; block++) {
@@ -203,6 +206,9 @@ bench_time_card(struct bench_rank *self)
         }
         if (self->run->options->signals) {
             time_sequence(self, &signals, block);
+        }
+        if (self->nccl) {
+            time_sequence(self, &nccl, block);
         }
         bench_op_drop_plan(self);
         time_copies(self, block);
