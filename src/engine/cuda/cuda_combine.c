@@ -108,6 +108,7 @@ fill_kernel(draft_t *draft)
     kernel->topk_weights = args->topk_weights;
     kernel->bias[0] = args->bias[0];
     kernel->bias[1] = args->bias[1];
+    kernel->has_bias = args->bias[0] != NULL || args->bias[1] != NULL;
     kernel->out = args->out;
     kernel->own_is_aligned = own % EPX_ROW_ALIGN == 0;
     cuda_combine_shape(kernel, most,

@@ -93,11 +93,12 @@ static void
 choose_chunk(cuda_combine_args_t *args, int num_blocks, uint64_t unit)
 {
     constexpr uint64_t FEW = 12; // rounds of all warps
-    uint64_t warps = (uint64_t)num_blocks * WARPS;
-    uint64_t least = (args->row_bytes + CHUNK - 1) / CHUNK, best = UINT64_MAX;
+    uint64_t longest = (uint64_t)SPAN * spans_of(args->batch_rows);
+    uint64_t warps = (uint64_t)num_blocks * WARPS, best = UINT64_MAX;
+    uint64_t least = (args->row_bytes + longest - 1) / longest;
     uint64_t rounds = ((uint64_t)args->num_tokens * least + warps - 1) / warps;
 
-    args->chunk_bytes = CHUNK;
+    args->chunk_bytes = (uint32_t)longest;
     for (uint64_t n = least; rounds <= FEW && n <= 2 * least; n++) {
         uint64_t bytes =
             ((args->row_bytes + n - 1) / n + unit - 1) / unit * unit;
@@ -112,19 +113,21 @@ choose_chunk(cuda_combine_args_t *args, int num_blocks, uint64_t unit)
     }
     args->num_chunks = (uint32_t)((args->row_bytes + args->chunk_bytes - 1) /
                                   args->chunk_bytes);
+    args->last_bytes =
+        (uint32_t)(args->row_bytes -
+                   (uint64_t)(args->num_chunks - 1) * args->chunk_bytes);
 }
 
 void
 cuda_combine_shape(cuda_combine_args_t *args, uint32_t rows_per_token,
                    int num_blocks, uint32_t unit_bytes)
 {
-    uint32_t most = ROWS / 2; // two stages at least
-
-    choose_chunk(args, num_blocks, unit_bytes);
-    args->batch_rows = rows_per_token < most ? rows_per_token : most;
+    args->batch_rows = rows_per_token < MOST_ROWS ? rows_per_token : MOST_ROWS;
     args->num_batches =
         (rows_per_token + args->batch_rows - 1) / args->batch_rows;
-    args->num_stages = ROWS / args->batch_rows;
+    choose_chunk(args, num_blocks, unit_bytes);
+    args->num_stages =
+        ROOM / SPAN / (uint32_t)spans_of(args->batch_rows) / args->batch_rows;
 }
 
 cudaError_t

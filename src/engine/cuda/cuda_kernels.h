@@ -257,10 +257,12 @@ typedef struct cuda_combine_args {
     uint64_t row_bytes;
     const float *topk_weights;
     const char *bias[EPX_MAX_BIAS];
+    uint32_t has_bias;
     char *out;
     uint32_t own_is_aligned; /* bias and out, to 16 bytes */
     uint32_t chunk_bytes;    /* of a row that a warp sums at a time */
     uint32_t num_chunks;     /* of a row */
+    uint32_t last_bytes;     /* of its last chunk */
     uint32_t batch_rows;     /* of a token that are added up at a time */
     uint32_t num_batches;    /* of a token's rows */
     uint32_t num_stages;     /* batches in shared memory */
@@ -358,12 +360,6 @@ cudaError_t cuda_combine_load(size_t max_shared);
 cudaError_t cuda_stage_load(size_t max_shared);
 
 #define CUDA_PLAN_WARPS 16 /* of a block, at most */
-#define CUDA_COMBINE_CHUNK                                                 \
-    1024                      /* bytes that a warp sums at a time, at most \
-                               */
-#define CUDA_COMBINE_ROWS  16 /* such chunks in its shared memory */
-#define CUDA_COMBINE_WARPS 12
-
 size_t cuda_plan_shared_bytes(const cuda_plan_args_t *args);
 cudaError_t cuda_plan_launch(const cuda_plan_args_t *args, int num_blocks,
                              cudaStream_t stream);
@@ -376,8 +372,8 @@ cudaError_t cuda_dispatch_launch(const cuda_dispatch_args_t *args,
                                  cuda_mover_t mover, int num_blocks,
                                  cudaStream_t stream);
 size_t cuda_combine_shared_bytes(const cuda_view_t *view, cuda_mover_t mover);
-/* Completes args: chunk_bytes, num_chunks, batch_rows, num_batches,
- * num_stages.  Chunks are whole units, each a divisor of CUDA_COMBINE_CHUNK. */
+/* Completes args: chunk_bytes, num_chunks, last_bytes, batch_rows, num_batches,
+ * num_stages.  Chunks are whole units, each a divisor of 512 bytes. */
 void cuda_combine_shape(cuda_combine_args_t *args, uint32_t rows_per_token,
                         int num_blocks, uint32_t unit_bytes);
 cudaError_t cuda_combine_launch(const cuda_combine_args_t *args,

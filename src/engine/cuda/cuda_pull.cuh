@@ -7,13 +7,12 @@
 // Shared memory of a block, with S sources: the ranks, and with several nodes
 // the nodes behind them:
 //     sources  [S]
-//     weights  [warps][stages][batch]
+//     rows     [warps][stages][batch]
 // and with bulk copies
 //     barriers [warps][stages]
 //     counts   [warps][stages]       rows of the unit in a stage
 //     stages   [warps][stages][batch][chunk]
-//     outs     [warps][2][chunk]     sums on their way out
-// Of a warp's ROWS chunks, tokens with few rows make more stages.
+// Of a warp's ROOM, tokens with few rows make more stages.
 #ifndef EPX_ENGINE_CUDA_PULL_CUH
 #define EPX_ENGINE_CUDA_PULL_CUH
 
@@ -24,10 +23,18 @@
 namespace
 {
 
-constexpr int CHUNK = CUDA_COMBINE_CHUNK;
-constexpr int WARPS = CUDA_COMBINE_WARPS;
-constexpr int ROWS = CUDA_COMBINE_ROWS;  // chunks in a warp's shared memory
-constexpr int VECTORS = CHUNK / 16 / 32; // of 16 bytes, for each lane
+constexpr int WARPS = 12;
+constexpr int MOST_ROWS = 8;    // of a batch
+constexpr int SPAN = 16 * 32;   // bytes that a warp takes at once
+constexpr int ROOM = 16 * 1024; // of a warp, for two batches at least
+constexpr int SLOTS = ROOM / SPAN / 2;
+
+// In the longest chunk.  With few rows much of the work is by the chunk.
+__host__ __device__ constexpr int
+spans_of(uint32_t batch_rows)
+{
+    return batch_rows <= 2 ? 4 : 2;
+}
 
 // Where a rank keeps its outputs, or what has come from a node.
 struct source {
@@ -37,8 +44,14 @@ struct source {
     uint64_t arrivals; // see epx__post_t
 };
 
+// A row of a batch.
+struct row {
+    const char *x;
+    float weight;
+};
+
 struct shared_map {
-    size_t weights, barriers, counts, stages, outs, end;
+    size_t rows, barriers, counts, stages, end;
 };
 
 __host__ __device__ shared_map
@@ -46,22 +59,20 @@ shared_make(const cuda_view_t &view, bool is_bulk)
 {
     shared_map map;
 
-    map.weights = (size_t)cuda_num_places(&view) * sizeof(source);
-    map.barriers = map.weights + WARPS * ROWS * sizeof(float);
-    map.counts = map.barriers + WARPS * ROWS * sizeof(uint64_t);
-    map.stages = (map.counts + WARPS * ROWS * sizeof(int) + 127) / 128 * 128;
-    map.outs = map.stages + (is_bulk ? (size_t)WARPS * ROWS * CHUNK : 0);
-    map.end = map.outs + (is_bulk ? (size_t)WARPS * 2 * CHUNK : 0);
+    map.rows = (size_t)cuda_num_places(&view) * sizeof(source);
+    map.barriers = map.rows + WARPS * SLOTS * sizeof(row);
+    map.counts = map.barriers + WARPS * SLOTS * sizeof(uint64_t);
+    map.stages = (map.counts + WARPS * SLOTS * sizeof(int) + 127) / 128 * 128;
+    map.end = map.stages + (is_bulk ? (size_t)WARPS * ROOM : 0);
     return map;
 }
 
 struct worker {
     const source *sources;
-    float *weights;     // [stages][batch]
+    row *rows;          // [stages][batch]
     uint64_t *barriers; // [stages]
     int *counts;        // [stages]
     char *stages;       // [stages][batch][chunk]
-    char *outs;         // [2][chunk]
 
     int64_t index, count;
     int lane;
@@ -71,17 +82,16 @@ __device__ worker
 worker_make(const cuda_combine_args_t &args, char *shared, bool is_bulk)
 {
     shared_map map = shared_make(args.view, is_bulk);
-    int first = threadIdx.x / 32 * ROWS; // of this warp
+    int warp = threadIdx.x / 32;
+    int first = warp * SLOTS;
     worker w;
 
     w.sources = reinterpret_cast<source *>(shared);
-    w.weights = reinterpret_cast<float *>(shared + map.weights) + first;
+    w.rows = reinterpret_cast<row *>(shared + map.rows) + first;
     w.barriers = reinterpret_cast<uint64_t *>(shared + map.barriers) + first;
     w.counts = reinterpret_cast<int *>(shared + map.counts) + first;
-    w.stages = shared + map.stages + (size_t)first * CHUNK;
-
-    w.outs = shared + map.outs + (size_t)threadIdx.x / 32 * 2 * CHUNK;
-    w.index = (int64_t)blockIdx.x * WARPS + threadIdx.x / 32;
+    w.stages = shared + map.stages + (size_t)warp * ROOM;
+    w.index = (int64_t)blockIdx.x * WARPS + warp;
     w.count = (int64_t)gridDim.x * WARPS;
     w.lane = threadIdx.x % 32;
     return w;
@@ -168,8 +178,7 @@ unit_next(const cuda_combine_args_t &args, const stride &by, unit *u)
 __device__ uint32_t
 unit_bytes(const cuda_combine_args_t &args, const unit &u)
 {
-    return (uint32_t)min((uint64_t)args.chunk_bytes,
-                         args.row_bytes - (uint64_t)u.chunk * args.chunk_bytes);
+    return u.chunk + 1 == args.num_chunks ? args.last_bytes : args.chunk_bytes;
 }
 
 // A row of a unit, each of its lanes one, on its way from memory: until its
@@ -191,9 +200,12 @@ load_route(const cuda_combine_args_t &args, const worker &w, const unit &u)
 
     if (w.lane < args.batch_rows && k < topk && u.token < args.num_tokens) {
         load.route = args.plan.routes[first + k];
-        if (args.topk_weights != nullptr) {
-            int from =
-                args.plan.pull_ks == nullptr ? k : args.plan.pull_ks[first + k];
+        // Kept apart: were the address chosen first, the weight would be asked
+        // for only when what is loaded here has come.
+        if (args.topk_weights != nullptr && args.plan.pull_ks == nullptr) {
+            load.weight = args.topk_weights[first + k];
+        } else if (args.topk_weights != nullptr) {
+            int from = args.plan.pull_ks[first + k];
 
             load.weight = args.topk_weights[first + max(from, 0)];
             load.is_sum = from < 0;
@@ -203,9 +215,9 @@ load_route(const cuda_combine_args_t &args, const worker &w, const unit &u)
 }
 
 __device__ float
-weight_of(const route_load &load)
+weight_of(const cuda_combine_args_t &args, const route_load &load)
 {
-    return load.is_sum ? 1.0f : load.weight;
+    return load.is_sum || args.topk_weights == nullptr ? 1.0f : load.weight;
 }
 
 // Whether there is a row at a route, which a peer may have sent.
@@ -220,26 +232,28 @@ has_row(const cuda_combine_args_t &args, const source *sources,
            route.row < sources[route.rank].num_rows;
 }
 
-// Where the lane's row of a unit lies; null for none.
-__device__ const char *
+// Where the lane's row of a unit lies; x is null for none.
+__device__ row
 row_of(const cuda_combine_args_t &args, const worker &w, const unit &u,
-       cuda_route_t route)
+       const route_load &load)
 {
-    if (!has_row(args, w.sources, route)) {
-        return nullptr;
+    row own = { nullptr, weight_of(args, load) };
+
+    if (has_row(args, w.sources, load.route)) {
+        own.x = w.sources[load.route.rank].x + load.route.row * args.row_bytes +
+                (uint64_t)u.chunk * args.chunk_bytes;
     }
-    return w.sources[route.rank].x + route.row * args.row_bytes +
-           (uint64_t)u.chunk * args.chunk_bytes;
+    return own;
 }
 
 // A lane's part of a chunk's sums.
-template <epx_dtype_t DTYPE> struct sums {
-    float of[VECTORS][element<DTYPE>::PER_VECTOR];
+template <epx_dtype_t DTYPE, int SPANS> struct sums {
+    float of[SPANS][element<DTYPE>::PER_VECTOR];
 
     __device__ void clear()
     {
 #pragma unroll
-        for (int v = 0; v < VECTORS; v++) {
+        for (int v = 0; v < SPANS; v++) {
 #pragma unroll
             for (int i = 0; i < element<DTYPE>::PER_VECTOR; i++) {
                 of[v][i] = 0.0f;
@@ -247,25 +261,28 @@ template <epx_dtype_t DTYPE> struct sums {
         }
     }
 
-    __device__ void add(int v, const uint4 &vector)
+    __device__ void add_bias(int v, const uint4 &vector)
     {
         float terms[element<DTYPE>::PER_VECTOR];
 
         element<DTYPE>::load(vector, terms);
-#pragma unroll
-        for (int i = 0; i < element<DTYPE>::PER_VECTOR; i++) {
-            of[v][i] = __fadd_rn(of[v][i], terms[i]);
-        }
+        add_terms(v, terms, 1.0f);
     }
 
-    __device__ void add_weighted(int v, const uint4 &vector, float weight)
+    // All lanes at a time.
+    __device__ void add_row(int v, const uint4 &vector, float weight)
     {
         float terms[element<DTYPE>::PER_VECTOR];
 
-        element<DTYPE>::load(vector, terms);
+        if constexpr (DTYPE == LOGFMT) {
+            logfmt_octet(vector, terms);
+        } else {
+            element<DTYPE>::load(vector, terms);
+        }
         add_terms(v, terms, weight);
     }
 
+    // With a weight of one it is the same as a sum.
     __device__ void add_terms(int v, const float *terms, float weight)
     {
 #pragma unroll
@@ -289,12 +306,17 @@ store_own(char *to, const uint4 &value, bool is_aligned)
 }
 
 // Before a chunk's first batch.
-template <epx_dtype_t DTYPE>
+template <epx_dtype_t DTYPE, int SPANS>
 __device__ void
 begin_sums(const cuda_combine_args_t &args, const worker &w, const unit &u,
-           sums<DTYPE> *sum)
+           sums<DTYPE, SPANS> *sum)
 {
+    uint32_t bytes = unit_bytes(args, u);
+
     sum->clear();
+    if (args.has_bias == 0) {
+        return;
+    }
     for (int b = 0; b < EPX_MAX_BIAS; b++) {
         if (args.bias[b] == nullptr) {
             continue;
@@ -302,106 +324,110 @@ begin_sums(const cuda_combine_args_t &args, const worker &w, const unit &u,
         const char *bias = args.bias[b] + u.token * args.row_bytes +
                            (uint64_t)u.chunk * args.chunk_bytes;
 #pragma unroll
-        for (int v = 0; v < VECTORS; v++) {
-            uint32_t at = 16 * (v * 32 + w.lane);
+        for (int v = 0; v < SPANS; v++) {
+            uint32_t at = v * SPAN + 16 * w.lane;
 
-            if (at < unit_bytes(args, u)) {
-                sum->add(v, load_16(bias + at, args.own_is_aligned != 0));
+            if (at < bytes) {
+                sum->add_bias(v, load_16(bias + at, args.own_is_aligned != 0));
             }
         }
     }
 }
 
 // After its last.
-template <epx_dtype_t DTYPE>
+template <epx_dtype_t DTYPE, int SPANS>
 __device__ void
 end_sums(const cuda_combine_args_t &args, const worker &w, const unit &u,
-         const sums<DTYPE> &sum)
+         const sums<DTYPE, SPANS> &sum)
 {
+    uint32_t bytes = unit_bytes(args, u);
     char *out = args.out + u.token * args.row_bytes +
                 (uint64_t)u.chunk * args.chunk_bytes;
 
 #pragma unroll
-    for (int v = 0; v < VECTORS; v++) {
-        uint32_t at = 16 * (v * 32 + w.lane);
+    for (int v = 0; v < SPANS; v++) {
+        uint32_t at = v * SPAN + 16 * w.lane;
 
-        if (at < unit_bytes(args, u)) {
+        if (at < bytes) {
             store_own(out + at, element<DTYPE>::round(sum.of[v]),
                       args.own_is_aligned != 0);
         }
     }
 }
 
-// Rows that get(r, at) gives, 16 bytes at a time; lanes past the end, where
-// `bytes` is, add what nobody reads.
-template <epx_dtype_t DTYPE, bool WEIGHTED, typename Get>
+// Rows that get(r, at) gives, 16 bytes at a time, and weight(r).  A group of
+// rows is asked for before the first of them is added.  Lanes past the end of a
+// chunk add what nobody reads.
+template <int GROUP, epx_dtype_t DTYPE, int SPANS, typename Get,
+          typename Weight>
 __device__ void
-add_rows(sums<DTYPE> *sum, int count, const float *weights, int lane,
-         uint32_t bytes, Get get)
+add_rows(sums<DTYPE, SPANS> *sum, int count, int lane, Get get, Weight weight)
 {
-    for (int r = 0; r < count; r++) {
+    for (int first = 0; first < count; first += GROUP) {
+        uint4 vectors[GROUP][SPANS];
+
 #pragma unroll
-        for (int v = 0; v < VECTORS; v++) {
-            uint32_t at = 16 * (v * 32 + lane);
-            uint4 vector = get(r, at);
+        for (int r = 0; r < GROUP; r++) {
+#pragma unroll
+            for (int v = 0; v < SPANS && first + r < count; v++) {
+                vectors[r][v] = get(first + r, v * SPAN + 16 * lane);
+            }
+        }
+#pragma unroll
+        for (int r = 0; r < GROUP && first + r < count; r++) {
+            float by = weight(first + r);
 
-            if constexpr (DTYPE == LOGFMT) {
-                float terms[element<DTYPE>::PER_VECTOR];
-
-                logfmt_octet(at < bytes ? vector : make_uint4(0, 0, 0, 0),
-                             terms);
-                sum->add_terms(v, terms, WEIGHTED ? weights[r] : 1.0f);
-            } else if (WEIGHTED) {
-                sum->add_weighted(v, vector, weights[r]);
-            } else {
-                sum->add(v, vector);
+#pragma unroll
+            for (int v = 0; v < SPANS; v++) {
+                sum->add_row(v, vectors[r][v], by);
             }
         }
     }
 }
 
 // 3, with loads and stores.
-template <epx_dtype_t DTYPE, bool WEIGHTED>
+template <epx_dtype_t DTYPE, int SPANS>
 __device__ void
 pull_plain(const cuda_combine_args_t &args, const worker &w,
            const route_load &first)
 {
     stride by = stride_make(args, w);
     route_load load = first;
-    sums<DTYPE> sum;
+    sums<DTYPE, SPANS> sum;
 
     for (unit u = unit_first(args, w), next = u; u.token < args.num_tokens;
-         u = next, load = load_route(args, w, u)) {
-        const char *row = row_of(args, w, u, load.route);
-        uint32_t present = __ballot_sync(~0u, row != nullptr);
+         u = next) {
         uint32_t bytes = unit_bytes(args, u);
+        row own = row_of(args, w, u, load);
+        uint32_t present = __ballot_sync(~0u, own.x != nullptr);
 
         unit_next(args, by, &next);
+        load = load_route(args, w, next);
+        if (own.x != nullptr) {
+            w.rows[__popc(present & ((1u << w.lane) - 1))] = own;
+        }
+        __syncwarp();
         if (u.batch == 0) {
             begin_sums(args, w, u, &sum);
         }
-        while (present != 0) {
-            int from = __ffs(present) - 1;
-            const char *at = reinterpret_cast<const char *>(__shfl_sync(
-                ~0u, reinterpret_cast<unsigned long long>(row), from));
-            float weight = __shfl_sync(~0u, weight_of(load), from);
-
-            present &= present - 1;
-            add_rows<DTYPE, WEIGHTED>(
-                &sum, 1, &weight, w.lane, bytes, [&](int, uint32_t offset) {
-                    return offset < bytes ? ld_stream(at + offset)
-                                          : make_uint4(0, 0, 0, 0);
-                });
-        }
+        add_rows<DTYPE == LOGFMT ? 1 : 4>(
+            &sum, __popc(present), w.lane,
+            [&](int r, uint32_t at) {
+                return at < bytes ? ld_stream(w.rows[r].x + at)
+                                  : make_uint4(0, 0, 0, 0);
+            },
+            [&](int r) { return w.rows[r].weight; });
         if (u.batch + 1 == args.num_batches) {
             end_sums(args, w, u, sum);
         }
+        __syncwarp(); // the rows have been read
     }
 }
 
 #if EPX__HAS_BULK
 
 // Start loading a unit, if there is one.
+template <int SPANS>
 __device__ void
 load_unit(const cuda_combine_args_t &args, const worker &w, const unit &u,
           const route_load &load)
@@ -409,8 +435,8 @@ load_unit(const cuda_combine_args_t &args, const worker &w, const unit &u,
     if (u.token >= args.num_tokens) {
         return;
     }
-    const char *row = row_of(args, w, u, load.route);
-    uint32_t present = __ballot_sync(~0u, row != nullptr);
+    row own = row_of(args, w, u, load);
+    uint32_t present = __ballot_sync(~0u, own.x != nullptr);
     int slot =
         u.stage * args.batch_rows + __popc(present & ((1u << w.lane) - 1));
     uint32_t bytes = unit_bytes(args, u);
@@ -420,42 +446,15 @@ load_unit(const cuda_combine_args_t &args, const worker &w, const unit &u,
         mbarrier_arrive_expect(&w.barriers[u.stage], __popc(present) * bytes);
     }
     __syncwarp();
-    if (row != nullptr) {
-        w.weights[slot] = weight_of(load);
-        bulk_load(w.stages + slot * CHUNK, row, bytes, &w.barriers[u.stage]);
+    if (own.x != nullptr) {
+        w.rows[slot].weight = own.weight;
+        bulk_load(w.stages + slot * (SPANS * SPAN), own.x, bytes,
+                  &w.barriers[u.stage]);
     }
-}
-
-// The same by a bulk store, which leaves the warp free; *turn_p is the half of
-// outs to use.
-template <epx_dtype_t DTYPE>
-__device__ void
-end_sums_bulk(const cuda_combine_args_t &args, const worker &w, const unit &u,
-              const sums<DTYPE> &sum, uint32_t *turn_p)
-{
-    char *from = w.outs + *turn_p * CHUNK;
-
-    // This half was read when all stores but the last one were.
-    bulk_wait_read<1>();
-    __syncwarp();
-#pragma unroll
-    for (int v = 0; v < VECTORS; v++) {
-        *reinterpret_cast<uint4 *>(from + 16 * (v * 32 + w.lane)) =
-            element<DTYPE>::round(sum.of[v]);
-    }
-    fence_proxy_async_shared();
-    __syncwarp();
-    if (w.lane == 0) {
-        bulk_store(args.out + u.token * args.row_bytes +
-                       (uint64_t)u.chunk * args.chunk_bytes,
-                   from, unit_bytes(args, u));
-    }
-    bulk_commit();
-    *turn_p ^= 1;
 }
 
 // 3, with bulk loads: num_stages - 1 units ahead, and routes one more.
-template <epx_dtype_t DTYPE, bool WEIGHTED>
+template <epx_dtype_t DTYPE, int SPANS>
 __device__ void
 pull_bulk(const cuda_combine_args_t &args, const worker &w,
           const route_load &first)
@@ -463,8 +462,8 @@ pull_bulk(const cuda_combine_args_t &args, const worker &w,
     stride by = stride_make(args, w);
     unit u = unit_first(args, w), ahead = u;
     route_load load = first;
-    uint32_t parity = 0, turn = 0;
-    sums<DTYPE> sum;
+    uint32_t parity = 0;
+    sums<DTYPE, SPANS> sum;
 
     auto load_next = [&]() {
         unit now = ahead;
@@ -472,7 +471,7 @@ pull_bulk(const cuda_combine_args_t &args, const worker &w,
 
         unit_next(args, by, &ahead);
         load = load_route(args, w, ahead);
-        load_unit(args, w, now, loaded);
+        load_unit<SPANS>(args, w, now, loaded);
     };
     if (w.lane == 0) {
         for (uint32_t s = 0; s < args.num_stages; s++) {
@@ -485,8 +484,9 @@ pull_bulk(const cuda_combine_args_t &args, const worker &w,
         load_next();
     }
     while (u.token < args.num_tokens) {
-        int first = u.stage * args.batch_rows;
-        const char *rows = w.stages + first * CHUNK;
+        int slot = u.stage * args.batch_rows;
+        const row *rows = w.rows + slot;
+        const char *stage = w.stages + slot * (SPANS * SPAN);
 
         // The stage to load has been read by all lanes.
         __syncwarp();
@@ -496,21 +496,24 @@ pull_bulk(const cuda_combine_args_t &args, const worker &w,
         }
         mbarrier_wait(&w.barriers[u.stage], parity);
         __syncwarp(); // for counts and weights
-        add_rows<DTYPE, WEIGHTED>(&sum, w.counts[u.stage], w.weights + first,
-                                  w.lane, unit_bytes(args, u),
-                                  [&](int r, uint32_t offset) {
-                                      return *reinterpret_cast<const uint4 *>(
-                                          rows + r * CHUNK + offset);
-                                  });
-        if (u.batch + 1 == args.num_batches && args.own_is_aligned) {
-            end_sums_bulk(args, w, u, sum, &turn);
-        } else if (u.batch + 1 == args.num_batches) {
+        add_rows<1>(
+            &sum, w.counts[u.stage], w.lane,
+            [&](int r, uint32_t at) {
+                const uint4 *from = reinterpret_cast<const uint4 *>(
+                    stage + r * (SPANS * SPAN) + at);
+
+                // A block of LogFMT may be cut short.
+                return DTYPE != LOGFMT || at < unit_bytes(args, u)
+                           ? *from
+                           : make_uint4(0, 0, 0, 0);
+            },
+            [&](int r) { return rows[r].weight; });
+        if (u.batch + 1 == args.num_batches) {
             end_sums(args, w, u, sum);
         }
         unit_next(args, by, &u);
         parity ^= u.stage == 0;
     }
-    bulk_wait_written();
 }
 
 #endif
@@ -545,25 +548,29 @@ pull_weights(const cuda_combine_args_t &args, const worker &w)
     }
 }
 
+template <epx_dtype_t DTYPE, bool BULK, int SPANS>
+__device__ void
+pull_chunks(const cuda_combine_args_t &args, const worker &w,
+            const route_load &first)
+{
+#if EPX__HAS_BULK
+    if constexpr (BULK) {
+        pull_bulk<DTYPE, SPANS>(args, w, first);
+        return;
+    }
+#endif
+    pull_plain<DTYPE, SPANS>(args, w, first);
+}
+
 template <epx_dtype_t DTYPE, bool BULK>
 __device__ void
 pull_rows(const cuda_combine_args_t &args, const worker &w,
           const route_load &first)
 {
-#if EPX__HAS_BULK
-    if constexpr (BULK) {
-        if (args.topk_weights != nullptr) {
-            pull_bulk<DTYPE, true>(args, w, first);
-        } else {
-            pull_bulk<DTYPE, false>(args, w, first);
-        }
-        return;
-    }
-#endif
-    if (args.topk_weights != nullptr) {
-        pull_plain<DTYPE, true>(args, w, first);
+    if (spans_of(args.batch_rows) == spans_of(1)) {
+        pull_chunks<DTYPE, BULK, spans_of(1)>(args, w, first);
     } else {
-        pull_plain<DTYPE, false>(args, w, first);
+        pull_chunks<DTYPE, BULK, spans_of(MOST_ROWS)>(args, w, first);
     }
 }
 

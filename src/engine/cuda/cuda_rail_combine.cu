@@ -53,6 +53,7 @@ open_partial(const cuda_combine_args_t &args, uint64_t step,
     mine->plan.pull_ks = nullptr;
     mine->bias[0] = nullptr;
     mine->bias[1] = nullptr;
+    mine->has_bias = 0;
     mine->out = to + back.rows;
     mine->out_topk_weights = head.wants_weights != 0
                                  ? reinterpret_cast<float *>(to + back.weights)
