@@ -4,8 +4,8 @@
  * one interface over the CPU and over a card.  Whatever fails is noted with
  * world_fail.
  *
- * Ranks share the first card, or with EPX_TEST_CARDS in the environment are
- * spread over all cards.  A call of CUDA's that waits for a card waits for the
+ * Ranks share the first card, or are spread over the first EPX_TEST_CARDS, or
+ * as many as there are.  A call of CUDA's that waits for a card waits for the
  * kernels of all ranks on it, so all that a rank needs of the card is taken
  * when its memory is opened, which comes before its group.
  */

@@ -240,22 +240,24 @@ offer_streams(cuda_memory_t *self)
     }
 }
 
-/* All ranks share the first card, or are spread over all cards. */
-static bool
-uses_all_cards(void)
+/* How many cards the ranks should be spread over. */
+static int
+num_cards(void)
 {
-    return getenv("EPX_TEST_CARDS") != NULL;
+    const char *text = getenv("EPX_TEST_CARDS");
+
+    return text ? (int)strtol(text, NULL, 10) : 1;
 }
 
 static bool
 choose_card(memory_t *memory)
 {
-    int count = 1;
+    int count = 0;
 
-    if (uses_all_cards() &&
-        failed(memory, cudaGetDeviceCount(&count), "cudaGetDeviceCount")) {
+    if (failed(memory, cudaGetDeviceCount(&count), "cudaGetDeviceCount")) {
         return false;
     }
+    count = count < num_cards() ? count : num_cards();
     memory->ordinal =
         memory->self->rank % (count < MAX_CARDS ? count : MAX_CARDS);
     return !failed(memory, cudaSetDevice(memory->ordinal), "cudaSetDevice");
@@ -337,7 +339,9 @@ look_for_card(char *why, size_t why_bytes)
                  cudaGetErrorString(error));
     } else if (count == 0) {
         snprintf(why, why_bytes, "no CUDA device");
-    } else if (count == 1 && uses_all_cards()) {
+    } else if (num_cards() < 1) {
+        snprintf(why, why_bytes, "EPX_TEST_CARDS is no number of cards");
+    } else if (count == 1 && num_cards() > 1) {
         snprintf(why, why_bytes, "only one CUDA device");
     }
 }

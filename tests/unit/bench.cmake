@@ -26,5 +26,5 @@ if(TARGET epx_bench_parts)
                                            ${CMAKE_DL_LIBS})
   add_test(NAME bench_nccl COMMAND bench_nccl)
   set_tests_properties(bench_nccl PROPERTIES TIMEOUT 300 ENVIRONMENT
-                       LD_LIBRARY_PATH=$<TARGET_FILE_DIR:bench_nccl_fake>)
+                       "LD_LIBRARY_PATH=$<TARGET_FILE_DIR:bench_nccl_fake>:$ENV{LD_LIBRARY_PATH}")
 endif()

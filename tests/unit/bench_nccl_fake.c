@@ -12,6 +12,7 @@ enum result {
     OK,
     NO_MATCH,
     WRONG_ID,
+    OVERLAP,
 };
 
 struct transfer {
@@ -107,10 +108,31 @@ ncclRecv(void *to, size_t count, int dtype, int peer, void *comm,
     return dtype == BENCH_NCCL_INT8 ? OK : NO_MATCH;
 }
 
+/* Whether none of a rank's transfers lies in another. */
+static int
+are_apart(const struct transfer *of, int receives_them)
+{
+    for (int a = 0; a < ranks; a++) {
+        const char *first = receives_them ? of[a].to : of[a].from;
+        for (int b = 0; b < ranks; b++) {
+            const char *second = receives_them ? of[b].to : of[b].from;
+            if (a != b && of[a].bytes && of[b].bytes && first <= second &&
+                second < first + of[a].bytes) {
+                return 0;
+            }
+        }
+    }
+    return 1;
+}
+
 int
 ncclGroupEnd(void)
 {
     int result = OK;
+    pthread_barrier_wait(&all);
+    if (!are_apart(sends[own], 0) || !are_apart(receives[own], 1)) {
+        result = OVERLAP;
+    }
     pthread_barrier_wait(&all);
     for (int r = 0; r < ranks; r++) {
         struct transfer *receive = &receives[own][r];
@@ -131,7 +153,8 @@ ncclGroupEnd(void)
 const char *
 ncclGetErrorString(int result)
 {
-    static const char *const words[] = { "nothing", "no match", "another id" };
+    static const char *const words[] = { "nothing", "no match", "another id",
+                                         "an overlap" };
     return words[result];
 }
 

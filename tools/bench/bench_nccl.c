@@ -186,6 +186,8 @@ bench_nccl_open(const struct bench_rank *rank)
     bench_nccl_start(self, BENCH_NCCL_DISPATCH);
     bench_nccl_start(self, BENCH_NCCL_COMBINE);
     self->card->ops->synchronize(self->card);
+    /* Nobody makes links while another's kernels wait. */
+    bench_barrier_wait(&run->shared->ranks, BENCH_NO_DEADLINE);
     return self;
 }
 

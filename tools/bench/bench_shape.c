@@ -78,35 +78,44 @@ set_formats(struct bench_shape *shape, const struct bench_options *o)
         (size_t)o->hidden * epx_dtype_size(shape->combine_dtype);
 }
 
+/* Adds to rows[R] how many a rank sends every other in a round. */
+static bool
+add_sent(const struct bench_routing *routing, int32_t rank, uint64_t round,
+         int64_t *rows)
+{
+    size_t cells = (size_t)routing->max_tokens * (size_t)routing->topk;
+    int64_t *idx = malloc(cells * sizeof *idx);
+    float *weights = malloc(cells * sizeof *weights);
+    bool good = idx && weights &&
+                bench_routing_fill(routing, rank, round, idx, weights);
+    if (good) {
+        bench_routing_arrivals(routing, bench_routing_tokens(routing, rank),
+                               idx, rows);
+    }
+    free(weights);
+    free(idx);
+    return good;
+}
+
 /* The most rows that a rank receives in the rounds that are run. */
 static bool
 rows_needed(const struct bench_routing *routing, int64_t *rows_p)
 {
     const struct bench_options *o = routing->options;
-    size_t cells = (size_t)routing->max_tokens * (size_t)routing->topk;
-    int64_t *idx = malloc(cells * sizeof *idx);
-    float *weights = malloc(cells * sizeof *weights);
     int64_t *rows = malloc((size_t)o->ranks * sizeof *rows);
-    bool good = idx && weights && rows;
+    bool good = rows != NULL;
     *rows_p = 1;
     for (int32_t round = 0; good && round <= (o->check ? o->iters : 0);
          round++) {
         memset(rows, 0, (size_t)o->ranks * sizeof *rows);
         for (int32_t r = 0; good && r < o->ranks; r++) {
-            good =
-                bench_routing_fill(routing, r, (uint64_t)round, idx, weights);
-            if (good) {
-                bench_routing_arrivals(
-                    routing, bench_routing_tokens(routing, r), idx, rows);
-            }
+            good = add_sent(routing, r, (uint64_t)round, rows);
         }
         for (int32_t r = 0; good && r < o->ranks; r++) {
             *rows_p = rows[r] > *rows_p ? rows[r] : *rows_p;
         }
     }
     free(rows);
-    free(weights);
-    free(idx);
     return good;
 }
 
@@ -114,27 +123,18 @@ bool
 bench_shape_rows(const struct bench_routing *routing, int32_t rank, int64_t *to,
                  int64_t *from)
 {
-    const struct bench_options *o = routing->options;
-    size_t cells = (size_t)routing->max_tokens * (size_t)routing->topk;
-    int64_t *idx = malloc(cells * sizeof *idx);
-    float *weights = malloc(cells * sizeof *weights);
-    int64_t *rows = malloc((size_t)o->ranks * sizeof *rows);
-    bool good = idx && weights && rows;
-    for (int32_t r = 0; good && r < o->ranks; r++) {
-        memset(rows, 0, (size_t)o->ranks * sizeof *rows);
-        good = bench_routing_fill(routing, r, 0, idx, weights);
-        if (good) {
-            bench_routing_arrivals(routing, bench_routing_tokens(routing, r),
-                                   idx, rows);
-            from[r] = rows[rank];
-        }
+    int32_t ranks = routing->options->ranks;
+    int64_t *rows = malloc((size_t)ranks * sizeof *rows);
+    bool good = rows != NULL;
+    for (int32_t r = 0; good && r < ranks; r++) {
+        memset(rows, 0, (size_t)ranks * sizeof *rows);
+        good = add_sent(routing, r, 0, rows);
+        from[r] = rows[rank];
         if (r == rank) {
-            memcpy(to, rows, (size_t)o->ranks * sizeof *rows);
+            memcpy(to, rows, (size_t)ranks * sizeof *rows);
         }
     }
     free(rows);
-    free(weights);
-    free(idx);
     return good;
 }
 

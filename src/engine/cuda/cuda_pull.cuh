@@ -36,6 +36,12 @@ spans_of(uint32_t batch_rows)
     return batch_rows <= 2 ? 4 : 2;
 }
 
+static_assert(2 * MOST_ROWS * spans_of(MOST_ROWS) * SPAN <= ROOM &&
+                  2 * 2 * spans_of(2) * SPAN <= ROOM,
+              "a warp's room holds two batches of any length");
+static_assert(spans_of(1) >= 2 && spans_of(MOST_ROWS) >= 2,
+              "no more rows than slots");
+
 // Where a rank keeps its outputs, or what has come from a node.
 struct source {
     const char *x;

@@ -252,8 +252,14 @@ report_timeout(const cuda_view_t &view, cuda_what_t what, uint64_t step,
 // A thread's own wait, with the group's deadline.
 struct cuda_deadline {
     uint64_t start;
+    uint64_t asks; // when it looks at the host's word next
     uint32_t looks;
 };
+
+// That word lies across PCIe, where many that ask would slow down what the host
+// launches, and so what they wait for; whoever finds the group broken tells the
+// rank's other threads.
+constexpr uint64_t ASK_NS = 1000000;
 
 // Whether the host has found the group broken, which then it is here, too.
 EPX__DEVICE bool
@@ -277,12 +283,17 @@ deadline_holds(const cuda_view_t &view, cuda_deadline *deadline, bool *late)
     uint64_t now = global_timer_ns();
     if (deadline->start == 0) {
         deadline->start = now;
+        deadline->asks = now + ASK_NS;
     }
     if (is_broken(view)) {
         return false;
     }
     *late = now - deadline->start > view.timeout_ns;
-    return !*late && !is_halted(view);
+    if (*late || now < deadline->asks) {
+        return !*late;
+    }
+    deadline->asks = now + ASK_NS;
+    return !is_halted(view);
 }
 
 // One thread: wait for a word; false when the group is broken.

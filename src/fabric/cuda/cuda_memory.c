@@ -296,9 +296,9 @@ copy_stream(cudaStream_t *stream_p)
     return error;
 }
 
-/* Ranks that are threads and share a card ask for the same.  While the driver
- * changes what may reach a block, nobody may copy to or from it, and a card
- * that may already must not ask again. */
+/* Ranks that are threads and share a card ask for the same.  While VMM changes
+ * what may reach a block, nobody may copy to or from it, and a card that may
+ * already must not ask again. */
 epx_status_t
 epx__cuda_block_allow(int32_t ordinal, epx__cuda_block_t *block)
 {
