@@ -24,6 +24,8 @@ error(cudaError_t found)
 struct noted {
     size_t bytes;
     cudaMemoryType type;
+    int device;
+    unsigned allowed; // a bit for each device
 };
 
 struct notes {
@@ -34,11 +36,11 @@ struct notes {
 static notes *const the_notes = new notes;
 
 void
-memory_note(void *base, size_t bytes, cudaMemoryType type)
+memory_note(void *base, size_t bytes, cudaMemoryType type, int device)
 {
     std::lock_guard<std::mutex> held(the_notes->lock);
 
-    the_notes->of[(uintptr_t)base] = { bytes, type };
+    the_notes->of[(uintptr_t)base] = { bytes, type, device, 0 };
 }
 
 bool
@@ -49,19 +51,69 @@ memory_forget(void *base)
     return the_notes->of.erase((uintptr_t)base) == 1;
 }
 
-static cudaMemoryType
-type_of(const void *ptr)
+static noted
+note_of(const void *ptr)
 {
     std::lock_guard<std::mutex> held(the_notes->lock);
     auto after = the_notes->of.upper_bound((uintptr_t)ptr);
 
-    if (after == the_notes->of.begin()) {
-        return cudaMemoryTypeUnregistered;
+    if (after != the_notes->of.begin()) {
+        const auto &found = *--after;
+
+        if ((uintptr_t)ptr - found.first < found.second.bytes) {
+            return found.second;
+        }
     }
-    const auto &found = *--after;
-    return (uintptr_t)ptr - found.first < found.second.bytes
-               ? found.second.type
-               : cudaMemoryTypeUnregistered;
+    return { 0, cudaMemoryTypeUnregistered, 0, 0 };
+}
+
+bool
+memory_allow(void *base, int device)
+{
+    std::lock_guard<std::mutex> held(the_notes->lock);
+    auto found = the_notes->of.find((uintptr_t)base);
+    bool is_new = found != the_notes->of.end() &&
+                  (found->second.allowed >> device & 1) == 0;
+
+    if (is_new) {
+        found->second.allowed |= 1u << device;
+    }
+    return is_new;
+}
+
+bool
+memory_reaches(const void *ptr, int device)
+{
+    noted note = note_of(ptr);
+
+    return note.type != cudaMemoryTypeDevice ||
+           (note.allowed >> device & 1) != 0;
+}
+
+// ---- the devices ----
+
+static constexpr int MOST_DEVICES = 16;
+static thread_local int the_device;
+
+int
+num_devices()
+{
+    static const char *const text = getenv("EPX_EMULATOR_CARDS");
+    static const int value = text == nullptr ? 1 : atoi(text);
+
+    return value < 1 ? 1 : value > MOST_DEVICES ? MOST_DEVICES : value;
+}
+
+int
+current_device()
+{
+    return the_device;
+}
+
+void
+set_current_device(int device)
+{
+    the_device = device;
 }
 
 } // namespace emulator
@@ -84,8 +136,12 @@ cudaGetErrorName(cudaError_t error)
         return "cudaErrorInvalidConfiguration";
     case cudaErrorInvalidDevice:
         return "cudaErrorInvalidDevice";
+    case cudaErrorInvalidResourceHandle:
+        return "cudaErrorInvalidResourceHandle";
     case cudaErrorNotReady:
         return "cudaErrorNotReady";
+    case cudaErrorIllegalAddress:
+        return "cudaErrorIllegalAddress";
     case cudaErrorNotSupported:
         return "cudaErrorNotSupported";
     case cudaErrorStreamCaptureUnsupported:
@@ -122,21 +178,33 @@ cudaDriverGetVersion(int *version)
 cudaError_t
 cudaGetDeviceCount(int *count)
 {
-    *count = 1;
+    *count = num_devices();
     return cudaSuccess;
 }
 
 cudaError_t
 cudaGetDevice(int *device)
 {
-    *device = 0;
+    *device = current_device();
     return cudaSuccess;
+}
+
+static cudaError_t
+check_device(int device)
+{
+    return device >= 0 && device < num_devices()
+               ? cudaSuccess
+               : error(cudaErrorInvalidDevice);
 }
 
 cudaError_t
 cudaSetDevice(int device)
 {
-    return device == 0 ? cudaSuccess : error(cudaErrorInvalidDevice);
+    if (check_device(device) != cudaSuccess) {
+        return error(cudaErrorInvalidDevice);
+    }
+    set_current_device(device);
+    return cudaSuccess;
 }
 
 cudaError_t
@@ -147,7 +215,7 @@ cudaGetDeviceProperties(cudaDeviceProp *properties, int device)
     properties->totalGlobalMem = DEVICE_MEMORY;
     properties->major = DEVICE_MAJOR;
     properties->multiProcessorCount = DEVICE_SMS;
-    return cudaSetDevice(device);
+    return check_device(device);
 }
 
 cudaError_t
@@ -164,20 +232,20 @@ cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int device)
         *value = (int)DEVICE_SHARED;
         break;
     }
-    return cudaSetDevice(device);
+    return check_device(device);
 }
 
 cudaError_t
 cudaDeviceGetPCIBusId(char *text, int bytes, int device)
 {
-    snprintf(text, (size_t)bytes, "0000:00:00.0");
-    return cudaSetDevice(device);
+    snprintf(text, (size_t)bytes, "0000:00:%02d.0", device);
+    return check_device(device);
 }
 
 cudaError_t
-cudaDeviceCanAccessPeer(int *can, int, int)
+cudaDeviceCanAccessPeer(int *can, int device, int peer)
 {
-    *can = 0;
+    *can = device != peer;
     return cudaSuccess;
 }
 
@@ -188,9 +256,9 @@ cudaDeviceEnablePeerAccess(int, unsigned)
 }
 
 cudaError_t
-cudaDeviceGetP2PAttribute(int *value, cudaDeviceP2PAttr, int, int)
+cudaDeviceGetP2PAttribute(int *value, cudaDeviceP2PAttr, int device, int peer)
 {
-    *value = 0;
+    *value = device != peer;
     return cudaSuccess;
 }
 
@@ -219,7 +287,8 @@ allocate(void **ptr, size_t bytes, size_t alignment, cudaMemoryType type)
         return error(cudaErrorMemoryAllocation);
     }
     memset(*ptr, GARBAGE, bytes < SPOILT_BYTES ? bytes : SPOILT_BYTES);
-    memory_note(*ptr, bytes, type);
+    memory_note(*ptr, bytes, type, current_device());
+    (void)memory_allow(*ptr, current_device());
     return cudaSuccess;
 }
 
@@ -262,7 +331,9 @@ cudaMemGetInfo(size_t *left, size_t *total)
 cudaError_t
 cudaPointerGetAttributes(cudaPointerAttributes *attributes, const void *ptr)
 {
-    *attributes = { type_of(ptr), 0 };
+    noted note = note_of(ptr);
+
+    *attributes = { note.type, note.device };
     return cudaSuccess;
 }
 

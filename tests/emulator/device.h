@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* The one device that there is, and what its parts share. */
+/* The devices that there are, EPX_EMULATOR_CARDS (1), and what their parts
+ * share. */
 #ifndef EMULATOR_DEVICE_H
 #define EMULATOR_DEVICE_H
 
@@ -17,10 +18,22 @@ constexpr int DEVICE_MAJOR = 9;
 
 /* Something for a stream to do, after all that it was given before. */
 cudaError_t enqueue(cudaStream_t stream, std::function<void()> work);
+/* Where it was made; the current one for the default stream. */
+int device_of(cudaStream_t stream);
+
+int num_devices();
+/* Of the calling thread. */
+int current_device();
+void set_current_device(int device);
 
 /* Memory that pointers are looked up in. */
-void memory_note(void *base, size_t bytes, cudaMemoryType type);
+void memory_note(void *base, size_t bytes, cudaMemoryType type, int device);
 bool memory_forget(void *base);
+/* Let a device reach what begins there; false if it may already, which a driver
+ * was seen to refuse. */
+bool memory_allow(void *base, int device);
+/* Whether it may reach an address, which can be the host's. */
+bool memory_reaches(const void *ptr, int device);
 
 /* A function of the driver by its name; null if it is not emulated. */
 void *driver_function(const char *name);

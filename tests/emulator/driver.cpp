@@ -5,9 +5,11 @@
 
 #include <cuda.h>
 #include <cudaTypedefs.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
+#include <vector>
 
 using namespace emulator;
 
@@ -25,7 +27,8 @@ static CUresult
 device_get(CUdevice *device, int ordinal)
 {
     *device = ordinal;
-    return ordinal == 0 ? CUDA_SUCCESS : CUDA_ERROR_INVALID_DEVICE;
+    return ordinal >= 0 && ordinal < num_devices() ? CUDA_SUCCESS
+                                                   : CUDA_ERROR_INVALID_DEVICE;
 }
 
 static CUresult
@@ -50,34 +53,56 @@ device_get_attribute(int *value, CUdevice_attribute attribute, CUdevice)
 }
 
 static CUresult
-device_get_uuid(CUuuid *uuid, CUdevice)
+device_get_uuid(CUuuid *uuid, CUdevice device)
 {
     memcpy(uuid->bytes, "EPX's emulator.", sizeof(uuid->bytes));
+    uuid->bytes[sizeof(uuid->bytes) - 1] = (char)device;
+    return CUDA_SUCCESS;
+}
+
+// A context is a device, and one.
+static CUresult
+context_retain(CUcontext *context, CUdevice device)
+{
+    *context = reinterpret_cast<CUcontext>((intptr_t)device + 1);
+    return CUDA_SUCCESS;
+}
+
+static thread_local std::vector<int> left_behind;
+
+static CUresult
+context_push(CUcontext context)
+{
+    left_behind.push_back(current_device());
+    set_current_device((int)(reinterpret_cast<intptr_t>(context) - 1));
     return CUDA_SUCCESS;
 }
 
 static CUresult
-context_retain(CUcontext *context, CUdevice)
+context_pop(CUcontext *context)
 {
-    static char the_context;
-
-    *context = reinterpret_cast<CUcontext>(&the_context);
-    return CUDA_SUCCESS;
-}
-
-static CUresult
-context_push(CUcontext)
-{
-    return CUDA_SUCCESS;
-}
-
-static CUresult
-context_pop(CUcontext *)
-{
+    *context = reinterpret_cast<CUcontext>((intptr_t)current_device() + 1);
+    set_current_device(left_behind.back());
+    left_behind.pop_back();
     return CUDA_SUCCESS;
 }
 
 // ---- memory that can be mapped: a handle is a file descriptor, and one ----
+
+// The name of a file tells other processes, too, whose memory it is.
+#define CARD "emulated card %d"
+
+static int
+device_of(int file)
+{
+    char path[32], name[64] = "";
+    int device = 0;
+
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", file);
+    (void)!readlink(path, name, sizeof(name) - 1);
+    (void)!sscanf(name, "/memfd:" CARD, &device);
+    return device;
+}
 
 static int
 file_of(CUmemGenericAllocationHandle handle)
@@ -102,9 +127,13 @@ mem_granularity(size_t *unit, const CUmemAllocationProp *,
 
 static CUresult
 mem_create(CUmemGenericAllocationHandle *handle, size_t bytes,
-           const CUmemAllocationProp *, unsigned long long)
+           const CUmemAllocationProp *properties, unsigned long long)
 {
-    int file = memfd_create("emulated card", MFD_CLOEXEC);
+    char name[32];
+    int file;
+
+    snprintf(name, sizeof(name), CARD, properties->location.id);
+    file = memfd_create(name, MFD_CLOEXEC);
 
     if (bytes > DEVICE_MEMORY || (file >= 0 && ftruncate(file, (off_t)bytes))) {
         (void)close(file);
@@ -173,7 +202,8 @@ mem_map(CUdeviceptr address, size_t bytes, size_t,
              MAP_SHARED | MAP_FIXED, file_of(handle), 0) == MAP_FAILED) {
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
-    memory_note(address_of(address), bytes, cudaMemoryTypeDevice);
+    memory_note(address_of(address), bytes, cudaMemoryTypeDevice,
+                device_of(file_of(handle)));
     return CUDA_SUCCESS;
 }
 
@@ -189,9 +219,15 @@ mem_unmap(CUdeviceptr address, size_t bytes)
 }
 
 static CUresult
-mem_set_access(CUdeviceptr, size_t, const CUmemAccessDesc *, size_t)
+mem_set_access(CUdeviceptr address, size_t, const CUmemAccessDesc *access,
+               size_t count)
 {
-    return CUDA_SUCCESS;
+    bool ok = true;
+
+    for (size_t i = 0; i < count; i++) {
+        ok = memory_allow(address_of(address), access[i].location.id) && ok;
+    }
+    return ok ? CUDA_SUCCESS : CUDA_ERROR_ALREADY_MAPPED;
 }
 
 // ---- by name ----

@@ -144,6 +144,9 @@ launch(const void *function, std::function<void()> kernel, dim3 grid,
     if (shared_bytes > wish.bytes || !divides_alike(wish)) {
         return error(cudaErrorInvalidValue);
     }
+    if (device_of(stream) != current_device()) {
+        return error(cudaErrorInvalidResourceHandle);
+    }
     made.kernel = std::move(kernel);
     made.grid_dim = grid;
     made.block_dim = block;

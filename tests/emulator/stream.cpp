@@ -32,6 +32,7 @@ struct CUgraphExec_st {
 struct CUstream_st {
     std::deque<work_t> works;    // the first one runs
     cudaGraph_t graph = nullptr; // that it is captured in
+    const int device = emulator::current_device();
     bool ends = false;
     std::condition_variable given;
     std::thread thread;
@@ -113,11 +114,19 @@ enqueue(cudaStream_t stream, work_t work)
     return cudaSuccess;
 }
 
+int
+device_of(cudaStream_t stream)
+{
+    return stream == nullptr ? current_device() : stream->device;
+}
+
 } // namespace emulator
 
+using emulator::device_of;
 using emulator::enqueue;
 using emulator::error;
 using emulator::give;
+using emulator::memory_reaches;
 
 static void
 join(cudaGraph_t graph, cudaStream_t stream)
@@ -179,13 +188,18 @@ cudaError_t
 cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind,
                 cudaStream_t stream)
 {
-    return enqueue(stream, [=]() { memcpy(to, from, bytes); });
+    return memory_reaches(to, device_of(stream)) &&
+                   memory_reaches(from, device_of(stream))
+               ? enqueue(stream, [=]() { memcpy(to, from, bytes); })
+               : error(cudaErrorIllegalAddress);
 }
 
 cudaError_t
 cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t stream)
 {
-    return enqueue(stream, [=]() { memset(to, value, bytes); });
+    return memory_reaches(to, device_of(stream))
+               ? enqueue(stream, [=]() { memset(to, value, bytes); })
+               : error(cudaErrorIllegalAddress);
 }
 
 cudaError_t
