@@ -59,6 +59,11 @@ typedef struct epx__net_puts {
 
 typedef struct epx__net_backend {
     const char *name;
+    /* What is done once for the process; may be NULL.  UCX, when it is loaded,
+     * tries out its hooks by moving the program's break, and takes back what
+     * another thread's malloc has got from it meanwhile.  So ranks that are
+     * threads come here straight from an exchange, and wait for the first. */
+    void (*prepare)(void);
     /* Bytes of the pieces that suit the network; NULL: EPX__NET_PIECE_BYTES. */
     uint64_t (*piece_bytes)(const epx__net_config_t *config);
     /* *address_p is what peers need to connect, *address_bytes_p of

@@ -379,6 +379,14 @@ tell_address(ucx_t *ucx, void *address, size_t *address_bytes_p, int *fd_p)
                             bytes, EPX__NET_ADDRESS_BYTES);
 }
 
+static void
+ucx_prepare(void)
+{
+    const epx__ucx_library_t *library;
+
+    (void)epx__ucx_library(&library); /* ucx_open tells why not */
+}
+
 static epx_status_t
 ucx_open(epx__net_t *net, const epx__net_config_t *config, void **state_p,
          void *address, size_t *address_bytes_p, int *fd_p)
@@ -444,6 +452,7 @@ ucx_connect(void *state, int32_t rank, const void *address,
 const epx__net_backend_t epx__net_ucx = {
     .name = "ucx",
     .piece_bytes = epx__ucx_piece_bytes,
+    .prepare = ucx_prepare,
     .open = ucx_open,
     .connect = ucx_connect,
     .settle = epx__ucx_settle,
