@@ -148,6 +148,9 @@ world_run_threads(const world_t *world, rank_main_t *main)
     start_t *starts = calloc(num_ranks, sizeof(*starts));
     epx_bootstrap_t **bootstraps = calloc(num_ranks, sizeof(*bootstraps));
 
+    if (world->backend->prepare) {
+        world->backend->prepare();
+    }
     CHECK_OK(epx_bootstrap_threads_create(world->num_ranks, bootstraps));
     for (int32_t r = 0; r < world->num_ranks; r++) {
         starts[r] =
