@@ -234,10 +234,6 @@ epx__group_join_nodes(epx_group_t *group, const epx_bootstrap_t *bootstrap,
     epx__net_t *net;
     epx_status_t status;
 
-    /* Before ranks that are threads part ways: see there. */
-    if (config.backend->prepare != NULL) {
-        config.backend->prepare();
-    }
     list_settings(network, settings, texts);
     status = epx__net_open(&net, &config);
     if (status == EPX_OK) {

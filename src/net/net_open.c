@@ -288,11 +288,16 @@ new_net(const epx__net_config_t *config)
 epx_status_t
 epx__net_open(epx__net_t **net_p, const epx__net_config_t *config)
 {
-    epx__net_t *net = new_net(config);
     int64_t deadline = epx__deadline_ns(config->timeout_ns);
+    epx__net_t *net;
     epx_status_t status;
 
     *net_p = NULL;
+    /* Before ranks that are threads part ways: see there. */
+    if (config->backend->prepare != NULL) {
+        config->backend->prepare();
+    }
+    net = new_net(config);
     if (net == NULL) {
         return epx__fail(EPX_ERR_NO_MEMORY, "no memory for the network");
     }
