@@ -274,6 +274,7 @@ group_free(epx_group_t *group)
     if (group->remote.close != NULL) {
         group->remote.close(group->remote.context);
     }
+    epx__mask_close(group);
     if (group->engine_state != NULL) {
         group->engine->close(group);
     }
@@ -535,11 +536,10 @@ connect_segments(const birth_t *birth, const card_t *cards)
 static epx_status_t
 open_joined(epx_group_t *group)
 {
-    epx_status_t status = EPX_OK;
+    epx_status_t status = epx__mask_open(group, group->engine->masks_nodes);
 
-    epx__mask_open(group);
     epx__store_u32(&group->is_joined, 1);
-    if (group->controls.fabric != NULL) {
+    if (status == EPX_OK && group->controls.fabric != NULL) {
         status = epx__listener_open(group);
     }
     return status == EPX_OK ? group->engine->open(group) : status;
@@ -706,6 +706,9 @@ epx_group_abort(epx_group_t *group)
         /* Peers that this rank has joined begin the next one without it. */
         epx__group_wait_for_tellers(group);
         epx__lost_tell(group, epoch + 1, &error);
+    }
+    if (epx__load_u32(&group->has_remote) != 0) {
+        group->remote.tell(group->remote.context, epoch, &error, true);
     }
     return EPX_OK;
 }

@@ -46,7 +46,8 @@ break_group(epx_group_t *group, uint32_t epoch, const epx__error_t *error,
         }
         (void)epx__add_u32(&group->num_tellers, UINT32_MAX);
         if (epx__load_u32(&group->has_remote) != 0) {
-            group->remote.tell(group->remote.context, error);
+            group->remote.tell(group->remote.context, epoch, error,
+                               epx__lost_has_aborted(group, group->rank));
         }
         epx__group_wake(group);
     }
@@ -87,12 +88,6 @@ epx__group_adopt_epoch(epx_group_t *group, uint32_t epoch,
     if (break_group(group, epoch, error, false)) {
         epx__log(EPX__LOG_ERROR, "%s", error->text);
     }
-}
-
-void
-epx__group_adopt(epx_group_t *group, const epx__error_t *error)
-{
-    epx__group_adopt_epoch(group, epx__load_u32(&group->epoch), error);
 }
 
 void

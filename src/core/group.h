@@ -7,6 +7,7 @@
 #include "core/control.h"
 #include "core/heap.h"
 #include "core/nodes.h"
+#include "core/pledge.h"
 #include "core/status.h"
 
 #include <epx/epx.h>
@@ -15,6 +16,7 @@
 
 struct epx__engine_ops;
 struct epx__fabric_ops;
+struct epx__far;
 struct epx__listener;
 struct epx__watch;
 
@@ -67,10 +69,18 @@ typedef struct epx__remote {
     void (*help)(void *context);
     void (*help_end)(void *context);
     /* The group has failed: tell those ranks, and end this rank's own waits. */
-    void (*tell)(void *context, const epx__error_t *error);
+    void (*tell)(void *context, uint32_t epoch, const epx__error_t *error,
+                 bool has_aborted);
     void (*wake)(void *context);
     /* Whether the rank has destroyed its group: an acquire of its signals. */
     bool (*has_left)(void *context, int32_t rank);
+    /* Whether nothing more will come from it; but for a peer that has only
+     * fallen silent not before it has been so for grace_ns more. */
+    bool (*is_gone)(void *context, int32_t rank, uint64_t grace_ns);
+    /* Tell the rank; false: it has not yet taken in the last pledge. */
+    bool (*pledge)(void *context, int32_t rank, const epx__pledge_t *pledge);
+    /* Whether it has taken that in, or is gone. */
+    bool (*is_told)(void *context, int32_t rank);
     void (*close)(void *context);
 } epx__remote_t;
 
@@ -85,8 +95,11 @@ typedef struct epx__renewal {
      * signalled. */
     epx_status_t (*rest)(epx_group_t *group, const uint64_t *masked,
                          uint64_t *last_step_p);
-    /* The next step comes after last_step; failures are forgotten. */
-    epx_status_t (*renew)(epx_group_t *group, uint64_t last_step);
+    /* All that remain have joined: the next step comes after last_step, failures
+     * are forgotten.  May be called again before that epoch begins, or with more
+     * ranks masked. */
+    epx_status_t (*renew)(epx_group_t *group, const uint64_t *masked,
+                          uint64_t last_step);
 } epx__renewal_t;
 
 struct epx_group {
@@ -129,10 +142,12 @@ struct epx_group {
     uint32_t epoch; /* how many are */
     uint64_t masked[EPX_MAX_RANKS / 64];
     const uint16_t *roll; /* NULL: nobody can be */
+    struct epx__far *far; /* what ranks of other nodes say; NULL: none do */
     /* The epoch that this rank has joined last, and what it has told then; not
      * read back from where peers can write.  Under op_lock. */
     uint32_t joined;
     uint64_t joined_step;
+    uint32_t renewed; /* with several nodes: has come to EPX__STAGE_READY */
     const epx__renewal_t *renewal; /* NULL: operations end with their calls */
 
     const struct epx__engine_ops *engine;
@@ -167,7 +182,6 @@ void epx__group_end_epoch(epx_group_t *group, uint32_t epoch,
                           epx_status_t status);
 
 /* The same for an error that a peer has told of. */
-void epx__group_adopt(epx_group_t *group, const epx__error_t *error);
 void epx__group_adopt_epoch(epx_group_t *group, uint32_t epoch,
                             const epx__error_t *error);
 

@@ -3,6 +3,7 @@
 
 #include "core/clock.h"
 #include "core/lost.h"
+#include "core/mask_far.h"
 #include "core/rank_list.h"
 #include "core/watch.h"
 
@@ -19,12 +20,34 @@
  */
 #define LOOK_NS EPX__NS_PER_MS
 
-void
-epx__mask_open(epx_group_t *group)
+/* Where the roll of this node is kept. */
+static void *
+keeper(const epx_group_t *group)
 {
-    if (group->nodes.num_nodes == 1 && epx__lost_vitals(group, 0) != NULL) {
-        group->roll = epx__map_roll(epx__group_control(group, 0));
+    return epx__group_control(
+        group, epx__node_ranks(&group->nodes, group->nodes.own)[0]);
+}
+
+epx_status_t
+epx__mask_open(epx_group_t *group, bool spans_nodes)
+{
+    bool has_nodes = group->nodes.num_nodes > 1;
+    epx_status_t status = EPX_OK;
+
+    if (keeper(group) == NULL || (has_nodes && !spans_nodes)) {
+        return EPX_OK;
     }
+    if (has_nodes) {
+        status = epx__far_open(group);
+    }
+    group->roll = status == EPX_OK ? epx__map_roll(keeper(group)) : NULL;
+    return status;
+}
+
+void
+epx__mask_close(epx_group_t *group)
+{
+    epx__far_close(group);
 }
 
 bool
@@ -46,6 +69,38 @@ epx__mask_refuse(const epx_group_t *group)
     return epx__fail(EPX_ERR_MASKED,
                      "rank %d is masked: the other ranks go on without it",
                      group->rank);
+}
+
+static void
+ring_node(const epx_group_t *group)
+{
+    const int32_t *ranks = epx__node_ranks(&group->nodes, group->nodes.own);
+
+    for (int32_t i = 0; i < epx__node_size(&group->nodes, group->nodes.own);
+         i++) {
+        epx__ring(&group->map, epx__group_control(group, ranks[i]));
+    }
+}
+
+void
+epx__mask_add(epx_group_t *group, int32_t rank)
+{
+    uint16_t *roll = epx__map_roll(keeper(group));
+
+    for (int32_t i = 0; i < group->num_ranks; i++) {
+        uint16_t entry = epx__load_u16(&roll[i]);
+
+        if (entry == 0 && epx__claim_u16(&roll[i], (uint16_t)(rank + 1))) {
+            ring_node(group);
+            return;
+        }
+        /* Somebody else may have taken the place. */
+        entry = epx__load_u16(&roll[i]);
+        if (entry == (uint32_t)rank + 1 ||
+            entry == (uint32_t)group->rank + 1) {
+            return;
+        }
+    }
 }
 
 static epx_status_t
@@ -84,6 +139,15 @@ epx__mask_hear(epx_group_t *group)
     return epx__load_u32(&group->epoch) == epoch;
 }
 
+/* Whether nothing of the rank can come here any more. */
+static bool
+has_ended(const epx_group_t *group, int32_t rank)
+{
+    return epx__is_near(&group->nodes, rank)
+               ? epx__watch_has_ended(group, rank)
+               : group->remote.is_gone(group->remote.context, rank, 0);
+}
+
 void
 epx__mask_reclaim(epx_group_t *group)
 {
@@ -92,7 +156,7 @@ epx__mask_reclaim(epx_group_t *group)
 
     for (int32_t rank = 0; rank < group->num_ranks; rank++) {
         if (epx__is_masked(group, rank) && !epx__lost_has_left(group, rank) &&
-            !epx__watch_has_ended(group, rank)) {
+            !has_ended(group, rank)) {
             return;
         }
     }
@@ -109,6 +173,9 @@ typedef struct call {
     uint32_t epoch;                      /* the roll's length */
     uint64_t masked[EPX_MAX_RANKS / 64]; /* who stands on it */
     uint64_t last_step; /* of those that do not, when all have joined */
+    /* When the masked ranks of other nodes have been told long enough. */
+    uint32_t told_epoch;
+    int64_t told_by_ns;
 } call_t;
 
 static bool
@@ -141,11 +208,41 @@ read_roll(call_t *call)
                      group->num_ranks);
 }
 
-static bool
-is_lost(const epx_group_t *group, int32_t rank)
+/* Of two ranks that have lost touch, the lower one gives up the other at once,
+ * and the higher one only when it has heard nothing of that: so one is left. */
+static uint64_t
+grace_of(const epx_group_t *group, int32_t rank)
 {
-    return rank != group->rank && (epx__lost_has_left(group, rank) ||
-                                   epx__watch_has_lost(group, rank));
+    return rank < group->rank ? group->lost_after_ns : 0;
+}
+
+static bool
+is_lost(const epx_group_t *group, int32_t rank, uint64_t grace_ns)
+{
+    if (rank == group->rank) {
+        return false;
+    }
+    if (epx__is_near(&group->nodes, rank)) {
+        return epx__lost_has_left(group, rank) ||
+               epx__watch_has_lost(group, rank);
+    }
+    return epx__lost_has_left(group, rank) ||
+           group->remote.is_gone(group->remote.context, rank, grace_ns);
+}
+
+/* A rank that is lost and not on the roll; -1 for none. */
+static int32_t
+next_lost(const call_t *call, bool has_grace)
+{
+    const epx_group_t *group = call->group;
+
+    for (int32_t rank = 0; rank < group->num_ranks; rank++) {
+        if (!is_on_roll(call, rank) &&
+            is_lost(group, rank, has_grace ? grace_of(group, rank) : 0)) {
+            return rank;
+        }
+    }
+    return -1;
 }
 
 /* A rank that ought to be on the roll and is not; -1 for none. */
@@ -157,31 +254,7 @@ next_to_mask(const call_t *call)
             return call->ranks[i];
         }
     }
-    for (int32_t rank = 0; rank < call->group->num_ranks; rank++) {
-        if (!is_on_roll(call, rank) && is_lost(call->group, rank)) {
-            return rank;
-        }
-    }
-    return -1;
-}
-
-static void
-ring_all(const epx_group_t *group)
-{
-    for (int32_t rank = 0; rank < group->num_ranks; rank++) {
-        epx__ring(&group->map, epx__group_control(group, rank));
-    }
-}
-
-/* Fails when somebody else has taken the place: then the roll is read again. */
-static void
-add_to_roll(const call_t *call, int32_t rank)
-{
-    uint16_t *roll = epx__map_roll(epx__group_control(call->group, 0));
-
-    if (epx__claim_u16(&roll[call->epoch], (uint16_t)(rank + 1))) {
-        ring_all(call->group);
-    }
+    return next_lost(call, true);
 }
 
 static uint64_t
@@ -191,13 +264,90 @@ joined_of(const epx_group_t *group, int32_t rank)
     return epx__load_acquire_u64(&epx__lost_vitals(group, rank)->joined);
 }
 
+/* Whether a rank that remains has joined this very epoch, and up to which step
+ * it has been. */
+static bool
+has_joined(const call_t *call, int32_t rank, uint64_t *last_step_p)
+{
+    epx_group_t *group = call->group;
+    uint64_t joined;
+
+    if (!epx__is_near(&group->nodes, rank)) {
+        return epx__far_has_come(group, rank, call->masked, EPX__STAGE_JOINED,
+                                 last_step_p);
+    }
+    joined = joined_of(group, rank);
+    *last_step_p = joined & STEP_MASK;
+    return joined >> EPX__JOINED_SHIFT == call->epoch;
+}
+
 static bool
 has_not_joined(const void *context, int32_t rank)
 {
     const call_t *call = context;
+    uint64_t step;
 
-    return !is_on_roll(call, rank) &&
-           joined_of(call->group, rank) >> EPX__JOINED_SHIFT < call->epoch;
+    return rank != call->group->rank && !is_on_roll(call, rank) &&
+           !has_joined(call, rank, &step);
+}
+
+/* Whether the ranks of other nodes that remain can be signalled. */
+static bool
+are_ready(const call_t *call)
+{
+    epx_group_t *group = call->group;
+    uint64_t step;
+
+    for (int32_t rank = 0; rank < group->num_ranks; rank++) {
+        if (!epx__is_near(&group->nodes, rank) && !is_on_roll(call, rank) &&
+            !epx__far_has_come(group, rank, call->masked, EPX__STAGE_READY,
+                               &step)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* Tell the ranks of other nodes how far this one has come; false: not all. */
+static bool
+tell_far(const call_t *call)
+{
+    epx_group_t *group = call->group;
+    epx__pledge_t pledge = { .last_step = group->joined_step };
+
+    if (group->far == NULL) {
+        return true;
+    }
+    pledge.stage = group->joined != call->epoch    ? EPX__STAGE_KNOWS
+                   : group->renewed != call->epoch ? EPX__STAGE_JOINED
+                                                   : EPX__STAGE_READY;
+    memcpy(pledge.masked, call->masked, sizeof(pledge.masked));
+    return epx__far_tell(group, &pledge);
+}
+
+/* With several nodes: of the ranks that have taken part so far. */
+static epx_status_t
+check_majority(const call_t *call)
+{
+    const epx_group_t *group = call->group;
+    int32_t before = 0, after = 0, lowest = -1;
+
+    for (int32_t rank = 0; rank < group->num_ranks; rank++) {
+        if (!epx__is_masked(group, rank)) {
+            lowest = lowest < 0 ? rank : lowest;
+            before++;
+            after += !is_on_roll(call, rank);
+        }
+    }
+    if (group->far == NULL || 2 * after > before ||
+        (2 * after == before && !is_on_roll(call, lowest))) {
+        return EPX_OK;
+    }
+    return epx__fail(EPX_ERR_PEER_LOST,
+                     "only %d of %d ranks remain%s: those of other nodes might "
+                     "go on by themselves; make a new group",
+                     after, before,
+                     2 * after == before ? ", without the lowest" : "");
 }
 
 /* Say that this rank has ended whatever it did. */
@@ -221,7 +371,7 @@ join(const call_t *call)
         epx__store_release_u64(&own->joined,
                                (uint64_t)call->epoch << EPX__JOINED_SHIFT |
                                    group->joined_step);
-        ring_all(group);
+        ring_node(group);
     }
     return status;
 }
@@ -247,14 +397,12 @@ look_for_joined(call_t *call, bool *all_p)
     call->last_step = own;
     *all_p = true;
     for (int32_t rank = 0; rank < group->num_ranks && *all_p; rank++) {
-        uint64_t joined, step;
+        uint64_t step;
 
         if (rank == group->rank || is_on_roll(call, rank)) {
             continue;
         }
-        joined = joined_of(group, rank);
-        step = joined & STEP_MASK;
-        *all_p = joined >> EPX__JOINED_SHIFT == call->epoch;
+        *all_p = has_joined(call, rank, &step);
         if (*all_p && (step > own + MOST_APART || own > step + MOST_APART)) {
             return bad_step(group, rank, step);
         }
@@ -291,6 +439,9 @@ begin_epoch(const call_t *call)
     (void)pthread_mutex_unlock(&group->state_lock);
     group->last_step = call->last_step;
     memset(group->open_steps, 0, sizeof(group->open_steps));
+    if (group->far != NULL) {
+        epx__far_adopt(group, call->epoch);
+    }
     epx__mask_reclaim(group);
     epx__log(EPX__LOG_INFO, "rank %d begins epoch %u", group->rank,
              call->epoch);
@@ -331,11 +482,63 @@ who_aborted(const call_t *call)
 {
     for (int32_t rank = 0; rank < call->group->num_ranks; rank++) {
         if (!is_on_roll(call, rank) &&
-            epx__lost_has_aborted(call->group, rank)) {
+            (epx__lost_has_aborted(call->group, rank) ||
+             epx__far_has_aborted(call->group, rank))) {
             return rank;
         }
     }
     return -1;
+}
+
+/* Whether the ranks of other nodes that are masked know it, as far as they can
+ * be told: then nothing more goes to them. */
+static bool
+masked_are_told(call_t *call)
+{
+    const epx_group_t *group = call->group;
+    int64_t now = epx__now_ns();
+
+    if (call->told_epoch != call->epoch) {
+        call->told_epoch = call->epoch;
+        call->told_by_ns = now + (int64_t)(group->lost_after_ns / EPX__BEATS);
+    }
+    for (int32_t rank = 0; rank < group->num_ranks; rank++) {
+        if (is_on_roll(call, rank) && !epx__is_masked(group, rank) &&
+            !epx__is_near(&group->nodes, rank) &&
+            !group->remote.is_told(group->remote.context, rank)) {
+            return now >= call->told_by_ns;
+        }
+    }
+    return true;
+}
+
+/* This rank has joined the epoch: once all have, begin it. */
+static epx_status_t
+begin(call_t *call, bool *is_done_p)
+{
+    epx_group_t *group = call->group;
+    bool have_all = false;
+    epx_status_t status = look_for_joined(call, &have_all);
+
+    have_all = tell_far(call) && have_all;
+    if (status != EPX_OK || !have_all || !masked_are_told(call)) {
+        return status;
+    }
+    if (group->renewal != NULL && group->renewed != call->epoch) {
+        status = group->renewal->renew(group, call->masked, call->last_step);
+    }
+    if (status != EPX_OK) {
+        return status;
+    }
+    group->renewed = call->epoch;
+    if (!tell_far(call) || (group->far != NULL && !are_ready(call)) ||
+        !begin_epoch(call)) {
+        return EPX_OK;
+    }
+    /* Who was lost up to here is seen; who is lost from now on fails the group
+     * again. */
+    *is_done_p = next_lost(call, false) < 0;
+    return EPX_OK;
 }
 
 /* One look around: whether there is nothing left to do. */
@@ -344,7 +547,6 @@ advance(call_t *call, bool *is_done_p)
 {
     epx_group_t *group = call->group;
     epx_status_t status = read_roll(call);
-    bool have_all = false;
     int32_t rank;
 
     if (status != EPX_OK) {
@@ -359,29 +561,19 @@ advance(call_t *call, bool *is_done_p)
     }
     rank = next_to_mask(call);
     if (rank >= 0) {
-        add_to_roll(call, rank);
+        epx__mask_add(group, rank);
         return EPX_OK;
     }
     if (call->epoch == epx__load_u32(&group->epoch)) {
-        *is_done_p = !epx__group_is_broken(group);
+        *is_done_p = !epx__group_is_broken(group) && next_lost(call, false) < 0;
         return EPX_OK;
     }
-    status = join(call);
+    status = check_majority(call);
+    (void)tell_far(call);
     if (status == EPX_OK) {
-        status = look_for_joined(call, &have_all);
+        status = join(call);
     }
-    if (status != EPX_OK || !have_all) {
-        return status;
-    }
-    if (group->renewal != NULL) {
-        status = group->renewal->renew(group, call->last_step);
-    }
-    if (status == EPX_OK && begin_epoch(call)) {
-        /* Who was lost up to here is seen; who is lost from now on fails the
-         * group again. */
-        *is_done_p = next_to_mask(call) < 0;
-    }
-    return status;
+    return status == EPX_OK ? begin(call, is_done_p) : status;
 }
 
 epx_status_t

@@ -2,11 +2,12 @@
 /*
  * Going on without a rank.
  *
- * The ranks that are masked stand on the roll, a list in rank 0's memory,
- * which all ranks map and which outlives its owner's process.  A rank is added
- * at the roll's end by a compare-and-swap, and never leaves it, so all read the
- * same ranks in the same order, whoever dies when.  The roll's length is the
- * epoch, and its first e entries are who is masked in epoch e.
+ * The ranks that are masked stand on the roll, a list in the memory of the
+ * node's lowest rank, which all its ranks map and which outlives its owner's
+ * process.  A rank is added at the roll's end by a compare-and-swap, and never
+ * leaves it, so all read the same ranks in the same order, whoever dies when.
+ * The roll's length is the epoch, and its first e entries are who is masked in
+ * epoch e.
  *
  *     adding     never oneself, nor after being found on the roll: so somebody
  *                is always left
@@ -20,7 +21,26 @@
  *                until it joins again or finds itself masked
  *
  * A rank in epoch e thus knows that no other that takes part is at work in an
- * earlier one.  What a masked rank still writes is in columns of the control
+ * earlier one.
+ *
+ * With several nodes each has a roll, of ranks of all nodes, and ranks tell
+ * those of other nodes what stands on theirs (epx__pledge_t).
+ *
+ *     adding     whoever stands on the roll of another node, too, if that is
+ *                told by a rank that does not stand on this one
+ *     joining    is telling just which ranks are masked.  All that remain must
+ *                have joined with the same ones
+ *     staying    only a majority of those that took part before goes on: more
+ *                than half, or half with the lowest of them
+ *     getting    a rank that has seen all join makes its net ready for the
+ *     ready      epoch, says so, and waits for those of other nodes
+ *
+ * A rank joins with ever more ranks masked, and any two majorities have a rank
+ * in common.  So of two epochs that begin, wherever that is, one masks all that
+ * the other does: there are no two views, also when the network is cut in two.
+ * docs/failures.md tells more, tests/model checks it.
+ *
+ * What a masked rank still writes is in columns of the control
  * region that nobody reads, or in memory that was open to it: blocks of the
  * heap that the library gave out for that come back only when it is gone.
  */
@@ -31,8 +51,9 @@
 #include "core/group.h"
 
 /* All segments are there: from now on ranks can be masked, if those of this
- * group can. */
-void epx__mask_open(epx_group_t *group);
+ * group can.  spans_nodes: also where there are several nodes. */
+epx_status_t epx__mask_open(epx_group_t *group, bool spans_nodes);
+void epx__mask_close(epx_group_t *group);
 
 /*
  * Add `ranks` ([num_ranks], and others than this one) to the roll, and those
@@ -56,6 +77,10 @@ bool epx__mask_hear(epx_group_t *group);
 /* Give back what was retired in earlier epochs, if no masked rank can still
  * write to it.  From any thread. */
 void epx__mask_reclaim(epx_group_t *group);
+
+/* Add a rank to the roll of this node, unless it stands there, or this one
+ * does.  From any thread. */
+void epx__mask_add(epx_group_t *group, int32_t rank);
 
 /* Whether a rank is on the roll; and what to tell this one when it is. */
 bool epx__mask_holds(const epx_group_t *group, int32_t rank);

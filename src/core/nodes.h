@@ -5,7 +5,8 @@
  *
  * What a rank has for another node goes over the network once, to one rank
  * there: its rail, the rank with the same index among those of its node, or,
- * where the node has fewer, with the index modulo their number.
+ * where the node has fewer, with the index modulo their number.  Ranks that are
+ * masked do not count there.
  */
 #ifndef EPX_CORE_NODES_H
 #define EPX_CORE_NODES_H
@@ -48,12 +49,9 @@ epx__is_near(const epx__nodes_t *nodes, int32_t rank)
     return nodes->node_of[rank] == nodes->own;
 }
 
-/* The rank of `node` that takes in what `rank` of another node sends there. */
-static inline int32_t
-epx__rail(const epx__nodes_t *nodes, int32_t rank, int32_t node)
-{
-    return epx__node_ranks(
-        nodes, node)[nodes->index_of[rank] % epx__node_size(nodes, node)];
-}
+/* The rank of `node` that takes in what `rank` of another node sends there; -1:
+ * all are masked.  masked is a bit for each rank. */
+int32_t epx__rail(const epx__nodes_t *nodes, const uint64_t *masked,
+                  int32_t rank, int32_t node);
 
 #endif

@@ -67,9 +67,14 @@ typedef struct epx__net_setting {
 typedef void epx__net_lost_t(void *context, int32_t rank, epx_status_t status,
                              const char *text);
 
-/* A peer has told that its group has failed, and why; otherwise the same. */
-typedef void epx__net_failed_t(void *context, int32_t rank,
-                               const epx__error_t *error);
+/* A peer has told that its group has failed, in which epoch and why, and whether
+ * it has aborted it itself; otherwise the same. */
+typedef void epx__net_failed_t(void *context, int32_t rank, uint32_t epoch,
+                               const epx__error_t *error, bool has_aborted);
+
+/* A peer has told whom it goes on without; otherwise the same. */
+typedef void epx__net_pledged_t(void *context, int32_t rank,
+                                const epx__pledge_t *pledge);
 
 /* How bytes move: net_wire.h. */
 typedef enum epx__net_wire {
@@ -104,7 +109,8 @@ typedef struct epx__net_config {
     bool is_manual;  /* no thread: the caller calls epx__net_progress */
 
     epx__net_lost_t *lost;     /* may be NULL, */
-    epx__net_failed_t *failed; /* so may this */
+    epx__net_failed_t *failed; /* so may these */
+    epx__net_pledged_t *pledged;
     void *lost_context;
 
     const struct epx__net_backend *backend;
@@ -249,22 +255,53 @@ bool epx__net_done_test(const epx__net_done_t *done);
  * The end
  */
 
-/* Tell all peers that this rank's group has failed, and why.  Counts once; does
+/* Tell all peers that this rank's group has failed, in which epoch and why.
+ * Counts once for an epoch, and once more when this rank has aborted it; does
  * not wait, and may be called from epx__net_lost_t. */
-void epx__net_tell(epx__net_t *net, const epx__error_t *error);
+void epx__net_tell(epx__net_t *net, uint32_t epoch, const epx__error_t *error,
+                   bool has_aborted);
 
 /* Every wait in this header's functions ends, now and later, with
  * EPX_ERR_BROKEN. */
 void epx__net_interrupt(epx__net_t *net);
 
 /*
- * Let go of what was submitted: when this returns, or at the deadline, no send
- * that counts in `done` reads its memory any more.  Nothing goes to any peer
- * afterwards; what epx__net_tell has said goes first, as far as peers take it
- * within a part of the time.
+ * Let go of the transfers that were submitted: when this returns no send that
+ * counts in `done` reads its memory any more.  No more of any transfer goes out
+ * before epx__net_renew.  A peer that has not taken what is under way at the
+ * deadline is let go itself.
  */
 void epx__net_abandon(epx__net_t *net, const epx__net_done_t *done,
                       int64_t deadline_ns);
+
+/* -------------------------------------------------------------------------
+ * Going on without some ranks: masked is a bit for each
+ */
+
+/* Whether nothing comes from the peer any more.  One that has only fallen silent
+ * counts grace_ns later. */
+bool epx__net_is_gone(const epx__net_t *net, int32_t rank, uint64_t grace_ns);
+
+/* Tell a peer whom this rank goes on without; false: it has not acknowledged
+ * what it was told before.  True if it is gone.  By one thread at a time. */
+bool epx__net_pledge(epx__net_t *net, int32_t rank,
+                     const epx__pledge_t *pledge);
+/* Whether it has acknowledged that, or is gone. */
+bool epx__net_is_pledged(const epx__net_t *net, int32_t rank);
+
+/*
+ * Until nothing of this rank is under way to peers that are not masked, but for
+ * what is submitted meanwhile; transfers are let go.  A peer that has not taken
+ * the rest at the deadline is lost.
+ */
+void epx__net_rest(epx__net_t *net, const uint64_t *masked,
+                   int64_t deadline_ns);
+
+/* Begin anew, after all peers that are not masked have rested: nothing goes to
+ * or comes from masked ones any more, waits can be waited again, and peers may
+ * signal steps after last_step. */
+void epx__net_renew(epx__net_t *net, const uint64_t *masked,
+                    uint64_t last_step);
 
 /* -------------------------------------------------------------------------
  * Waiting for anything else

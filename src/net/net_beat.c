@@ -259,10 +259,12 @@ hear(epx__net_t *net, int32_t rank, int64_t now)
             peer->beat.heard_ns = now;
         }
     } while (got == (ssize_t)sizeof(bytes));
-    if (got == 0 || (got < 0 && errno != EAGAIN && errno != EINTR)) {
+    if (got == 0 || (got < 0 && errno == ECONNRESET)) {
         epx__net_link_lost(net, rank,
                            got == 0 ? "its process ended"
                                     : "its heartbeat connection broke");
+    } else if (got < 0 && errno != EAGAIN && errno != EINTR) {
+        epx__net_link_silent(net, rank, "its heartbeat connection broke");
     }
 }
 

@@ -16,6 +16,7 @@ epx__net_box_make(const epx__map_t *map)
                            ? map->count_row_bytes
                            : sizeof(epx__net_verdict_t);
     _Static_assert(sizeof(epx__net_verdict_t) >= sizeof(epx__net_note_t) &&
+                       sizeof(epx__net_verdict_t) >= sizeof(epx__pledge_t) &&
                        sizeof(epx__net_verdict_t) >= sizeof(epx__post_t),
                    "whatever is no piece fits");
     box.inline_bytes = epx__round_up(box.inline_bytes, 8);

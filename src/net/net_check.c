@@ -120,6 +120,10 @@ check_kind(const epx__net_view_t *view, const epx__net_header_t *header)
         return header->bytes != sizeof(epx__net_verdict_t)
                    ? "with a verdict of another size"
                    : NULL;
+    case EPX__NET_KIND_PLEDGE:
+        return header->bytes != sizeof(epx__pledge_t)
+                   ? "with a pledge of another size"
+                   : NULL;
     case EPX__NET_KIND_SIGNAL:
     case EPX__NET_KIND_POST:
     case EPX__NET_KIND_COUNTS:

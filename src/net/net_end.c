@@ -20,26 +20,32 @@ epx__net_heard(epx__net_t *net, int32_t rank)
                                            sizeof(verdict->text));
 
     if (net->config.failed != NULL && epx__load_u32(&net->closing) == 0) {
-        net->config.failed(net->config.lost_context, rank, &error);
+        net->config.failed(net->config.lost_context, rank, verdict->epoch,
+                           &error, verdict->has_aborted != 0);
     }
 }
 
 void
-epx__net_tell(epx__net_t *net, const epx__error_t *error)
+epx__net_tell(epx__net_t *net, uint32_t epoch, const epx__error_t *error,
+              bool has_aborted)
 {
+    epx__net_verdict_t *verdict = &net->verdicts[has_aborted];
     const epx__net_job_t job = {
         .header = { .kind = EPX__NET_KIND_VERDICT },
-        .one = { &net->verdict, sizeof(net->verdict) },
+        .one = { verdict, sizeof(*verdict) },
         .num_ranges = 1,
-        .bytes = sizeof(net->verdict),
+        .bytes = sizeof(*verdict),
     };
 
-    if (__atomic_exchange_n(&net->is_told, 1, __ATOMIC_ACQ_REL) != 0) {
+    if (__atomic_exchange_n(&net->is_told[has_aborted], 1, __ATOMIC_ACQ_REL) !=
+        0) {
         return;
     }
-    net->verdict.status = (int32_t)error->status;
-    (void)snprintf(net->verdict.text, sizeof(net->verdict.text), "%.*s",
-                   (int)sizeof(net->verdict.text) - 1, error->text);
+    verdict->status = (int32_t)error->status;
+    verdict->epoch = epoch;
+    verdict->has_aborted = has_aborted;
+    (void)snprintf(verdict->text, sizeof(verdict->text), "%.*s",
+                   (int)sizeof(verdict->text) - 1, error->text);
     for (int32_t rank = 0; rank < net->config.num_ranks; rank++) {
         epx__net_peer_t *peer = &net->peers[rank];
 
@@ -66,24 +72,19 @@ epx__net_check_waits(const epx__net_t *net)
                : epx__fail(EPX_ERR_BROKEN, "the group has failed");
 }
 
-/* Whether the peers have been told, as far as they can be. */
-static bool
-has_told(epx__net_t *net)
+void
+epx__net_start_rest(epx__net_t *net)
 {
+    epx__store_u32(&net->is_resting, 1);
     for (int32_t rank = 0; rank < net->config.num_ranks; rank++) {
-        epx__net_ring_t *rings = net->peers[rank].rings;
-
-        if (epx__net_state(&net->peers[rank]) == EPX__PEER_UP &&
-            epx__load_acquire_u64(&rings[0].tail) !=
-                __atomic_load_n(&rings[0].head, __ATOMIC_ACQUIRE)) {
-            return false;
+        if (epx__net_has_peer(net, rank)) {
+            epx__net_mark(net, rank);
         }
     }
-    return true;
 }
 
-static void
-nap(epx__net_t *net)
+void
+epx__net_nap(epx__net_t *net)
 {
     if (!net->config.is_manual) {
         const struct timespec time = { 0, 200000 };
@@ -94,27 +95,39 @@ nap(epx__net_t *net)
     }
 }
 
+static void
+let_go(epx__net_t *net)
+{
+    epx__net_crank_take(net);
+    for (int32_t rank = 0; rank < net->config.num_ranks; rank++) {
+        if (epx__net_state(&net->peers[rank]) == EPX__PEER_UP &&
+            !epx__net_is_drained(net, rank)) {
+            epx__net_cut(net, rank, EPX_ERR_BROKEN,
+                         "is let go, for the group has failed");
+        }
+    }
+    epx__net_crank_leave(net);
+}
+
 void
 epx__net_abandon(epx__net_t *net, const epx__net_done_t *done,
                  int64_t deadline_ns)
 {
     int64_t now = epx__now_ns();
-    int64_t told_by_ns = now + (deadline_ns - now) / 4;
+    int64_t until_ns = now + (deadline_ns - now) / 4 * 3;
 
-    while (!epx__net_done_test(done) && !has_told(net) &&
-           epx__now_ns() < told_by_ns) {
-        nap(net);
+    if (epx__net_done_test(done)) {
+        return;
+    }
+    epx__net_start_rest(net);
+    while (!epx__net_done_test(done) && epx__now_ns() < until_ns) {
+        epx__net_nap(net);
     }
     if (epx__net_done_test(done)) {
         return;
     }
-    epx__store_u32(&net->is_abandoned, 1);
-    for (int32_t rank = 0; rank < net->config.num_ranks; rank++) {
-        if (epx__net_has_peer(net, rank)) {
-            epx__net_mark(net, rank);
-        }
-    }
+    let_go(net);
     while (!epx__net_done_test(done) && epx__now_ns() < deadline_ns) {
-        nap(net);
+        epx__net_nap(net);
     }
 }

@@ -3,6 +3,7 @@
 
 #include "core/atomic.h"
 #include "core/env.h"
+#include "core/mask_far.h"
 #include "net/net_backend.h"
 
 #include <inttypes.h>
@@ -140,15 +141,22 @@ list_settings(const epx_network_config_t *network,
 static void
 peer_is_lost(void *context, int32_t rank, epx_status_t status, const char *text)
 {
-    (void)rank;
-    epx__group_end(context, epx__fail(status, "%s", text));
+    if (!epx__is_masked(context, rank)) {
+        epx__group_end(context, epx__fail(status, "%s", text));
+    }
 }
 
 static void
-peer_has_failed(void *context, int32_t rank, const epx__error_t *error)
+peer_has_failed(void *context, int32_t rank, uint32_t epoch,
+                const epx__error_t *error, bool has_aborted)
 {
-    (void)rank;
-    epx__group_adopt(context, error);
+    epx__far_fail(context, rank, epoch, error, has_aborted);
+}
+
+static void
+peer_has_pledged(void *context, int32_t rank, const epx__pledge_t *pledge)
+{
+    epx__far_hear(context, rank, pledge);
 }
 
 static void
@@ -177,9 +185,10 @@ remote_help_end(void *context)
 }
 
 static void
-remote_tell(void *context, const epx__error_t *error)
+remote_tell(void *context, uint32_t epoch, const epx__error_t *error,
+            bool has_aborted)
 {
-    epx__net_tell(context, error);
+    epx__net_tell(context, epoch, error, has_aborted);
 }
 
 static void
@@ -192,6 +201,24 @@ static bool
 remote_has_left(void *context, int32_t rank)
 {
     return epx__net_has_left(context, rank);
+}
+
+static bool
+remote_is_gone(void *context, int32_t rank, uint64_t grace_ns)
+{
+    return epx__net_is_gone(context, rank, grace_ns);
+}
+
+static bool
+remote_pledge(void *context, int32_t rank, const epx__pledge_t *pledge)
+{
+    return epx__net_pledge(context, rank, pledge);
+}
+
+static bool
+remote_is_told(void *context, int32_t rank)
+{
+    return epx__net_is_pledged(context, rank);
 }
 
 static void
@@ -224,6 +251,7 @@ epx__group_join_nodes(epx_group_t *group, const epx_bootstrap_t *bootstrap,
         .core = network->core,
         .lost = peer_is_lost,
         .failed = peer_has_failed,
+        .pledged = peer_has_pledged,
         .lost_context = group,
         .backend = &epx__net_ucx,
         .device = network->device,
@@ -246,6 +274,9 @@ epx__group_join_nodes(epx_group_t *group, const epx_bootstrap_t *bootstrap,
             .tell = remote_tell,
             .wake = remote_wake,
             .has_left = remote_has_left,
+            .is_gone = remote_is_gone,
+            .pledge = remote_pledge,
+            .is_told = remote_is_told,
             .close = remote_close,
         };
         epx__store_u32(&group->has_remote, 1);

@@ -105,6 +105,8 @@ typedef struct epx__net_peer {
     uint32_t job_range;  /* of the transfer that is being cut: how far */
     uint64_t job_offset; /* in that range */
     uint64_t job_cut;    /* bytes that have been cut */
+    epx__pledge_t pledge_out;
+    epx__net_done_t pledge_done; /* shared: of that */
     epx__net_message_t ack;
     bool ack_is_posted;
     bool bye_is_sent;
@@ -118,6 +120,9 @@ typedef struct epx__net_peer {
     int64_t ack_due_ns;
     const char *doom;           /* why it is bad; not yet acted on */
     epx__net_verdict_t verdict; /* where its own lands */
+    epx__pledge_t pledge_in;    /* the same */
+    bool is_silent;             /* shared, as is lost_ns: written before state, */
+    int64_t lost_ns;            /* when it became GONE */
 
     /* The second wire. */
     epx__net_put_t *puts; /* [EPX__NET_WINDOW + 1] by sequence, and of `ack` */
@@ -179,10 +184,11 @@ struct epx__net {
     int64_t busy_ns; /* shared: when there was something to do */
     int64_t helped_ns;       /* shared: when a thread helped last */
     uint32_t closing;        /* shared */
-    uint32_t is_told;        /* shared: `verdict` is on its way */
     uint32_t is_interrupted; /* shared: waits end */
-    uint32_t is_abandoned;   /* shared: all peers are to be let go */
-    epx__net_verdict_t verdict;
+    uint32_t is_resting;     /* shared: no more of any transfer goes out */
+    /* Shared: what is on its way, a failure and an abort of this rank. */
+    uint32_t is_told[2];
+    epx__net_verdict_t verdicts[2];
     uint32_t event;    /* shared futex word */
     uint32_t sleepers; /* shared: on event */
 
@@ -240,8 +246,17 @@ void epx__net_ring_drop(epx__net_ring_t *ring);
 /* --- net_end.c --- */
 /* A peer's verdict has landed. */
 void epx__net_heard(epx__net_t *net, int32_t rank);
+
 /* EPX_ERR_BROKEN once waits are to end. */
 epx_status_t epx__net_check_waits(const epx__net_t *net);
+/* From now on transfers are let go. */
+void epx__net_start_rest(epx__net_t *net);
+/* Time for the net's thread, where a caller has nothing to do but to wait. */
+void epx__net_nap(epx__net_t *net);
+
+/* --- net_renew.c --- */
+/* A peer's pledge has landed. */
+void epx__net_hear_pledge(epx__net_t *net, int32_t rank);
 
 /* --- net_wait.c --- */
 /* Something that engines may wait for has changed. */
@@ -309,6 +324,9 @@ bool epx__net_serve_now(epx__net_t *net, int32_t peer);
 /* The peer is gone, for the reason that completes the sentence "rank 3 WHY". */
 void epx__net_lose(epx__net_t *net, int32_t rank, epx_status_t status,
                    const char *why);
+/* The same, and nobody need be told. */
+void epx__net_cut(epx__net_t *net, int32_t rank, epx_status_t status,
+                  const char *why);
 
 /* --- net_beat.c --- */
 epx_status_t epx__net_beats_open(epx__net_t *net);

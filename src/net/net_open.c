@@ -338,13 +338,16 @@ fail:
 void
 epx__net_close(epx__net_t *net)
 {
+    bool has_failed;
+
     if (net == NULL) {
         return;
     }
-    /* When the group has failed, there is nothing more to deliver than that. */
-    stop(net, epx__deadline_ns(epx__load_u32(&net->is_told) != 0
-                                   ? 2 * net->config.beat_ns
-                                   : net->config.timeout_ns));
+    /* Then there is nothing more to deliver than that. */
+    has_failed = epx__load_u32(&net->is_told[0]) != 0 ||
+                 epx__load_u32(&net->is_told[1]) != 0;
+    stop(net, epx__deadline_ns(has_failed ? 2 * net->config.beat_ns
+                                          : net->config.timeout_ns));
     release(net);
 }
 

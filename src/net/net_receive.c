@@ -61,6 +61,9 @@ place(epx__net_t *net, int32_t rank, const epx__net_header_t *header,
     case EPX__NET_KIND_VERDICT:
         *to_p = &net->peers[rank].verdict;
         return true;
+    case EPX__NET_KIND_PLEDGE:
+        *to_p = &net->peers[rank].pledge_in;
+        return true;
     case EPX__NET_KIND_NOTE:
         *to_p = &net->peers[rank].note;
         return true;
@@ -188,6 +191,8 @@ epx__net_landed(epx__net_t *net, int32_t rank, uint64_t landing, bool ok)
         epx__net_event_raise(net);
     } else if (header->kind == EPX__NET_KIND_VERDICT) {
         epx__net_heard(net, rank);
+    } else if (header->kind == EPX__NET_KIND_PLEDGE) {
+        epx__net_hear_pledge(net, rank);
     } else if (header->kind == EPX__NET_KIND_NOTE) {
         epx__net_told(net, rank, header);
     } else if (ok) {

@@ -147,11 +147,31 @@ take(epx__net_t *net, epx__net_ring_t *ring)
     }
 }
 
+/* Let go of what is left of the transfers. */
+static void
+drop_transfers(epx__net_t *net, int32_t rank)
+{
+    epx__net_peer_t *peer = &net->peers[rank];
+    epx__net_job_t *job;
+
+    while ((job = epx__net_ring_first(&peer->rings[1])) != NULL) {
+        epx__net_done_drop(net, job->done, rank, EPX_ERR_BROKEN);
+        take(net, &peer->rings[1]);
+    }
+    peer->job_range = 0;
+    peer->job_offset = 0;
+    peer->job_cut = 0;
+}
+
 void
 epx__net_pump(epx__net_t *net, int32_t rank)
 {
     epx__net_peer_t *peer = &net->peers[rank];
     epx__net_job_t *job;
+
+    if (epx__load_u32(&net->is_resting) != 0) {
+        drop_transfers(net, rank);
+    }
 
     while (has_room(peer) &&
            (job = epx__net_ring_first(&peer->rings[0])) != NULL) {

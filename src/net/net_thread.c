@@ -37,31 +37,27 @@ wake_gates(epx__net_t *net)
     }
 }
 
-void
-epx__net_lose(epx__net_t *net, int32_t rank, epx_status_t status,
-              const char *why)
+static bool
+can_go(const epx__net_peer_t *peer)
 {
-    epx__net_peer_t *peer = &net->peers[rank];
     uint32_t state = epx__net_state(peer);
 
-    if (state == EPX__PEER_NONE || state == EPX__PEER_GONE) {
+    return state != EPX__PEER_NONE && state != EPX__PEER_GONE;
+}
+
+void
+epx__net_cut(epx__net_t *net, int32_t rank, epx_status_t status,
+             const char *why)
+{
+    epx__net_peer_t *peer = &net->peers[rank];
+
+    if (!can_go(peer)) {
         return;
-    }
-    if (state == EPX__PEER_LEFT) {
-        status = EPX_ERR_PEER_LOST;
-        why = "has closed its group";
     }
     peer->error.status = status;
     (void)snprintf(peer->error.text, sizeof(peer->error.text), "rank %d %s",
                    rank, why);
-    if (state != EPX__PEER_LEFT && epx__load_u32(&net->closing) == 0 &&
-        epx__load_u32(&net->is_abandoned) == 0) {
-        epx__log(EPX__LOG_WARN, "%s", peer->error.text);
-        if (net->config.lost != NULL) {
-            net->config.lost(net->config.lost_context, rank, status,
-                             peer->error.text);
-        }
-    }
+    peer->lost_ns = epx__now_ns();
     /* Acquired in epx__net_state. */
     __atomic_store_n(&peer->state, EPX__PEER_GONE, __ATOMIC_RELEASE);
     net->backend->cancel_peer(net->state, rank);
@@ -69,6 +65,29 @@ epx__net_lose(epx__net_t *net, int32_t rank, epx_status_t status,
     epx__net_drop_all(net, rank);
     wake_gates(net);
     epx__net_event_raise(net);
+}
+
+void
+epx__net_lose(epx__net_t *net, int32_t rank, epx_status_t status,
+              const char *why)
+{
+    char text[sizeof(net->peers[rank].error.text)];
+
+    if (!can_go(&net->peers[rank])) {
+        return;
+    }
+    if (epx__net_state(&net->peers[rank]) == EPX__PEER_LEFT) {
+        epx__net_cut(net, rank, EPX_ERR_PEER_LOST, "has closed its group");
+        return;
+    }
+    if (epx__load_u32(&net->closing) == 0) {
+        (void)snprintf(text, sizeof(text), "rank %d %s", rank, why);
+        epx__log(EPX__LOG_WARN, "%s", text);
+        if (net->config.lost != NULL) {
+            net->config.lost(net->config.lost_context, rank, status, text);
+        }
+    }
+    epx__net_cut(net, rank, status, why);
 }
 
 void
@@ -80,6 +99,15 @@ epx__net_link_lost(epx__net_t *net, int32_t rank, const char *why)
     epx__net_lose(net, rank, EPX_ERR_PEER_LOST, text);
 }
 
+void
+epx__net_link_silent(epx__net_t *net, int32_t rank, const char *why)
+{
+    if (can_go(&net->peers[rank])) {
+        net->peers[rank].is_silent = true;
+    }
+    epx__net_link_lost(net, rank, why);
+}
+
 /* Do what is to be done for one peer; idle: nothing else is. */
 static void
 serve(epx__net_t *net, int32_t rank, bool idle)
@@ -88,10 +116,6 @@ serve(epx__net_t *net, int32_t rank, bool idle)
 
     if (epx__net_state(peer) == EPX__PEER_NONE) {
         return; /* only to wake the thread */
-    }
-    if (epx__load_u32(&net->is_abandoned) != 0) {
-        epx__net_lose(net, rank, EPX_ERR_BROKEN,
-                      "is let go, for the group has failed");
     }
     if (peer->doom != NULL && epx__net_state(peer) != EPX__PEER_GONE) {
         char text[256];
@@ -171,7 +195,7 @@ look_for_silence(epx__net_t *net, int64_t now)
 
         if ((state == EPX__PEER_UP || state == EPX__PEER_LEFT) &&
             (is_owing || is_still)) {
-            epx__net_link_lost(net, rank, why);
+            epx__net_link_silent(net, rank, why);
         }
     }
 }

@@ -138,6 +138,9 @@ epx__net_done_wait(epx__net_t *net, epx__net_done_t *done, int64_t deadline_ns,
     if (done->status == EPX_OK) {
         return EPX_OK;
     }
+    if (done->status == EPX_ERR_BROKEN) {
+        return epx__fail(EPX_ERR_BROKEN, "the group has failed");
+    }
     return epx__net_peer_status(net, done->rank);
 }
 

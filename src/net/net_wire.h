@@ -26,13 +26,14 @@
 #define EPX_NET_NET_WIRE_H
 
 #include "core/control.h"
+#include "core/pledge.h"
 
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
 #define EPX__NET_MAGIC   UINT32_C(0x6e787065) /* "epxn" */
-#define EPX__NET_VERSION 1
+#define EPX__NET_VERSION 2
 #define EPX__NET_WINDOW  64 /* messages in flight; the bits of acked_bits */
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
@@ -47,13 +48,17 @@ typedef enum epx__net_kind {
     EPX__NET_KIND_PIECE,   /* of a transfer */
     EPX__NET_KIND_VERDICT, /* the sender's group has failed; the payload is an
                               epx__net_verdict_t */
+    EPX__NET_KIND_PLEDGE,  /* who the sender goes on without; an
+                              epx__pledge_t */
     EPX__NET_KIND_NOTE,    /* second wire: where a turn's half of a slot is, for
                               it and all later ones; an epx__net_note_t */
 } epx__net_kind_t;
 
 typedef struct epx__net_verdict {
     int32_t status;
-    char text[508];
+    uint32_t epoch;       /* that the sender is in */
+    uint32_t has_aborted; /* the sender itself has */
+    char text[500];
 } epx__net_verdict_t;
 
 /* Memory of this rank that a peer may put to. */

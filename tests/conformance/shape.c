@@ -449,14 +449,27 @@ shape_node(const shape_t *shape, int32_t rank)
     }
 }
 
-bool
-shape_masks(const shape_t *shape, int32_t rank)
+static bool
+draw_mask(const shape_t *shape, int32_t rank)
 {
     rng_t rng = rng_of(shape->seed, 78, (uint64_t)rank);
 
     return shape->has_masks &&
            rank != (int32_t)(shape->seed % (uint64_t)shape->num_ranks) &&
-           rng_one_in(&rng, 3);
+           rng_one_in(&rng, shape->num_nodes > 1 ? 2 : 3);
+}
+
+/* With several nodes most must remain. */
+bool
+shape_masks(const shape_t *shape, int32_t rank)
+{
+    int32_t count = 0;
+
+    for (int32_t r = 0; r < rank; r++) {
+        count += draw_mask(shape, r);
+    }
+    return draw_mask(shape, rank) &&
+           (shape->num_nodes == 1 || 2 * (count + 1) < shape->num_ranks);
 }
 
 int32_t

@@ -118,6 +118,7 @@ typedef struct cpu_plan {
     int64_t *source_rows;    /* [R, L] first row of each source's tokens for
                                 each local expert */
     cpu_forward_t *forwards; /* whose tokens for this node come here */
+    int32_t num_forwards;
     int64_t num_rows;        /* that the receive buffer needs */
     int64_t num_recv_rows;   /* without padding */
 
@@ -213,7 +214,7 @@ void cpu_plan_free(cpu_plan_t *plan);
 bool cpu_plan_is_stale(const cpu_plan_t *plan);
 epx_status_t cpu_plan_check(const cpu_plan_t *plan);
 /* Forget everything that the plan knew. */
-void cpu_plan_renew(cpu_plan_t *plan);
+epx_status_t cpu_plan_renew(cpu_plan_t *plan);
 /* cpu_route.c */
 epx_status_t cpu_plan_route(cpu_plan_t *plan, int64_t num_tokens,
                             const void *topk_idx);
@@ -278,6 +279,8 @@ epx_status_t cpu_target_open(const cpu_plan_t *plan, int32_t rank,
 
 /* cpu_slots.c */
 epx_status_t cpu_slots_open(cpu_plan_t *plan);
+/* In another epoch. */
+epx_status_t cpu_slots_renew(cpu_plan_t *plan);
 void cpu_slots_close(cpu_plan_t *plan);
 epx_status_t cpu_slots_send(cpu_plan_t *plan, epx__post_t *post);
 epx_status_t cpu_slots_receive(cpu_plan_t *plan);

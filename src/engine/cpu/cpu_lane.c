@@ -49,27 +49,83 @@ block_free(cpu_block_t *block)
 }
 
 static void
-find_sources(const epx_group_t *group, cpu_rails_t *rails)
+find_sources(const epx_group_t *group, cpu_rails_t *rails,
+             const uint64_t *masked)
 {
     const epx__nodes_t *nodes = &group->nodes;
     int32_t *sources = rails->sources[EPX__LANE_OUT];
 
+    rails->num_sources[EPX__LANE_OUT] = 0;
     for (int32_t r = 0; r < group->num_ranks; r++) {
         if (!epx__is_near(nodes, r) &&
-            epx__rail(nodes, r, nodes->own) == group->rank) {
+            (masked[r / 64] >> r % 64 & 1) == 0 &&
+            epx__rail(nodes, masked, r, nodes->own) == group->rank) {
             sources[rails->num_sources[EPX__LANE_OUT]++] = r;
         }
     }
     rails->num_sources[EPX__LANE_BACK] = nodes->num_nodes;
     for (int32_t n = 0; n < nodes->num_nodes; n++) {
         rails->sources[EPX__LANE_BACK][n] =
-            n == nodes->own ? -1 : epx__rail(nodes, group->rank, n);
+            n == nodes->own ? -1 : epx__rail(nodes, masked, group->rank, n);
     }
+}
+
+/* ---- going on without some ranks ---- */
+
+/* A peer that lives answers at once; one that does not is noticed in that time.
+ */
+static epx_status_t
+rest(epx_group_t *group, const uint64_t *masked, uint64_t *last_step_p)
+{
+    epx__net_rest(epx__group_net(group), masked,
+                  epx__deadline_ns(2 * group->lost_after_ns));
+    *last_step_p = group->last_step;
+    return EPX_OK;
+}
+
+/* Nobody of another node sends here any more, to lanes or to receive slots. */
+static epx_status_t
+close_channels(epx_group_t *group)
+{
+    int64_t deadline = epx__deadline_ns(group->timeout_ns);
+    epx_status_t status = EPX_OK;
+
+    for (int32_t r = 0; r < group->num_ranks; r++) {
+        for (uint32_t c = 0; c < EPX__GROUP_CHANNELS && status == EPX_OK &&
+                             !epx__is_near(&group->nodes, r);
+             c++) {
+            status = epx__net_slot_close(epx__group_net(group), c, r, deadline);
+        }
+    }
+    return status;
+}
+
+static epx_status_t
+renew(epx_group_t *group, const uint64_t *masked, uint64_t last_step)
+{
+    cpu_rails_t *rails = cpu_engine(group)->rails;
+    epx_status_t status;
+
+    epx__net_renew(epx__group_net(group), masked, last_step);
+    status = close_channels(group);
+    if (status != EPX_OK) {
+        return status;
+    }
+    for (int kind = 0; kind < EPX__NUM_LANES; kind++) {
+        for (int i = 0; i < CPU_LANES; i++) {
+            rails->lanes[kind][i].is_taken = false;
+            rails->lanes[kind][i].chunk_bytes = 0;
+            rails->lanes[kind][i].done.status = EPX_OK;
+        }
+    }
+    find_sources(group, rails, masked);
+    return EPX_OK;
 }
 
 epx_status_t
 cpu_rails_open(epx_group_t *group)
 {
+    static const epx__renewal_t renewal = { rest, renew };
     size_t num_ranks = (size_t)group->num_ranks;
     cpu_rails_t *rails;
 
@@ -90,7 +146,8 @@ cpu_rails_open(epx_group_t *group)
         return epx__fail(EPX_ERR_NO_MEMORY, "no memory for %d ranks",
                          group->num_ranks);
     }
-    find_sources(group, rails);
+    find_sources(group, rails, group->masked);
+    group->renewal = &renewal;
     for (uint32_t kind = 0; kind < EPX__NUM_LANES; kind++) {
         for (uint32_t i = 0; i < CPU_LANES; i++) {
             rails->lanes[kind][i].kind = (epx__lane_t)kind;

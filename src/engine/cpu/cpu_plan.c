@@ -6,6 +6,7 @@
 
 #include <inttypes.h>
 #include <stdlib.h>
+#include <string.h>
 
 /* Carves arrays out of one allocation: run once to measure, once to place. */
 typedef struct carve {
@@ -30,13 +31,14 @@ carve(carve_t *c, uint64_t count, uint64_t element_bytes)
     return c->base == NULL ? NULL : c->base + at;
 }
 
-/* The ranks of other nodes whose tokens for this node come here. */
+/* The ranks of other nodes whose tokens for this node come here: O(R + E) for
+ * each. */
 static void
 carve_forwards(cpu_plan_t *plan, carve_t *c)
 {
     uint64_t ranks = (uint64_t)plan->base.group->num_ranks;
     uint64_t experts = plan->base.key.num_experts;
-    int32_t count = cpu_num_forwards(plan);
+    int32_t count = plan->num_forwards;
 
     plan->forwards = carve(c, (uint64_t)count, sizeof(*plan->forwards));
     for (int32_t f = 0; f < count; f++) {
@@ -55,8 +57,40 @@ carve_forwards(cpu_plan_t *plan, carve_t *c)
     }
 }
 
-/* The arrays of a plan and their sizes: O(T (K + N) + R + E), and O(R + E) for
- * each rank of another node that this one forwards for. */
+void
+cpu_forwards_close(cpu_plan_t *plan)
+{
+    for (int32_t f = 0; f < plan->num_forwards; f++) {
+        free(plan->forwards[f].heads);
+    }
+    free(plan->forwards);
+    plan->forwards = NULL;
+    plan->num_forwards = 0;
+}
+
+epx_status_t
+cpu_forwards_open(cpu_plan_t *plan)
+{
+    const cpu_rails_t *rails = cpu_engine(plan->base.group)->rails;
+    carve_t measure = { 0 }, place = { 0 };
+
+    cpu_forwards_close(plan);
+    if (rails == NULL || rails->num_sources[EPX__LANE_OUT] == 0) {
+        return EPX_OK;
+    }
+    plan->num_forwards = rails->num_sources[EPX__LANE_OUT];
+    carve_forwards(plan, &measure);
+    place.base = measure.overflow ? NULL : calloc(1, measure.used);
+    if (place.base == NULL) {
+        plan->num_forwards = 0;
+        return epx__fail(EPX_ERR_NO_MEMORY,
+                         "no memory for the counts of ranks of other nodes");
+    }
+    carve_forwards(plan, &place);
+    return EPX_OK;
+}
+
+/* The arrays of a plan and their sizes: O(T (K + N) + R + E). */
 static void
 carve_arrays(cpu_plan_t *plan, carve_t *c)
 {
@@ -94,7 +128,6 @@ carve_arrays(cpu_plan_t *plan, carve_t *c)
     plan->peer_slots = carve(c, ranks, sizeof(uint64_t));
     plan->peer_channels = carve(c, nodes > 0 ? ranks : 0, sizeof(uint32_t));
     plan->peer_turns = carve(c, nodes > 0 ? ranks : 0, sizeof(uint64_t));
-    carve_forwards(plan, c);
 }
 
 static void
@@ -143,8 +176,12 @@ cpu_plan_open(epx_group_t *group, const epx_plan_args_t *args,
     /* The masks may change before the routing comes: then it is renewed. */
     plan->epoch = epx__load_u32(&group->epoch);
     fill_expert_rank(plan);
-    status = cpu_slots_open(plan);
+    status = cpu_forwards_open(plan);
+    if (status == EPX_OK) {
+        status = cpu_slots_open(plan);
+    }
     if (status != EPX_OK) {
+        cpu_forwards_close(plan);
         free(plan);
         return status;
     }
@@ -165,19 +202,37 @@ cpu_plan_check(const cpu_plan_t *plan)
                                    : EPX_OK;
 }
 
-void
-cpu_plan_renew(cpu_plan_t *plan)
+/* Let go of what operations of an earlier epoch had. */
+static void
+give_up(cpu_plan_t *plan)
 {
     epx_group_t *group = plan->base.group;
 
     cpu_arrays_give_up(group, plan->dispatch.arrays);
     cpu_arrays_give_up(group, plan->combine.arrays);
+    /* Nobody has the lanes any more. */
+    memset(plan->dispatch.lanes, 0, sizeof(plan->dispatch.lanes));
+    memset(plan->combine.lanes, 0, sizeof(plan->combine.lanes));
+}
+
+epx_status_t
+cpu_plan_renew(cpu_plan_t *plan)
+{
+    epx_status_t status;
+
+    give_up(plan);
     plan->pending = EPX__PENDING_NONE;
     plan->state = CPU_PLAN_EMPTY;
     plan->knows_peer_slots = false;
-    plan->num_slot_dispatches = 0;
-    plan->epoch = epx__load_u32(&group->epoch);
-    fill_expert_rank(plan);
+    status = cpu_slots_renew(plan);
+    if (status == EPX_OK) {
+        status = cpu_forwards_open(plan);
+    }
+    if (status == EPX_OK) {
+        plan->epoch = epx__load_u32(&plan->base.group->epoch);
+        fill_expert_rank(plan);
+    }
+    return status;
 }
 
 void
@@ -186,16 +241,13 @@ cpu_plan_free(cpu_plan_t *plan)
     epx_group_t *group = plan->base.group;
 
     if (cpu_plan_is_stale(plan)) {
-        cpu_arrays_give_up(group, plan->dispatch.arrays);
-        cpu_arrays_give_up(group, plan->combine.arrays);
+        give_up(plan);
     }
     cpu_arrays_close(group, plan->dispatch.arrays);
     cpu_arrays_close(group, plan->combine.arrays);
     cpu_rail_give(group, plan->dispatch.lanes);
     cpu_rail_give(group, plan->combine.lanes);
-    for (int32_t f = 0; f < cpu_num_forwards(plan); f++) {
-        free(plan->forwards[f].heads);
-    }
+    cpu_forwards_close(plan);
     cpu_slots_close(plan);
     free(plan);
 }

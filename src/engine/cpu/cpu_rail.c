@@ -280,7 +280,7 @@ check_lanes(cpu_plan_t *plan)
             status = cpu_lane_check(rail, EPX__LANE_OUT, &engine->posts[rail]);
         }
     }
-    for (int32_t f = 0; f < cpu_num_forwards(plan) && status == EPX_OK &&
+    for (int32_t f = 0; f < plan->num_forwards && status == EPX_OK &&
                         plan->pending == EPX__PENDING_COMBINE;
          f++) {
         int32_t rank = plan->forwards[f].rank;
@@ -446,7 +446,7 @@ receive_chunk(cpu_plan_t *plan, const cpu_lane_t *lane, int chunk,
     epx_status_t status;
 
     memset(wanted, 0, (size_t)group->num_ranks * sizeof(*wanted));
-    for (int32_t f = 0; f < cpu_num_forwards(plan); f++) {
+    for (int32_t f = 0; f < plan->num_forwards; f++) {
         const cpu_forward_t *forward = &plan->forwards[f];
         cpu_parcel_kind_t kind = cpu_rail_kind(plan, forward->rank);
 
@@ -454,7 +454,7 @@ receive_chunk(cpu_plan_t *plan, const cpu_lane_t *lane, int chunk,
     }
     status = cpu_channel_wait(group, lane->channel + (uint32_t)chunk,
                               lane->turn, what);
-    for (int32_t f = 0; f < cpu_num_forwards(plan) && status == EPX_OK; f++) {
+    for (int32_t f = 0; f < plan->num_forwards && status == EPX_OK; f++) {
         cpu_forward_t *forward = &plan->forwards[f];
         cpu_parcel_kind_t kind = cpu_rail_kind(plan, forward->rank);
         const char *at = cpu_lane_chunk(lane, f, chunk);

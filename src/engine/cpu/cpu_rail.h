@@ -66,13 +66,10 @@ struct cpu_forward {
     int64_t head_capacity; /* in tokens */
 };
 
-static inline int32_t
-cpu_num_forwards(const cpu_plan_t *plan)
-{
-    const cpu_rails_t *rails = cpu_engine(plan->base.group)->rails;
-
-    return rails == NULL ? 0 : rails->num_sources[EPX__LANE_OUT];
-}
+/* Room for the ranks that there are now.  All that was known of any before is
+ * forgotten. */
+epx_status_t cpu_forwards_open(cpu_plan_t *plan);
+void cpu_forwards_close(cpu_plan_t *plan);
 
 /* A token that is forwarded; routes is [K], and written. */
 cpu_token_t cpu_forward_token(const cpu_plan_t *plan,

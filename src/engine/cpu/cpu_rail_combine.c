@@ -41,30 +41,42 @@ open_lane(cpu_plan_t *plan, epx__lane_t which, uint64_t room, epx__post_t *post)
     return status;
 }
 
+/* For what comes of the sources, whose weights, if any, are not known yet:
+ * without them a region may be smaller, and yet its only chunk be larger. */
+static uint64_t
+out_room(const cpu_plan_t *plan)
+{
+    uint64_t room = 0;
+
+    for (int32_t f = 0; f < plan->num_forwards; f++) {
+        for (int i = 0; i < 2; i++) {
+            cpu_parcel_kind_t kind = { .topk = (int32_t)plan->base.key.topk,
+                                       .has_heads = !plan->rails_know,
+                                       .has_weights = i != 0 };
+            uint64_t bytes =
+                cpu_parcel_room(&kind, plan->forwards[f].num_tokens);
+
+            room = bytes > room ? bytes : room;
+        }
+    }
+    return room;
+}
+
 epx_status_t
 cpu_rail_combine_open(cpu_plan_t *plan, epx__post_t *post)
 {
     const epx_group_t *group = plan->base.group;
-    /* The sources' own weights, if any, are not known yet. */
-    cpu_parcel_kind_t out = { .topk = (int32_t)plan->base.key.topk,
-                              .has_heads = !plan->rails_know,
-                              .has_weights = true };
     cpu_parcel_kind_t back = back_kind(plan);
-    uint64_t out_room = 0, back_room = 0;
+    uint64_t back_room = 0;
     epx_status_t status;
 
-    for (int32_t f = 0; f < cpu_num_forwards(plan); f++) {
-        uint64_t bytes = cpu_parcel_room(&out, plan->forwards[f].num_tokens);
-
-        out_room = bytes > out_room ? bytes : out_room;
-    }
     for (int32_t n = 0; n < group->nodes.num_nodes; n++) {
         uint64_t bytes = cpu_parcel_room(&back, plan->sent_nodes[n]);
 
         back_room = bytes > back_room ? bytes : back_room;
     }
     post->lane_weights = plan->combine.args.topk_weights != NULL;
-    status = open_lane(plan, EPX__LANE_OUT, out_room, post);
+    status = open_lane(plan, EPX__LANE_OUT, out_room(plan), post);
     return status == EPX_OK ? open_lane(plan, EPX__LANE_BACK, back_room, post)
                             : status;
 }
@@ -248,7 +260,7 @@ reserve(const cpu_plan_t *plan)
     cpu_parcel_kind_t kind = back_kind(plan);
     uint64_t bytes = 0;
 
-    for (int32_t f = 0; f < cpu_num_forwards(plan); f++) {
+    for (int32_t f = 0; f < plan->num_forwards; f++) {
         uint64_t tokens = (uint64_t)plan->forwards[f].num_tokens;
 
         bytes += epx__round_up(tokens * plan->base.key.topk * sizeof(float),
@@ -266,7 +278,7 @@ reserve(const cpu_plan_t *plan)
 static epx_status_t
 sum_for_others(cpu_plan_t *plan)
 {
-    int32_t num_forwards = cpu_num_forwards(plan);
+    int32_t num_forwards = plan->num_forwards;
     const float **weights = cpu_engine(plan->base.group)->rails->weights;
     epx_status_t status = reserve(plan);
 

@@ -12,7 +12,7 @@ cpu_rail_dispatch_open(cpu_plan_t *plan, epx__post_t *post)
 
     /* Through receive slots, only what is sent takes memory of the lane. */
     for (int32_t f = 0;
-         f < cpu_num_forwards(plan) && !plan->dispatch.uses_slots; f++) {
+         f < plan->num_forwards && !plan->dispatch.uses_slots; f++) {
         uint64_t bytes = cpu_parcel_room(&kind, plan->forwards[f].num_tokens);
 
         room = bytes > room ? bytes : room;

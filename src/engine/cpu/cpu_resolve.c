@@ -227,7 +227,7 @@ place_experts(cpu_plan_t *plan)
 
         for (int32_t e = first; e < end; e++) {
             plan->expert_base[e] += offset;
-            for (int32_t f = 0; f < cpu_num_forwards(plan); f++) {
+            for (int32_t f = 0; f < plan->num_forwards; f++) {
                 plan->forwards[f].expert_base[e] += offset;
             }
             if (rank == group->rank) {
@@ -288,7 +288,7 @@ read_and_place(cpu_plan_t *plan)
 {
     const epx_group_t *group = plan->base.group;
     cpu_forward_t *forward = plan->forwards;
-    cpu_forward_t *end = forward + cpu_num_forwards(plan);
+    cpu_forward_t *end = forward + plan->num_forwards;
     epx_status_t status = EPX_OK;
 
     memset(plan->rank_rows, 0,

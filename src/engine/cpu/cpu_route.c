@@ -223,7 +223,7 @@ cpu_plan_route(cpu_plan_t *plan, int64_t num_tokens, const void *topk_idx)
     epx_status_t status = check_routing(plan, num_tokens, topk_idx);
 
     if (status == EPX_OK && cpu_plan_is_stale(plan)) {
-        cpu_plan_renew(plan);
+        status = cpu_plan_renew(plan);
     }
     is_first = plan->state == CPU_PLAN_EMPTY;
     if (status == EPX_OK) {

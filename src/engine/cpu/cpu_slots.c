@@ -166,7 +166,7 @@ parity_of(const cpu_plan_t *plan, int32_t source)
 
 /* ---- ranks of other nodes ---- */
 
-/* Calls for each of them. */
+/* Calls for each of them that is not masked. */
 static epx_status_t
 each_far_rank(cpu_plan_t *plan, epx_status_t (*call)(cpu_plan_t *, int32_t))
 {
@@ -174,7 +174,7 @@ each_far_rank(cpu_plan_t *plan, epx_status_t (*call)(cpu_plan_t *, int32_t))
     epx_status_t status = EPX_OK;
 
     for (int32_t r = 0; r < group->num_ranks && status == EPX_OK; r++) {
-        if (!epx__is_near(&group->nodes, r)) {
+        if (!epx__is_near(&group->nodes, r) && !epx__is_masked(group, r)) {
             status = call(plan, r);
         }
     }
@@ -325,6 +325,24 @@ cpu_slots_open(cpu_plan_t *plan)
     return each_far_rank(plan, open_far_slot);
 }
 
+epx_status_t
+cpu_slots_renew(cpu_plan_t *plan)
+{
+    epx_status_t status = EPX_OK;
+
+    if (plan->slots != NULL && plan->base.group->nodes.num_nodes > 1) {
+        /* Whether they are still open from an attempt that failed or not; peers
+         * learn of the turns anew. */
+        status = each_far_rank(plan, close_far_slot);
+        plan->slots_turn += plan->num_slot_dispatches + 1;
+        if (status == EPX_OK) {
+            status = each_far_rank(plan, open_far_slot);
+        }
+    }
+    plan->num_slot_dispatches = 0;
+    return status;
+}
+
 /* Once the group is broken, peers may still write to what this gives back. */
 void
 cpu_slots_close(cpu_plan_t *plan)
@@ -334,19 +352,18 @@ cpu_slots_close(cpu_plan_t *plan)
     if (plan->slots == NULL) {
         return;
     }
-    if (plan->slots_epoch != epx__load_u32(&group->epoch)) {
-        epx__group_heap_free_old(group, plan->slots);
-        return;
-    }
     if (group->nodes.num_nodes > 1) {
-        if (epx__group_is_broken(group)) {
-            return;
-        }
-        if (each_far_rank(plan, close_far_slot) != EPX_OK) {
+        /* When it is broken, nobody opens others before all are closed. */
+        if (!epx__group_is_broken(group) &&
+            each_far_rank(plan, close_far_slot) != EPX_OK) {
             return;
         }
         cpu_slot_channel_give(group, plan->slots_channel,
                               turn_of(plan, plan->slots_turn));
+    }
+    if (plan->slots_epoch != epx__load_u32(&group->epoch)) {
+        epx__group_heap_free_old(group, plan->slots);
+        return;
     }
     epx__group_heap_free(group, plan->slots);
 }

@@ -119,10 +119,11 @@ renew_entered(epx_group_t *group, uint64_t last_step)
 }
 
 static epx_status_t
-cuda_renew(epx_group_t *group, uint64_t last_step)
+cuda_renew(epx_group_t *group, const uint64_t *masked, uint64_t last_step)
 {
     epx_status_t status = epx__cuda_device_enter(group->device_ordinal);
 
+    (void)masked; /* which kernels have been shown before */
     if (status == EPX_OK) {
         status = renew_entered(group, last_step);
         epx__cuda_device_leave();

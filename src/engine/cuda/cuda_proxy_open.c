@@ -31,13 +31,13 @@ find_peers(cuda_proxy_t *proxy)
             continue;
         }
         proxy->far[proxy->num_far++] = r;
-        if (epx__rail(nodes, r, nodes->own) == rank) {
+        if (epx__rail(nodes, proxy->group->masked, r, nodes->own) == rank) {
             proxy->forwards[proxy->num_forwards++] = r;
         }
     }
     for (int32_t n = 0; n < nodes->num_nodes; n++) {
         if (n != nodes->own) {
-            proxy->rails[proxy->num_rails++] = epx__rail(nodes, rank, n);
+            proxy->rails[proxy->num_rails++] = epx__rail(nodes, proxy->group->masked, rank, n);
         }
     }
 }
