@@ -45,7 +45,9 @@ break_group(epx_group_t *group, uint32_t epoch, const epx__error_t *error,
             epx__lost_tell(group, epoch, error);
         }
         (void)epx__add_u32(&group->num_tellers, UINT32_MAX);
-        if (epx__load_u32(&group->has_remote) != 0) {
+        /* Of masks whoever agrees on them tells, also those that are masked. */
+        if (epx__load_u32(&group->has_remote) != 0 &&
+            !epx__mask_has_grown(group)) {
             group->remote.tell(group->remote.context, epoch, error,
                                epx__lost_has_aborted(group, group->rank));
         }
@@ -276,7 +278,7 @@ epx__signal_with(epx_group_t *group, int32_t peer, uint64_t step,
             group->remote.context, peer, step, gate, payload, from, bytes);
 
         if (status != EPX_OK) {
-            (void)epx__group_break(group, status);
+            epx__group_end(group, status); /* which the operation finds */
         }
         return;
     }

@@ -95,9 +95,9 @@ typedef struct epx__renewal {
      * signalled. */
     epx_status_t (*rest)(epx_group_t *group, const uint64_t *masked,
                          uint64_t *last_step_p);
-    /* All that remain have joined: the next step comes after last_step, failures
-     * are forgotten.  May be called again before that epoch begins, or with more
-     * ranks masked. */
+    /* All that remain have joined: the next step comes after last_step,
+     * failures are forgotten.  May be called again before that epoch begins, or
+     * with more ranks masked. */
     epx_status_t (*renew)(epx_group_t *group, const uint64_t *masked,
                           uint64_t last_step);
 } epx__renewal_t;

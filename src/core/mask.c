@@ -96,8 +96,7 @@ epx__mask_add(epx_group_t *group, int32_t rank)
         }
         /* Somebody else may have taken the place. */
         entry = epx__load_u16(&roll[i]);
-        if (entry == (uint32_t)rank + 1 ||
-            entry == (uint32_t)group->rank + 1) {
+        if (entry == (uint32_t)rank + 1 || entry == (uint32_t)group->rank + 1) {
             return;
         }
     }

@@ -10,8 +10,8 @@
 
 /* What a rank of another node has said. */
 typedef struct voice {
-    epx__pledge_t heard; /* under state_lock */
-    epx__pledge_t told;  /* what the net was given for it; under op_lock */
+    epx__pledge_t heard;  /* under state_lock */
+    epx__pledge_t told;   /* what the net was given for it; under op_lock */
     uint32_t has_aborted; /* atomic */
 } voice_t;
 
@@ -66,8 +66,7 @@ is_in(const epx__pledge_t *pledge, int32_t rank)
 /* Whether it can be: of ranks that there are, and never of the one that tells.
  */
 static bool
-is_possible(const epx_group_t *group, int32_t rank,
-            const epx__pledge_t *pledge)
+is_possible(const epx_group_t *group, int32_t rank, const epx__pledge_t *pledge)
 {
     for (int32_t r = group->num_ranks; r < EPX_MAX_RANKS; r++) {
         if (is_in(pledge, r)) {

@@ -67,8 +67,8 @@ typedef struct epx__net_setting {
 typedef void epx__net_lost_t(void *context, int32_t rank, epx_status_t status,
                              const char *text);
 
-/* A peer has told that its group has failed, in which epoch and why, and whether
- * it has aborted it itself; otherwise the same. */
+/* A peer has told that its group has failed, in which epoch and why, and
+ * whether it has aborted it itself; otherwise the same. */
 typedef void epx__net_failed_t(void *context, int32_t rank, uint32_t epoch,
                                const epx__error_t *error, bool has_aborted);
 
@@ -278,8 +278,8 @@ void epx__net_abandon(epx__net_t *net, const epx__net_done_t *done,
  * Going on without some ranks: masked is a bit for each
  */
 
-/* Whether nothing comes from the peer any more.  One that has only fallen silent
- * counts grace_ns later. */
+/* Whether nothing comes from the peer any more.  One that has only fallen
+ * silent counts grace_ns later. */
 bool epx__net_is_gone(const epx__net_t *net, int32_t rank, uint64_t grace_ns);
 
 /* Tell a peer whom this rank goes on without; false: it has not acknowledged

@@ -68,14 +68,18 @@ check_piece(const epx__net_view_t *view, const epx__net_header_t *header)
 {
     const epx__net_slot_t *slot;
     const epx__net_half_t *half;
+    uint64_t open_turn;
 
     if (header->channel >= view->num_channels) {
         return "for a channel that there is not";
     }
     slot = &view->slots[header->channel];
     half = &slot->halves[header->turn % 2];
-    if (header->turn == 0 ||
-        header->turn != epx__load_acquire_u64(&half->open_turn)) {
+    open_turn = epx__load_acquire_u64(&half->open_turn);
+    if (open_turn == 0) {
+        return NULL; /* the slot is closed: nothing is placed */
+    }
+    if (header->turn != open_turn) {
         return "for a turn that is not open";
     }
     if (header->total > slot->bytes || header->offset > header->total ||

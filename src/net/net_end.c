@@ -9,7 +9,11 @@
 bool
 epx__net_has_left(const epx__net_t *net, int32_t rank)
 {
-    return epx__net_state(&net->peers[rank]) == EPX__PEER_LEFT;
+    const epx__net_peer_t *peer = &net->peers[rank];
+    uint32_t state = epx__net_state(peer);
+
+    return state == EPX__PEER_LEFT ||
+           (state == EPX__PEER_GONE && peer->has_left);
 }
 
 void

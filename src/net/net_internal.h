@@ -121,8 +121,11 @@ typedef struct epx__net_peer {
     const char *doom;           /* why it is bad; not yet acted on */
     epx__net_verdict_t verdict; /* where its own lands */
     epx__pledge_t pledge_in;    /* the same */
-    bool is_silent;             /* shared, as is lost_ns: written before state, */
-    int64_t lost_ns;            /* when it became GONE */
+    /* Shared, written before state becomes GONE: whether it was LEFT, or has
+     * only fallen silent; and when. */
+    bool has_left;
+    bool is_silent;
+    int64_t lost_ns;
 
     /* The second wire. */
     epx__net_put_t *puts; /* [EPX__NET_WINDOW + 1] by sequence, and of `ack` */
@@ -314,6 +317,8 @@ epx_status_t epx__net_submit(epx__net_t *net, int32_t rank, int ring,
 uint64_t epx__net_refuse(epx__net_t *net, int32_t rank, const char *why);
 
 /* --- net_thread.c --- */
+/* Whoever sleeps at a gate is to look again. */
+void epx__net_wake_gates(epx__net_t *net);
 void *epx__net_thread_main(void *argument);
 /* Be the one thread that is at the net's work; nobody is for long. */
 void epx__net_crank_take(epx__net_t *net);

@@ -16,7 +16,8 @@ epx__net_refuse(epx__net_t *net, int32_t rank, const char *why)
 }
 
 /* A place in the slot, and no way back: the slot is not closed while it has
- * writers. */
+ * writers.  False: it is closed, by a rank that is leaving, say, before the
+ * source knows.  Then nobody waits for the bytes. */
 static bool
 place_piece(epx__net_t *net, epx__net_peer_t *peer,
             const epx__net_header_t *header, void **to_p)
@@ -85,6 +86,23 @@ note_ack_due(epx__net_t *net, int32_t rank)
     epx__net_mark(net, rank);
 }
 
+/* The message counts: it will be acknowledged. */
+static void
+take_in(epx__net_t *net, int32_t rank, const epx__net_header_t *header)
+{
+    epx__net_peer_t *peer = &net->peers[rank];
+
+    epx__net_count(&net->stats.messages_received, 1);
+    epx__net_count(&net->stats.bytes_received, header->bytes);
+    peer->finished |= UINT64_C(1) << (header->sequence - peer->next_received);
+    while ((peer->finished & 1) != 0) {
+        peer->finished >>= 1;
+        peer->started >>= 1;
+        peer->next_received++;
+    }
+    note_ack_due(net, rank);
+}
+
 uint64_t
 epx__net_came(epx__net_t *net, int32_t rank, const void *bytes_of_header,
               size_t header_bytes, uint64_t bytes, void **to_p)
@@ -125,11 +143,12 @@ epx__net_came(epx__net_t *net, int32_t rank, const void *bytes_of_header,
         note_ack_due(net, rank); /* the sender may have missed it */
         return EPX__NET_DROP;
     }
-    if (!place(net, rank, &header, to_p)) {
-        return epx__net_refuse(net, rank, "for a slot that was being closed");
-    }
     peer->started |= UINT64_C(1) << (header.sequence - peer->next_received);
     peer->landings[header.sequence % EPX__NET_WINDOW] = header;
+    if (!place(net, rank, &header, to_p)) {
+        take_in(net, rank, &header);
+        return EPX__NET_DROP;
+    }
     return header.sequence;
 }
 
@@ -188,6 +207,7 @@ epx__net_landed(epx__net_t *net, int32_t rank, uint64_t landing, bool ok)
         land_piece(net, rank, header, ok);
     } else if (header->kind == EPX__NET_KIND_BYE) {
         __atomic_store_n(&peer->state, EPX__PEER_LEFT, __ATOMIC_RELEASE);
+        epx__net_wake_gates(net);
         epx__net_event_raise(net);
     } else if (header->kind == EPX__NET_KIND_VERDICT) {
         epx__net_heard(net, rank);
@@ -198,16 +218,7 @@ epx__net_landed(epx__net_t *net, int32_t rank, uint64_t landing, bool ok)
     } else if (ok) {
         arrive(net, rank, header->step, header->gate);
     }
-    if (!ok) {
-        return; /* its link is lost, too */
+    if (ok) { /* else its link is lost, too */
+        take_in(net, rank, header);
     }
-    epx__net_count(&net->stats.messages_received, 1);
-    epx__net_count(&net->stats.bytes_received, header->bytes);
-    peer->finished |= UINT64_C(1) << (landing - peer->next_received);
-    while ((peer->finished & 1) != 0) {
-        peer->finished >>= 1;
-        peer->started >>= 1;
-        peer->next_received++;
-    }
-    note_ack_due(net, rank);
 }

@@ -68,8 +68,8 @@ is_masked(const uint64_t *masked, int32_t rank)
     return (masked[rank / 64] >> rank % 64 & 1) != 0;
 }
 
-/* Whether nothing is under way to those that are not masked; `why` ends those to
- * whom something is. */
+/* Whether nothing is under way to those that are not masked; `why` ends those
+ * to whom something is. */
 static bool
 is_quiet(epx__net_t *net, const uint64_t *masked, const char *why)
 {

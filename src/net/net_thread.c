@@ -25,8 +25,8 @@
 /* How often a thread that sleeps looks into the boxes: puts wake nobody. */
 #define BOX_NS EPX__NS_PER_MS
 
-static void
-wake_gates(epx__net_t *net)
+void
+epx__net_wake_gates(epx__net_t *net)
 {
     for (uint64_t slot = 0; slot < EPX__NUM_SLOTS; slot++) {
         for (int gate = 0; gate < EPX__NUM_GATES; gate++) {
@@ -57,13 +57,14 @@ epx__net_cut(epx__net_t *net, int32_t rank, epx_status_t status,
     peer->error.status = status;
     (void)snprintf(peer->error.text, sizeof(peer->error.text), "rank %d %s",
                    rank, why);
+    peer->has_left = epx__net_state(peer) == EPX__PEER_LEFT;
     peer->lost_ns = epx__now_ns();
     /* Acquired in epx__net_state. */
     __atomic_store_n(&peer->state, EPX__PEER_GONE, __ATOMIC_RELEASE);
     net->backend->cancel_peer(net->state, rank);
     epx__net_beats_drop(net, rank);
     epx__net_drop_all(net, rank);
-    wake_gates(net);
+    epx__net_wake_gates(net);
     epx__net_event_raise(net);
 }
 

@@ -112,7 +112,7 @@ draw_round(fault_round_t *round, const options_t *options, uint64_t seed)
          round->which == POINT_IN_COMBINE_HOOK)) {
         round->is_split = true;
     }
-    round->masks = options->nodes == 1 && round->phase != FAULT_IN_END &&
+    round->masks = round->phase != FAULT_IN_END &&
                    (options->masks < 0 ? rng_one_in(&rng, 2) : options->masks);
     round->keeps_plan = rng_one_in(&rng, 2);
     round->routes_ride = round->layout == EPX_LAYOUT_EXPERT_SLOTS &&
@@ -123,6 +123,12 @@ draw_round(fault_round_t *round, const options_t *options, uint64_t seed)
             (round->victim + (int32_t)rng_int(&rng, 1, round->num_ranks - 1)) %
             round->num_ranks;
         round->second_delay_us = (uint32_t)rng_int(&rng, 0, 3000);
+    }
+    /* One that is let go on may find itself in the majority. */
+    if (options->nodes > 1 && round->kind == FAULT_STOP_CONTINUE &&
+        !fault_most_remain(round)) {
+        round->masks = false;
+        round->second = -1;
     }
     if (round->second < 0) {
         round->num_newcomers = (int32_t)rng_int(&rng, 0, FAULT_MAX_NEWCOMERS);

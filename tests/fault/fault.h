@@ -117,6 +117,9 @@ epx_bootstrap_t fault_bootstrap(fault_seat_t *seat);
 
 /* ---- ranks ---- */
 
+/* Whether more than half of the ranks are not struck. */
+bool fault_most_remain(const fault_round_t *round);
+
 /* The life of a rank, in a process of its own. */
 void fault_rank_main(fault_round_t *round, int32_t rank);
 

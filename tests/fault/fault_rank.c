@@ -376,6 +376,27 @@ check_masks(const life_t *life, const int32_t *masked)
     }
 }
 
+bool
+fault_most_remain(const fault_round_t *round)
+{
+    int32_t remain = round->num_ranks - 1 - (round->second >= 0);
+
+    return 2 * remain > round->num_ranks;
+}
+
+/* Between nodes only a majority goes on; whether half of the ranks are one may
+ * depend on how many were lost at a time. */
+static bool
+may_be_refused(const fault_round_t *round)
+{
+    int32_t remain = round->num_ranks - 1 - (round->second >= 0);
+
+    return round->num_nodes > 1 && !fault_most_remain(round) &&
+           (2 * remain < round->num_ranks || round->victim == 0 ||
+            round->second == 0) &&
+           strstr(epx_last_error(), "ranks remain") != NULL;
+}
+
 /* Without those that are lost, as often as it takes.  The first layer of each
  * epoch has a number that all can tell. */
 static void
@@ -389,8 +410,13 @@ go_on(life_t *life, fault_layers_t *layers)
         int32_t count = 0;
 
         status = epx_group_mask(life->group, NULL, 0);
-        if (life->rank == round->victim && status == EPX_ERR_MASKED) {
+        if (life->rank == round->victim &&
+            (status == EPX_ERR_MASKED ||
+             (status == EPX_ERR_PEER_LOST && round->num_nodes > 1))) {
             return; /* it was let go on */
+        }
+        if (status == EPX_ERR_PEER_LOST && may_be_refused(round)) {
+            return;
         }
         if (status != EPX_OK ||
             epx_group_masked(life->group, masked) != EPX_OK) {

@@ -57,6 +57,7 @@ typedef struct node {
     share_t *shares;
     uint64_t num_shared; /* ever */
     bool is_cut;
+    bool *is_parted; /* [num_ranks] from each */
 } node_t;
 
 struct sim {
@@ -115,6 +116,7 @@ sim_create(int32_t num_ranks, uint64_t seed, const sim_faults_t *faults)
         node->rank = rank;
         node->fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
         node->is_linked = calloc((size_t)num_ranks, sizeof(bool));
+        node->is_parted = calloc((size_t)num_ranks, sizeof(bool));
         node->counter = calloc((size_t)num_ranks, sizeof(uint64_t));
     }
     return sim;
@@ -140,6 +142,7 @@ sim_destroy(sim_t *sim)
         }
         (void)close(node->fd);
         free(node->is_linked);
+        free(node->is_parted);
         free(node->counter);
     }
     (void)pthread_mutex_destroy(&sim->mutex);
@@ -153,6 +156,23 @@ sim_cut(sim_t *sim, int32_t rank, bool is_cut)
     (void)pthread_mutex_lock(&sim->mutex);
     sim->nodes[rank].is_cut = is_cut;
     (void)pthread_mutex_unlock(&sim->mutex);
+}
+
+void
+sim_part(sim_t *sim, int32_t a, int32_t b, bool is_parted)
+{
+    (void)pthread_mutex_lock(&sim->mutex);
+    sim->nodes[a].is_parted[b] = is_parted;
+    sim->nodes[b].is_parted[a] = is_parted;
+    (void)pthread_mutex_unlock(&sim->mutex);
+}
+
+/* With the mutex held. */
+static bool
+is_cut_from(const node_t *node, int32_t peer)
+{
+    return node->is_cut || node->sim->nodes[peer].is_cut ||
+           node->is_parted[peer];
 }
 
 void
@@ -309,7 +329,7 @@ come(node_t *node, item_t *item)
     bool is_cut;
 
     (void)pthread_mutex_lock(&sim->mutex);
-    is_cut = node->is_cut || sim->nodes[item->peer].is_cut;
+    is_cut = is_cut_from(node, item->peer);
     (void)pthread_mutex_unlock(&sim->mutex);
     if (is_cut) {
         put_back(node, item, node->now_ns + EPX__NS_PER_MS);
@@ -377,7 +397,7 @@ come_to_put(node_t *node, item_t *item)
     bool is_linked, is_cut, ok;
 
     (void)pthread_mutex_lock(&sim->mutex);
-    is_cut = node->is_cut || to->is_cut;
+    is_cut = is_cut_from(node, item->peer);
     is_linked = node->is_linked[item->peer] && to->is_linked[node->rank];
     ok = is_linked && !item->is_cancelled &&
          is_lent(to, item->address, item->bytes);

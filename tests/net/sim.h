@@ -34,6 +34,9 @@ void sim_destroy(sim_t *sim);
 /* Nothing reaches or leaves the rank, while it is cut off. */
 void sim_cut(sim_t *sim, int32_t rank, bool is_cut);
 
+/* Nothing goes between the two ranks, in either direction, while it is so. */
+void sim_part(sim_t *sim, int32_t a, int32_t b, bool is_parted);
+
 /* How many messages were lost, and repeated. */
 void sim_counts(sim_t *sim, uint64_t *lost_p, uint64_t *repeated_p);
 

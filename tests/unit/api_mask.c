@@ -8,6 +8,9 @@
 
 enum { RANKS = 4, HIDDEN = 8, ROWS = RANKS * API_TOKENS, GONE = 2 };
 
+/* Over how many the ranks are spread. */
+static int32_t num_nodes = 1;
+
 typedef struct member {
     world_rank_t *self;
     epx_group_t *group;
@@ -184,11 +187,17 @@ static void
 mask_rank(world_rank_t *self, void *context)
 {
     epx_group_config_t config = EPX_GROUP_CONFIG_INIT;
+    epx_network_config_t network = EPX_NETWORK_CONFIG_INIT;
     epx_plan_args_t args = api_plan_args(EPX_LAYOUT_RANK_MAJOR);
     member_t *m = calloc(1, sizeof(*m));
 
     (void)context;
     config.bootstrap = self->bootstrap;
+    network.device = "lo";
+    if (num_nodes > 1) {
+        config.network = &network;
+        config.node = 1 + self->rank % num_nodes;
+    }
     config.heap_bytes = 1 << 20;
     config.num_workers = 1;
     m->self = self;
@@ -208,6 +217,7 @@ mask_rank(world_rank_t *self, void *context)
     } else {
         go_on(m);
     }
+    world_barrier(self); /* they may be one operation apart */
     /* One leaves without a word, and the last two go on. */
     if (self->rank == 1 || self->rank == 3) {
         expect(m, "a wait", dispatch(m, EPX_NEW_ROUTING), EPX_ERR_PEER_LOST,
@@ -215,16 +225,21 @@ mask_rank(world_rank_t *self, void *context)
         expect(m, "mask", epx_group_mask(m->group, NULL, 0), EPX_OK, "");
         check_masked(m, "x.x.");
         expect(m, "dispatch", dispatch(m, EPX_NEW_ROUTING), EPX_OK, "");
+        world_barrier(self);
         end_by_abort(m);
     }
     expect(m, "the plan's end", epx_plan_destroy(m->plan), EPX_OK, "");
     expect(m, "the end", epx_group_destroy(m->group), EPX_OK, "");
+    if (self->rank == 0 || self->rank == 2) {
+        world_barrier(self);
+    }
     free(m);
 }
 
 int
-main(void)
+main(int argc, char **argv)
 {
+    num_nodes = argc > 1 ? atoi(argv[1]) : 1;
     return api_world_main(&(api_world_t){
         .num_ranks = RANKS, .own_bootstrap = true, .fn = mask_rank });
 }

@@ -119,8 +119,8 @@ typedef struct cpu_plan {
                                 each local expert */
     cpu_forward_t *forwards; /* whose tokens for this node come here */
     int32_t num_forwards;
-    int64_t num_rows;        /* that the receive buffer needs */
-    int64_t num_recv_rows;   /* without padding */
+    int64_t num_rows;      /* that the receive buffer needs */
+    int64_t num_recv_rows; /* without padding */
 
     /* Receive slots of send-only dispatches, [2, R, T_max]. */
     char *slots;

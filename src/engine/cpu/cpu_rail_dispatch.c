@@ -11,8 +11,8 @@ cpu_rail_dispatch_open(cpu_plan_t *plan, epx__post_t *post)
     epx_status_t status;
 
     /* Through receive slots, only what is sent takes memory of the lane. */
-    for (int32_t f = 0;
-         f < plan->num_forwards && !plan->dispatch.uses_slots; f++) {
+    for (int32_t f = 0; f < plan->num_forwards && !plan->dispatch.uses_slots;
+         f++) {
         uint64_t bytes = cpu_parcel_room(&kind, plan->forwards[f].num_tokens);
 
         room = bytes > room ? bytes : room;

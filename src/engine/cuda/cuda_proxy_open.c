@@ -37,7 +37,8 @@ find_peers(cuda_proxy_t *proxy)
     }
     for (int32_t n = 0; n < nodes->num_nodes; n++) {
         if (n != nodes->own) {
-            proxy->rails[proxy->num_rails++] = epx__rail(nodes, proxy->group->masked, rank, n);
+            proxy->rails[proxy->num_rails++] =
+                epx__rail(nodes, proxy->group->masked, rank, n);
         }
     }
 }
