@@ -390,8 +390,12 @@ EPX_API epx_status_t epx_group_abort(epx_group_t *group);
  * nobody is known to be lost and nobody was named; the call can then be made
  * again, with those ranks.  EPX_ERR_ABORTED names a rank that has aborted the
  * group, EPX_ERR_PEER_DATA what a rank has written to the list of the masked:
- * neither passes.  Groups of one node; EPX_ERR_UNSUPPORTED with several, and
- * where hosts share no memory (see epx_group_status).
+ * neither passes.  With several nodes only a majority of the ranks that are not
+ * masked so far goes on: more than half, or half with the lowest of them, so
+ * that two parts of a network that has fallen apart do not both.  For the
+ * others it is EPX_ERR_PEER_LOST, for good.  EPX_ERR_UNSUPPORTED with
+ * EPX_DEVICE_CUDA and several nodes, and where hosts share no memory (see
+ * epx_group_status).
  */
 EPX_API epx_status_t epx_group_mask(epx_group_t *group, const int32_t *ranks,
                                     int32_t num_ranks);

@@ -79,7 +79,7 @@ typedef struct epx__remote {
     bool (*is_gone)(void *context, int32_t rank, uint64_t grace_ns);
     /* Tell the rank; false: it has not yet taken in the last pledge. */
     bool (*pledge)(void *context, int32_t rank, const epx__pledge_t *pledge);
-    /* Whether it has taken that in, or is gone. */
+    /* Whether it has taken in that and all else, or is gone. */
     bool (*is_told)(void *context, int32_t rank);
     void (*close)(void *context);
 } epx__remote_t;

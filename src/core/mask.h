@@ -78,6 +78,13 @@ bool epx__mask_hear(epx_group_t *group);
  * write to it.  From any thread. */
 void epx__mask_reclaim(epx_group_t *group);
 
+/* Wake all ranks of this node. */
+void epx__mask_ring(const epx_group_t *group);
+
+/* What is wrong with an entry of the roll. */
+epx_status_t epx__mask_bad_entry(const epx_group_t *group, uint32_t at,
+                                 int32_t entry);
+
 /* Add a rank to the roll of this node, unless it stands there, or this one
  * does.  From any thread. */
 void epx__mask_add(epx_group_t *group, int32_t rank);

@@ -286,8 +286,8 @@ bool epx__net_is_gone(const epx__net_t *net, int32_t rank, uint64_t grace_ns);
  * what it was told before.  True if it is gone.  By one thread at a time. */
 bool epx__net_pledge(epx__net_t *net, int32_t rank,
                      const epx__pledge_t *pledge);
-/* Whether it has acknowledged that, or is gone. */
-bool epx__net_is_pledged(const epx__net_t *net, int32_t rank);
+/* Whether it has acknowledged that and all else, or is gone. */
+bool epx__net_is_pledged(epx__net_t *net, int32_t rank);
 
 /*
  * Until nothing of this rank is under way to peers that are not masked, but for

@@ -55,11 +55,28 @@ epx__net_pledge(epx__net_t *net, int32_t rank, const epx__pledge_t *pledge)
     return true;
 }
 
-bool
-epx__net_is_pledged(const epx__net_t *net, int32_t rank)
+/* With the crank: nothing is under way there, acknowledgements included. */
+static bool
+is_still(epx__net_t *net, int32_t rank)
 {
-    return !is_up(net, rank) ||
-           epx__net_done_test(&net->peers[rank].pledge_done);
+    const epx__net_peer_t *peer = &net->peers[rank];
+    bool is_posted = peer->ack_is_posted || peer->ack_due > 0;
+
+    for (int i = 0; i < EPX__NET_WINDOW && !is_posted; i++) {
+        is_posted = peer->outgoing[i].is_posted;
+    }
+    return !is_posted && epx__net_is_drained(net, rank);
+}
+
+bool
+epx__net_is_pledged(epx__net_t *net, int32_t rank)
+{
+    bool is;
+
+    epx__net_crank_take(net);
+    is = !is_up(net, rank) || is_still(net, rank);
+    epx__net_crank_leave(net);
+    return is;
 }
 
 static bool

@@ -48,10 +48,10 @@ typedef enum epx__net_kind {
     EPX__NET_KIND_PIECE,   /* of a transfer */
     EPX__NET_KIND_VERDICT, /* the sender's group has failed; the payload is an
                               epx__net_verdict_t */
-    EPX__NET_KIND_PLEDGE,  /* who the sender goes on without; an
-                              epx__pledge_t */
     EPX__NET_KIND_NOTE,    /* second wire: where a turn's half of a slot is, for
                               it and all later ones; an epx__net_note_t */
+    EPX__NET_KIND_PLEDGE,  /* who the sender goes on without; an
+                              epx__pledge_t */
 } epx__net_kind_t;
 
 typedef struct epx__net_verdict {

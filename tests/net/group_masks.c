@@ -20,20 +20,21 @@ typedef struct scenario {
     /* Of each pair of ranks that are parted, in turn. */
     const char *pairs;
     /* Of each rank what epx_group_mask gives: '.' it goes on, 'm' it is masked,
-     * 'r' it is refused for want of a majority. */
-    const char *fates;
+     * 'r' it is refused for want of a majority.  Or else. */
+    const char *fates, *others;
     const char *refusal; /* in the sentence of those */
 } scenario_t;
 
 static const scenario_t scenarios[] = {
-    { "two of five", 5, "030413142324", "...rr", "only 2 of 5 ranks remain" },
-    { "half of four", 4, "02031213", "..rr", "without the lowest" },
-    { "the lower two of five", 5, "020304121314", "rr...",
+    { "two of five", 5, "030413142324", "...rr", "",
       "only 2 of 5 ranks remain" },
-    { "three parts", 6, "0203040512131415242534350203", "rrrrrr",
+    { "half of four", 4, "02031213", "..rr", "", "without the lowest" },
+    { "the lower two of five", 5, "020304121314", "rr...", "",
+      "only 2 of 5 ranks remain" },
+    { "three parts", 6, "0203040512131415242534350203", "rrrrrr", "",
       "of 6 ranks remain" },
-    { "one link of three ranks", 3, "12", "..m", "" },
-    { "one rank of two", 2, "01", ".r", "without the lowest" },
+    { "one link of three ranks", 3, "12", "..m", ".m.", "" },
+    { "one rank of two", 2, "01", ".r", "", "without the lowest" },
 };
 
 typedef struct member {
@@ -45,6 +46,7 @@ typedef struct member {
     int64_t topk_idx[TOKENS];
     uint16_t x[TOKENS][HIDDEN];
     uint16_t recv[MOST_RANKS * TOKENS][HIDDEN];
+    const char *fates; /* of all ranks, in memory that they share */
 } member_t;
 
 static void
@@ -90,7 +92,7 @@ check_rows(const member_t *m, const char *what, bool all)
     int32_t rank = m->self->rank;
     int32_t before = (rank + num_ranks - 1) % num_ranks;
 
-    if (all || scenario->fates[before] == scenario->fates[rank]) {
+    if (all || m->fates[before] == m->fates[rank]) {
         for (int32_t i = 0; i < TOKENS; i++) {
             uint16_t want = (uint16_t)(100 * before + i);
 
@@ -121,41 +123,68 @@ check_masks(const member_t *m)
 
     expect(m, "masks", epx_group_masked(m->group, masked), EPX_OK, "");
     for (int32_t r = 0; r < m->scenario->num_ranks; r++) {
-        if (masked[r] != (m->scenario->fates[r] != '.')) {
+        if (masked[r] != (m->fates[r] != '.')) {
             world_fail(m->self, "%s: the mask of rank %d is %d",
                        m->scenario->name, r, masked[r]);
         }
     }
 }
 
+/* Agree on who is masked; what comes of it. */
+static char
+agree(const member_t *m)
+{
+    epx_status_t status = epx_group_mask(m->group, NULL, 0);
+
+    switch (status) {
+    case EPX_OK:
+        return '.';
+    case EPX_ERR_MASKED:
+        expect(m, "mask", status, EPX_ERR_MASKED, "go on without");
+        return 'm';
+    default:
+        expect(m, "mask", status, EPX_ERR_PEER_LOST, m->scenario->refusal);
+        return 'r';
+    }
+}
+
+/* The fates of all ranks are some that there may be. */
+static void
+share_fates(member_t *m, char own)
+{
+    char *fates = m->self->shared;
+
+    fates[m->self->rank] = own;
+    m->fates = fates;
+    world_barrier(m->self);
+    if (strcmp(fates, m->scenario->fates) != 0 &&
+        strcmp(fates, m->scenario->others) != 0) {
+        world_fail(m->self, "%s: expected the fates %s %s, got %s",
+                   m->scenario->name, m->scenario->fates, m->scenario->others,
+                   fates);
+    }
+}
+
 static void
 fall_apart(member_t *m)
 {
-    char fate = m->scenario->fates[m->self->rank];
     epx_status_t status;
+    char fate;
 
     expect(m, "a dispatch", dispatch(m), EPX_OK, "");
     check_rows(m, "before", true);
     part(m, true);
     memset(m->recv, 0, sizeof(m->recv));
     status = dispatch(m);
-    if (fate != 'm' || status != EPX_ERR_MASKED) { /* it may know already */
+    if (status != EPX_ERR_MASKED) { /* it may know already */
         expect(m, "a dispatch", status, EPX_ERR_PEER_LOST, "rank ");
     }
-    switch (fate) {
-    case '.':
-        expect(m, "mask", epx_group_mask(m->group, NULL, 0), EPX_OK, "");
+    fate = agree(m);
+    share_fates(m, fate);
+    if (fate == '.') {
         check_masks(m);
         expect(m, "going on", dispatch(m), EPX_OK, "");
         check_rows(m, "going on", false);
-        break;
-    case 'm':
-        expect(m, "mask", epx_group_mask(m->group, NULL, 0), EPX_ERR_MASKED,
-               "go on without");
-        break;
-    default:
-        expect(m, "mask", epx_group_mask(m->group, NULL, 0), EPX_ERR_PEER_LOST,
-               m->scenario->refusal);
     }
     /* It makes no difference by now. */
     part(m, false);
@@ -166,9 +195,10 @@ fall_apart(member_t *m)
     } else {
         expect(m, "later", dispatch(m),
                fate == 'm' ? EPX_ERR_MASKED : EPX_ERR_BROKEN, "");
-        expect(m, "mask", epx_group_mask(m->group, NULL, 0),
-               fate == 'm' ? EPX_ERR_MASKED : EPX_ERR_PEER_LOST,
-               m->scenario->refusal);
+        if (agree(m) != fate) {
+            world_fail(m->self, "%s: later it is told otherwise",
+                       m->scenario->name);
+        }
     }
     world_barrier(m->self);
 }
@@ -227,8 +257,8 @@ run(const scenario_t *scenario, uint64_t seed)
 
     model.sim = sim_create(scenario->num_ranks, seed, &faults);
     sim_use(model.sim);
-    is_well = world_run(WORLD_THREAD, scenario->num_ranks, true, 0, run_rank,
-                        &model, NULL, text, sizeof(text));
+    is_well = world_run(WORLD_THREAD, scenario->num_ranks, true, MOST_RANKS + 1,
+                        run_rank, &model, NULL, text, sizeof(text));
     sim_use(NULL);
     sim_destroy(model.sim);
     if (!is_well) {
