@@ -393,9 +393,8 @@ EPX_API epx_status_t epx_group_abort(epx_group_t *group);
  * neither passes.  With several nodes only a majority of the ranks that are not
  * masked so far goes on: more than half, or half with the lowest of them, so
  * that two parts of a network that has fallen apart do not both.  For the
- * others it is EPX_ERR_PEER_LOST, for good.  EPX_ERR_UNSUPPORTED with
- * EPX_DEVICE_CUDA and several nodes, and where hosts share no memory (see
- * epx_group_status).
+ * others it is EPX_ERR_PEER_LOST, for good.  EPX_ERR_UNSUPPORTED where
+ * hosts share no memory (see epx_group_status).
  */
 EPX_API epx_status_t epx_group_mask(epx_group_t *group, const int32_t *ranks,
                                     int32_t num_ranks);

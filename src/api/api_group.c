@@ -536,7 +536,7 @@ connect_segments(const birth_t *birth, const card_t *cards)
 static epx_status_t
 open_joined(epx_group_t *group)
 {
-    epx_status_t status = epx__mask_open(group, group->engine->masks_nodes);
+    epx_status_t status = epx__mask_open(group);
 
     epx__store_u32(&group->is_joined, 1);
     if (status == EPX_OK && group->controls.fabric != NULL) {

@@ -41,14 +41,9 @@ epx_group_mask(epx_group_t *group, const int32_t *ranks, int32_t num_ranks)
         return status;
     }
     if (group->roll == NULL) {
-        return epx__fail(
-            EPX_ERR_UNSUPPORTED,
-            group->nodes.num_nodes == 1
-                ? "ranks of a group whose hosts share no memory cannot be "
-                  "masked; make a new group without them"
-                : "ranks of a group with several nodes cannot be masked on "
-                  "this device in this version; make a new group without "
-                  "them");
+        return epx__fail(EPX_ERR_UNSUPPORTED,
+                         "ranks of a group whose hosts share no memory cannot "
+                         "be masked; make a new group without them");
     }
     /* What kernels have found and no call has told of. */
     if (group->engine->check != NULL) {

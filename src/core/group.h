@@ -74,8 +74,8 @@ typedef struct epx__remote {
     void (*wake)(void *context);
     /* Whether the rank has destroyed its group: an acquire of its signals. */
     bool (*has_left)(void *context, int32_t rank);
-    /* Whether nothing more will come from it; but for a peer that has only
-     * fallen silent not before it has been so for grace_ns more. */
+    /* Whether nothing more will come from it; but of a peer whose process is
+     * not known to have ended not before it has been so for grace_ns. */
     bool (*is_gone)(void *context, int32_t rank, uint64_t grace_ns);
     /* Tell the rank; false: it has not yet taken in the last pledge. */
     bool (*pledge)(void *context, int32_t rank, const epx__pledge_t *pledge);

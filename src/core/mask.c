@@ -14,15 +14,14 @@ keeper(const epx_group_t *group)
 }
 
 epx_status_t
-epx__mask_open(epx_group_t *group, bool spans_nodes)
+epx__mask_open(epx_group_t *group)
 {
-    bool has_nodes = group->nodes.num_nodes > 1;
     epx_status_t status = EPX_OK;
 
-    if (keeper(group) == NULL || (has_nodes && !spans_nodes)) {
+    if (keeper(group) == NULL) {
         return EPX_OK;
     }
-    if (has_nodes) {
+    if (group->nodes.num_nodes > 1) {
         status = epx__far_open(group);
     }
     group->roll = status == EPX_OK ? epx__map_roll(keeper(group)) : NULL;

@@ -51,8 +51,8 @@
 #include "core/group.h"
 
 /* All segments are there: from now on ranks can be masked, if those of this
- * group can.  spans_nodes: also where there are several nodes. */
-epx_status_t epx__mask_open(epx_group_t *group, bool spans_nodes);
+ * group can. */
+epx_status_t epx__mask_open(epx_group_t *group);
 void epx__mask_close(epx_group_t *group);
 
 /*

@@ -13,8 +13,13 @@
 /* No rank comes near the last of them. */
 #define STEP_MASK ((UINT64_C(1) << EPX__JOINED_SHIFT) - 1)
 
-/* Ranks of a group are not further apart (core/control.h). */
-#define MOST_APART ((uint64_t)2 * EPX__NUM_SLOTS)
+/* Ranks of a group are not further apart (core/control.h); each epoch that one
+ * has missed took the others on to the next multiple of the slots. */
+static uint64_t
+most_apart(uint32_t epoch)
+{
+    return (2 + (uint64_t)epoch) * EPX__NUM_SLOTS;
+}
 
 /* How often to look whether a peer is lost, which nobody wakes this rank for.
  */
@@ -232,13 +237,16 @@ join(const call_t *call)
 }
 
 static epx_status_t
-bad_step(const epx_group_t *group, int32_t rank, uint64_t step)
+bad_step(const call_t *call, int32_t rank, uint64_t step)
 {
+    const epx_group_t *group = call->group;
+
     return epx__fail(EPX_ERR_PEER_DATA,
                      "rank %d says that it has come to step %" PRIu64
                      "; rank %d has come to step %" PRIu64
                      ", and they can be %" PRIu64 " apart",
-                     rank, step, group->rank, group->joined_step, MOST_APART);
+                     rank, step, group->rank, group->joined_step,
+                     most_apart(call->epoch));
 }
 
 /* Whether all have joined this epoch, and up to which step they have been.  Who
@@ -247,7 +255,7 @@ static epx_status_t
 look_for_joined(call_t *call, bool *all_p)
 {
     const epx_group_t *group = call->group;
-    uint64_t own = group->joined_step;
+    uint64_t own = group->joined_step, apart = most_apart(call->epoch);
 
     call->last_step = own;
     *all_p = true;
@@ -258,8 +266,8 @@ look_for_joined(call_t *call, bool *all_p)
             continue;
         }
         *all_p = has_joined(call, rank, &step);
-        if (*all_p && (step > own + MOST_APART || own > step + MOST_APART)) {
-            return bad_step(group, rank, step);
+        if (*all_p && (step > own + apart || own > step + apart)) {
+            return bad_step(call, rank, step);
         }
         call->last_step =
             *all_p && step > call->last_step ? step : call->last_step;

@@ -13,7 +13,7 @@
 
 /* What a module was built against: raised with any change to this table, to the
  * structs behind it or to the functions of src/core and src/fabric. */
-#define EPX__ENGINE_ABI 8
+#define EPX__ENGINE_ABI 7
 
 typedef struct epx__engine_ops {
     uint32_t abi; /* EPX__ENGINE_ABI */
@@ -22,8 +22,7 @@ typedef struct epx__engine_ops {
     /* What reaches this engine's memory, in order of preference;
      * NULL-terminated. */
     const epx__fabric_ops_t *const *fabrics;
-    bool spans_nodes; /* whether its groups may have several nodes, */
-    bool masks_nodes; /* and then go on without some of their ranks */
+    bool spans_nodes; /* whether its groups may have several nodes */
     /* The kernels in use on this machine, for people. */
     const char *(*isa)(void);
     /* The device for people; all of info but its size. */

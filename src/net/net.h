@@ -278,8 +278,8 @@ void epx__net_abandon(epx__net_t *net, const epx__net_done_t *done,
  * Going on without some ranks: masked is a bit for each
  */
 
-/* Whether nothing comes from the peer any more.  One that has only fallen
- * silent counts grace_ns later. */
+/* Whether nothing comes from the peer any more.  One whose process is not known
+ * to have ended counts grace_ns later. */
 bool epx__net_is_gone(const epx__net_t *net, int32_t rank, uint64_t grace_ns);
 
 /* Tell a peer whom this rank goes on without; false: it has not acknowledged
@@ -298,10 +298,14 @@ void epx__net_rest(epx__net_t *net, const uint64_t *masked,
                    int64_t deadline_ns);
 
 /* Begin anew, after all peers that are not masked have rested: nothing goes to
- * or comes from masked ones any more, waits can be waited again, and peers may
- * signal steps after last_step. */
-void epx__net_renew(epx__net_t *net, const uint64_t *masked,
-                    uint64_t last_step);
+ * or comes from masked ones any more, all slots are closed, waits can be waited
+ * again, and peers may signal steps after last_step. */
+epx_status_t epx__net_renew(epx__net_t *net, const uint64_t *masked,
+                            uint64_t last_step, int64_t deadline_ns);
+/* Then, whatever has become of them, until no send counts in `done` any more;
+ * it is zeroed. */
+epx_status_t epx__net_forget(epx__net_t *net, epx__net_done_t *done,
+                             int64_t deadline_ns);
 
 /* -------------------------------------------------------------------------
  * Waiting for anything else

@@ -114,7 +114,5 @@ void epx__net_put_ended(epx__net_put_t *put, bool ok);
 
 /* Not from within a callback of the network library. */
 void epx__net_link_lost(epx__net_t *net, int32_t rank, const char *why);
-/* The same where it may only be cut off, and think the same of this rank. */
-void epx__net_link_silent(epx__net_t *net, int32_t rank, const char *why);
 
 #endif

@@ -3,7 +3,8 @@
  * Heartbeats: a TCP connection between partners that carries nothing but the
  * sign that the other end's thread is alive.  The lower rank connects, and says
  * who it is; then each end sends a byte now and then.  Its end is the peer's
- * end, unless the peer has said goodbye.
+ * end, unless the peer has said goodbye, or has told that it takes this rank
+ * for lost.
  */
 #include "net/net_internal.h"
 
@@ -15,6 +16,9 @@
 #include <string.h>
 #include <sys/random.h>
 #include <unistd.h>
+
+/* What is sent once to a peer that is taken for lost; else zeros are. */
+#define LET_GO 1
 
 /* How long a stranger may take to say who it is. */
 #define STRANGER_NS (5 * EPX__NS_PER_SEC)
@@ -44,6 +48,13 @@ close_fd(int *fd)
         (void)close(*fd);
         *fd = -1;
     }
+}
+
+static void
+drop(epx__net_peer_t *peer)
+{
+    peer->beat.state = EPX__BEAT_NONE;
+    close_fd(&peer->beat.fd);
 }
 
 /* Port 0, which is zero in either family until the kernel chooses one. */
@@ -246,25 +257,46 @@ accept_strangers(epx__net_t *net, int64_t now)
     }
 }
 
-static void
-hear(epx__net_t *net, int32_t rank, int64_t now)
+/* What the peer has sent; false: the connection has ended. */
+static bool
+hear(epx__net_peer_t *peer, int64_t now)
 {
-    epx__net_peer_t *peer = &net->peers[rank];
     char bytes[256];
     ssize_t got;
 
     do {
+        errno = 0;
         got = recv(peer->beat.fd, bytes, sizeof(bytes), MSG_DONTWAIT);
         if (got > 0) {
             peer->beat.heard_ns = now;
+            peer->beat.has_let_go = peer->beat.has_let_go ||
+                                    memchr(bytes, LET_GO, (size_t)got) != NULL;
         }
     } while (got == (ssize_t)sizeof(bytes));
-    if (got == 0 || (got < 0 && errno == ECONNRESET)) {
+    return got > 0 || errno == EAGAIN || errno == EINTR;
+}
+
+/* A rank that lives lets go first.  A reset is an end, too: of a process with
+ * bytes that it had not read. */
+static void
+hear_peer(epx__net_t *net, int32_t rank, int64_t now)
+{
+    epx__net_peer_t *peer = &net->peers[rank];
+    bool goes_on = hear(peer, now);
+    bool has_reset = !goes_on && errno == ECONNRESET;
+    bool has_ended = !goes_on && (errno == 0 || has_reset);
+
+    if (peer->beat.has_let_go) {
+        epx__net_link_lost(net, rank, "it has let go of this rank");
+    } else if (has_ended) {
+        epx__store_u32(&peer->has_ended, 1);
+    }
+    if (!goes_on) {
         epx__net_link_lost(net, rank,
-                           got == 0 ? "its process ended"
-                                    : "its heartbeat connection broke");
-    } else if (got < 0 && errno != EAGAIN && errno != EINTR) {
-        epx__net_link_silent(net, rank, "its heartbeat connection broke");
+                           has_ended && !has_reset
+                               ? "its process ended"
+                               : "its heartbeat connection broke");
+        drop(peer);
     }
 }
 
@@ -281,8 +313,8 @@ epx__net_beats_read(epx__net_t *net, int64_t now_ns)
         if (peer->beat.state == EPX__BEAT_CONNECTING && peer->beat.fd >= 0) {
             finish_connect(net, rank, now_ns);
         }
-        if (peer->beat.state == EPX__BEAT_UP) {
-            hear(net, rank, now_ns);
+        if (peer->beat.state >= EPX__BEAT_UP) {
+            hear_peer(net, rank, now_ns);
         } else if (peer->beat.state == EPX__BEAT_CONNECTING &&
                    now_ns >= net->beats.deadline_ns) {
             epx__net_link_lost(net, rank, "its heartbeat never came");
@@ -308,10 +340,17 @@ epx__net_beats_send(epx__net_t *net, int64_t now_ns)
 }
 
 void
-epx__net_beats_drop(epx__net_t *net, int32_t rank)
+epx__net_beats_let_go(epx__net_t *net, int32_t rank)
 {
-    net->peers[rank].beat.state = EPX__BEAT_NONE;
-    close_fd(&net->peers[rank].beat.fd);
+    const char byte = LET_GO;
+    epx__net_peer_t *peer = &net->peers[rank];
+
+    if (peer->beat.state == EPX__BEAT_UP) {
+        (void)!send(peer->beat.fd, &byte, 1, MSG_DONTWAIT | MSG_NOSIGNAL);
+        peer->beat.state = EPX__BEAT_OVER;
+    } else if (peer->beat.state == EPX__BEAT_CONNECTING) {
+        drop(peer);
+    }
 }
 
 void
@@ -323,6 +362,6 @@ epx__net_beats_close(epx__net_t *net)
     }
     for (int32_t rank = 0; net->peers != NULL && rank < net->config.num_ranks;
          rank++) {
-        epx__net_beats_drop(net, rank);
+        drop(&net->peers[rank]);
     }
 }

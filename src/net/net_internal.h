@@ -81,6 +81,7 @@ typedef enum epx__net_beat_state {
     EPX__BEAT_NONE = 0,
     EPX__BEAT_CONNECTING,
     EPX__BEAT_UP,
+    EPX__BEAT_OVER, /* the peer is gone: only whether it ends is of interest */
 } epx__net_beat_state_t;
 
 typedef enum epx__net_peer_state {
@@ -121,10 +122,10 @@ typedef struct epx__net_peer {
     const char *doom;           /* why it is bad; not yet acted on */
     epx__net_verdict_t verdict; /* where its own lands */
     epx__pledge_t pledge_in;    /* the same */
-    /* Shared, written before state becomes GONE: whether it was LEFT, or has
-     * only fallen silent; and when. */
+    /* Shared, written before state becomes GONE: whether it was LEFT; and when.
+     * Atomic: whether its process has ended, which may be known only later. */
     bool has_left;
-    bool is_silent;
+    uint32_t has_ended;
     int64_t lost_ns;
 
     /* The second wire. */
@@ -142,6 +143,7 @@ typedef struct epx__net_peer {
         int fd;
         int64_t heard_ns;
         bool is_partner;
+        bool has_let_go; /* it lives, and takes this rank for lost */
         struct sockaddr_storage address;
         unsigned char token[16];
     } beat;
@@ -339,7 +341,8 @@ void epx__net_beats_connect(epx__net_t *net);
 /* Read what has come, then see who is late; now and then also send. */
 void epx__net_beats_read(epx__net_t *net, int64_t now_ns);
 void epx__net_beats_send(epx__net_t *net, int64_t now_ns);
-void epx__net_beats_drop(epx__net_t *net, int32_t rank);
+/* The peer is gone; tell it so, should it live. */
+void epx__net_beats_let_go(epx__net_t *net, int32_t rank);
 void epx__net_beats_close(epx__net_t *net);
 
 /* --- net_interface.c --- */

@@ -8,7 +8,7 @@ epx__net_is_gone(const epx__net_t *net, int32_t rank, uint64_t grace_ns)
     const epx__net_peer_t *peer = &net->peers[rank];
 
     return epx__net_state(peer) == EPX__PEER_GONE &&
-           (!peer->is_silent ||
+           (peer->has_left || epx__load_u32(&peer->has_ended) != 0 ||
             epx__now_ns() - peer->lost_ns >= (int64_t)grace_ns);
 }
 
@@ -120,8 +120,24 @@ epx__net_rest(epx__net_t *net, const uint64_t *masked, int64_t deadline_ns)
     }
 }
 
-void
-epx__net_renew(epx__net_t *net, const uint64_t *masked, uint64_t last_step)
+static epx_status_t
+close_slots(epx__net_t *net, int64_t deadline_ns)
+{
+    epx_status_t status = EPX_OK;
+
+    for (int32_t rank = 0; rank < net->config.num_ranks; rank++) {
+        for (uint32_t c = 0; c < net->config.num_channels &&
+                             epx__net_has_peer(net, rank) && status == EPX_OK;
+             c++) {
+            status = epx__net_slot_close(net, c, rank, deadline_ns);
+        }
+    }
+    return status;
+}
+
+epx_status_t
+epx__net_renew(epx__net_t *net, const uint64_t *masked, uint64_t last_step,
+               int64_t deadline_ns)
 {
     epx__net_crank_take(net);
     for (int32_t rank = 0; rank < net->config.num_ranks; rank++) {
@@ -134,4 +150,18 @@ epx__net_renew(epx__net_t *net, const uint64_t *masked, uint64_t last_step)
     epx__store_u32(&net->is_told[0], 0);
     epx__store_u32(&net->is_resting, 0);
     epx__store_u32(&net->is_interrupted, 0);
+    return close_slots(net, deadline_ns);
+}
+
+epx_status_t
+epx__net_forget(epx__net_t *net, epx__net_done_t *done, int64_t deadline_ns)
+{
+    epx_status_t status =
+        epx__net_done_wait(net, done, deadline_ns, "giving up what was sent");
+
+    if (!epx__net_done_test(done)) {
+        return status;
+    }
+    *done = (epx__net_done_t){ 0 };
+    return EPX_OK;
 }

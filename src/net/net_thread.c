@@ -62,7 +62,7 @@ epx__net_cut(epx__net_t *net, int32_t rank, epx_status_t status,
     /* Acquired in epx__net_state. */
     __atomic_store_n(&peer->state, EPX__PEER_GONE, __ATOMIC_RELEASE);
     net->backend->cancel_peer(net->state, rank);
-    epx__net_beats_drop(net, rank);
+    epx__net_beats_let_go(net, rank);
     epx__net_drop_all(net, rank);
     epx__net_wake_gates(net);
     epx__net_event_raise(net);
@@ -98,15 +98,6 @@ epx__net_link_lost(epx__net_t *net, int32_t rank, const char *why)
 
     (void)snprintf(text, sizeof(text), "is lost: %s", why);
     epx__net_lose(net, rank, EPX_ERR_PEER_LOST, text);
-}
-
-void
-epx__net_link_silent(epx__net_t *net, int32_t rank, const char *why)
-{
-    if (can_go(&net->peers[rank])) {
-        net->peers[rank].is_silent = true;
-    }
-    epx__net_link_lost(net, rank, why);
 }
 
 /* Do what is to be done for one peer; idle: nothing else is. */
@@ -196,7 +187,7 @@ look_for_silence(epx__net_t *net, int64_t now)
 
         if ((state == EPX__PEER_UP || state == EPX__PEER_LEFT) &&
             (is_owing || is_still)) {
-            epx__net_link_silent(net, rank, why);
+            epx__net_link_lost(net, rank, why);
         }
     }
 }

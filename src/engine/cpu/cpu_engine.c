@@ -406,7 +406,6 @@ const epx__engine_ops_t epx__engine_cpu = {
     .device = EPX_DEVICE_CPU,
     .fabrics = cpu_fabrics,
     .spans_nodes = true,
-    .masks_nodes = true,
     .isa = cpu_isa,
     .device_info = cpu_device_info,
     .place = cpu_place,

@@ -82,43 +82,25 @@ rest(epx_group_t *group, const uint64_t *masked, uint64_t *last_step_p)
     return EPX_OK;
 }
 
-/* Nobody of another node sends here any more, to lanes or to receive slots. */
-static epx_status_t
-close_channels(epx_group_t *group)
-{
-    int64_t deadline = epx__deadline_ns(group->timeout_ns);
-    epx_status_t status = EPX_OK;
-
-    for (int32_t r = 0; r < group->num_ranks; r++) {
-        for (uint32_t c = 0; c < EPX__GROUP_CHANNELS && status == EPX_OK &&
-                             !epx__is_near(&group->nodes, r);
-             c++) {
-            status = epx__net_slot_close(epx__group_net(group), c, r, deadline);
-        }
-    }
-    return status;
-}
-
 static epx_status_t
 renew(epx_group_t *group, const uint64_t *masked, uint64_t last_step)
 {
     cpu_rails_t *rails = cpu_engine(group)->rails;
-    epx_status_t status;
+    epx__net_t *net = epx__group_net(group);
+    int64_t deadline = epx__deadline_ns(group->timeout_ns);
+    epx_status_t status = epx__net_renew(net, masked, last_step, deadline);
 
-    epx__net_renew(epx__group_net(group), masked, last_step);
-    status = close_channels(group);
-    if (status != EPX_OK) {
-        return status;
+    for (int i = 0; i < EPX__NUM_LANES * CPU_LANES && status == EPX_OK; i++) {
+        cpu_lane_t *lane = &rails->lanes[i / CPU_LANES][i % CPU_LANES];
+
+        lane->is_taken = false;
+        lane->chunk_bytes = 0;
+        status = epx__net_forget(net, &lane->done, deadline);
     }
-    for (int kind = 0; kind < EPX__NUM_LANES; kind++) {
-        for (int i = 0; i < CPU_LANES; i++) {
-            rails->lanes[kind][i].is_taken = false;
-            rails->lanes[kind][i].chunk_bytes = 0;
-            rails->lanes[kind][i].done.status = EPX_OK;
-        }
+    if (status == EPX_OK) {
+        find_sources(group, rails, masked);
     }
-    find_sources(group, rails, masked);
-    return EPX_OK;
+    return status;
 }
 
 epx_status_t

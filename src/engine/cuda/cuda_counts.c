@@ -16,13 +16,19 @@ num_counts(const cuda_plan_t *plan)
            (size_t)plan->base.num_local_experts;
 }
 
-static size_t
-num_words(const cuda_plan_t *plan)
+/* Then, of some: the most tokens that a rank has, and how many entries were
+ * dropped. */
+static bool
+has_most(const cuda_plan_t *plan)
 {
-    bool has_most = cuda_spans_nodes(plan->base.group) &&
-                    plan->base.key.max_tokens_per_rank == 0;
+    return cuda_spans_nodes(plan->base.group) &&
+           plan->base.key.max_tokens_per_rank == 0;
+}
 
-    return num_counts(plan) + (has_most || plan->epoch > 0 ? 1 : 0);
+static bool
+has_drops(const cuda_plan_t *plan)
+{
+    return plan->epoch > 0;
 }
 
 epx_status_t
@@ -50,7 +56,8 @@ void
 cuda_counts_clear(cuda_plan_t *plan)
 {
     /* Another plan's words could be taken for this one's. */
-    memset(plan->seat->record->words, 0, num_words(plan) * sizeof(uint64_t));
+    memset(plan->seat->record->words, 0,
+           (num_counts(plan) + 2) * sizeof(uint64_t));
 }
 
 /* Whether word i of the last routing is there; told by word_put. */
@@ -120,21 +127,21 @@ reckon(cuda_plan_t *plan)
 static bool
 take_in(cuda_plan_t *plan)
 {
-    uint32_t content;
+    size_t count = num_counts(plan);
+    uint32_t content, most = 0, dropped = 0;
 
-    for (size_t i = 1; i < num_counts(plan); i++) {
+    for (size_t i = 1; i < count; i++) {
         if (!word_is_there(plan, i, &content)) {
             return false;
         }
         plan->rank_tokens[i - 1] = content; /* expert_rows follow */
     }
-    if (num_words(plan) > num_counts(plan)) {
-        if (!word_is_there(plan, num_counts(plan), &content)) {
-            return false;
-        }
-        plan->most_tokens = plan->epoch > 0 ? 0 : content;
-        plan->num_dropped = plan->epoch > 0 ? content : 0;
+    if ((has_most(plan) && !word_is_there(plan, count, &most)) ||
+        (has_drops(plan) && !word_is_there(plan, count + 1, &dropped))) {
+        return false;
     }
+    plan->most_tokens = most;
+    plan->num_dropped = dropped;
     reckon(plan);
     return true;
 }

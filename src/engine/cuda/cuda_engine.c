@@ -282,7 +282,7 @@ open_entered(epx_group_t *group)
 
     engine->record_bytes = epx__round_up(
         sizeof(cuda_record_t) +
-            sizeof(uint64_t) * (2 + (size_t)num_ranks + most_local),
+            sizeof(uint64_t) * (3 + (size_t)num_ranks + most_local),
         EPX__LINE);
     status = load_kernels(group);
     if (status == EPX_OK) {

@@ -234,6 +234,12 @@ epx_status_t cuda_proxy_open(epx_group_t *group);
 char *cuda_proxy_mail(const epx_group_t *group);
 epx_status_t cuda_proxy_start(epx_group_t *group);
 void cuda_proxy_leave(epx_group_t *group);
+/* For core/mask.h: once the kernels have ended, until nothing is under way to
+ * other nodes; then begin anew, with the first plan that is used.  With a
+ * single node, nothing. */
+void cuda_proxy_rest(epx_group_t *group, const uint64_t *masked);
+epx_status_t cuda_proxy_renew(epx_group_t *group, const uint64_t *masked,
+                              uint64_t last_step);
 void cuda_proxy_close(epx_group_t *group);
 
 /* cuda_rail.c: operations between nodes. */
@@ -279,6 +285,8 @@ epx_status_t cuda_rail_combine_end(const cuda_op_t *op,
  * kernels have run. */
 bool cuda_rail_is_busy(const cuda_plan_t *plan);
 void cuda_rail_close(cuda_plan_t *plan);
+/* In another epoch: nobody works with its memory any more. */
+void cuda_rail_forget(cuda_plan_t *plan);
 
 /* cuda_mask.c: going on without ranks. */
 void cuda_mask_open(epx_group_t *group);
@@ -290,7 +298,7 @@ cuda_plan_is_stale(const cuda_plan_t *plan)
 /* Refuse a plan of an earlier epoch. */
 epx_status_t cuda_plan_check(const cuda_plan_t *plan);
 /* Make one as it was before it had routing, but for its memory. */
-void cuda_plan_revive(cuda_plan_t *plan);
+epx_status_t cuda_plan_revive(cuda_plan_t *plan);
 /* Which entries of the plan's routing are dropped: `dropped` may be NULL.  New
  * routing's generation, else tells is false. */
 epx_status_t cuda_drops(const cuda_op_t *op, int64_t num_tokens,

@@ -200,7 +200,7 @@ put_heads(const cuda_fused_args_t &args, const block &b, uint64_t step,
     const cuda_view_t &view = args.move.view;
 
     for (int r = threadIdx.x; r < view.num_ranks; r += THREADS) {
-        if (is_near(view, r)) {
+        if (is_near(view, r) || is_masked(view, r)) {
             continue;
         }
         cuda_parcel_head_t *head = reinterpret_cast<cuda_parcel_head_t *>(

@@ -110,8 +110,9 @@ typedef struct cuda_refusal {
  *                     there before this word is
  *     words[1 .. R]   tokens that arrive from each rank
  *     then [L]        (token, expert) pairs for each local expert
- *     with several nodes, if there is no max_tokens_per_rank, then the most
- *     tokens that any rank has; with masked ranks the entries that are dropped
+ *     then            with several nodes, if there is no max_tokens_per_rank,
+ *                     the most tokens that any rank has
+ *     then            with masked ranks the entries that are dropped
  */
 typedef struct cuda_record {
     cuda_refusal_t refusal;

@@ -25,7 +25,7 @@ show_masks(const epx_group_t *group, const uint64_t *masked)
                          group->num_ranks);
     }
     for (int32_t r = 0; r < group->num_ranks; r++) {
-        image[r] = is_in(masked, r) ? CUDA_MASKED : group->nodes.own;
+        image[r] = is_in(masked, r) ? CUDA_MASKED : group->nodes.node_of[r];
     }
     status = epx__cuda_copy((void *)(uintptr_t)node_of, image, bytes);
     free(image);
@@ -46,7 +46,7 @@ set_arrivals(const epx_group_t *group, const uint64_t *masked,
                 epx__map_arrival(&group->map, group->peers[r].base, s,
                                  EPX__GATE_DONE, (uint32_t)group->rank);
 
-            if (!is_in(masked, r)) {
+            if (!is_in(masked, r) && epx__is_near(&group->nodes, r)) {
                 status = epx__cuda_copy(arrival, &state->arrivals[s],
                                         sizeof(*arrival));
             }
@@ -89,6 +89,9 @@ cuda_rest(epx_group_t *group, const uint64_t *masked, uint64_t *last_step_p)
         status = rest_entered(group, masked, last_step_p);
         epx__cuda_device_leave();
     }
+    if (status == EPX_OK) {
+        cuda_proxy_rest(group, masked);
+    }
     return status;
 }
 
@@ -123,12 +126,12 @@ cuda_renew(epx_group_t *group, const uint64_t *masked, uint64_t last_step)
 {
     epx_status_t status = epx__cuda_device_enter(group->device_ordinal);
 
-    (void)masked; /* which kernels have been shown before */
     if (status == EPX_OK) {
         status = renew_entered(group, last_step);
         epx__cuda_device_leave();
     }
-    return status;
+    return status == EPX_OK ? cuda_proxy_renew(group, masked, last_step)
+                            : status;
 }
 
 void
@@ -148,14 +151,21 @@ cuda_plan_check(const cuda_plan_t *plan)
                                     : EPX_OK;
 }
 
-void
+epx_status_t
 cuda_plan_revive(cuda_plan_t *plan)
 {
+    epx_status_t status = cuda_proxy_start(plan->base.group);
+
+    if (status != EPX_OK) {
+        return status;
+    }
+    cuda_rail_forget(plan);
     cuda_counts_clear(plan);
     plan->pending = EPX__PENDING_NONE;
     plan->num_routings = 0;
     plan->is_routed_in_graph = false;
     plan->epoch = epx__load_u32(&plan->base.group->epoch);
+    return EPX_OK;
 }
 
 epx_status_t

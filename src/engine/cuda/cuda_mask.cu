@@ -37,7 +37,7 @@ __launch_bounds__(THREADS)
     __syncthreads();
     if (args.tells && threadIdx.x == 0) {
         word_put(args.told.record->words + 1 + args.view.num_ranks +
-                     args.plan.num_local,
+                     args.plan.num_local + 1,
                  generation_of(args.told, *routing), total);
     }
 }

@@ -350,11 +350,11 @@ cuda_plan_route_timed(epx_plan_t *base, int64_t num_tokens,
     } else {
         status = cuda_step_take(&op, EPX__PENDING_NONE);
     }
+    if (status == EPX_OK && cuda_plan_is_stale(plan)) {
+        status = cuda_plan_revive(plan);
+    }
     if (status == EPX_OK) {
         launched = true;
-        if (cuda_plan_is_stale(plan)) {
-            cuda_plan_revive(plan);
-        }
         args.is_new = plan->num_routings == 0;
         args.told.generation = cuda_plan_renew(plan, &op, num_tokens);
         status = epx__cuda_check(

@@ -566,9 +566,11 @@ tell_most_tokens(const cuda_plan_args_t &args, uint64_t step,
     }
     __syncthreads();
     for (int r = threadIdx.x; r < view.num_ranks; r += blockDim.x) {
-        atomicMax(&most, (uint32_t)words_read<epx__count_row_t>(view, step, r,
-                                                                POST_WORDS)
-                             .num_tokens);
+        if (!is_masked(view, r)) {
+            atomicMax(&most, (uint32_t)words_read<epx__count_row_t>(
+                                 view, step, r, POST_WORDS)
+                                 .num_tokens);
+        }
     }
     __syncthreads();
     if (threadIdx.x == 0) {

@@ -53,8 +53,10 @@ cuda_signal_all(const cuda_proxy_t *proxy, uint64_t step, epx__gate_t gate,
     epx_status_t status = EPX_OK;
 
     for (int32_t i = 0; i < proxy->num_far && status == EPX_OK; i++) {
-        status = epx__net_signal(cuda_proxy_net(proxy), proxy->far[i], step,
-                                 gate, payload, from, bytes);
+        if (!cuda_is_out(proxy, proxy->far[i])) {
+            status = epx__net_signal(cuda_proxy_net(proxy), proxy->far[i], step,
+                                     gate, payload, from, bytes);
+        }
     }
     return status;
 }
@@ -137,7 +139,7 @@ go_on_counts(const cuda_proxy_t *proxy, cuda_errand_t *errand, bool *busy_p)
 
     for (int32_t i = 0; i < proxy->num_far; i++) {
         int32_t rank = proxy->far[i];
-        bool is_there = errand->is_met[rank];
+        bool is_there = errand->is_met[rank] || cuda_is_out(proxy, rank);
         epx_status_t status = EPX_OK;
 
         if (!is_there) {
@@ -147,7 +149,7 @@ go_on_counts(const cuda_proxy_t *proxy, cuda_errand_t *errand, bool *busy_p)
         if (status != EPX_OK) {
             return status;
         }
-        if (is_there && !errand->is_met[rank]) {
+        if (is_there && !errand->is_met[rank] && !cuda_is_out(proxy, rank)) {
             cuda_counts_take(proxy, errand, rank);
             errand->is_met[rank] = true;
             *busy_p = true;

@@ -47,12 +47,13 @@ typedef struct cuda_proxy {
     epx_group_t *group;
     cuda_relay_t *relay;
     char *mail;
-    int32_t num_far; /* ranks of other nodes, */
+    int32_t num_far; /* ranks of other nodes, masked or not, */
     int32_t *far;    /* ascending */
     int32_t num_forwards;
     int32_t *forwards; /* the ranks that this one is the rail of */
     int32_t num_rails;
-    int32_t *rails; /* this rank's, on each other node */
+    int32_t *rails; /* this rank's, on each other node: cuda_far_node; -1:
+                     * all its ranks are masked */
     pthread_t thread;
     bool is_running;
     uint32_t ends;      /* atomic: once nothing is left to do */
@@ -64,6 +65,13 @@ static inline epx__net_t *
 cuda_proxy_net(const cuda_proxy_t *proxy)
 {
     return epx__group_net(proxy->group);
+}
+
+/* Whether nothing goes to the rank, or comes from it; -1 is none. */
+static inline bool
+cuda_is_out(const cuda_proxy_t *proxy, int32_t rank)
+{
+    return rank < 0 || epx__is_masked(proxy->group, rank);
 }
 
 static inline cuda_errand_t *

@@ -89,6 +89,9 @@ open_lane(const cuda_proxy_t *proxy, const cuda_errand_t *errand,
         char *region = cuda_region(end.regions, i);
         void *const halves[2] = { region, region };
 
+        if (cuda_is_out(proxy, end.ranks[i])) {
+            continue;
+        }
         status = epx__net_slot_open(
             cuda_proxy_net(proxy), channel_of(lane, errand->step), end.ranks[i],
             errand->step, halves, end.regions->bytes);
@@ -104,6 +107,9 @@ close_lane(const cuda_proxy_t *proxy, const cuda_errand_t *errand,
     epx_status_t status = EPX_OK;
 
     for (int32_t i = 0; i < end.count && status == EPX_OK; i++) {
+        if (cuda_is_out(proxy, end.ranks[i])) {
+            continue;
+        }
         /* Its turn has come whole: nothing writes to it. */
         status = epx__net_slot_close(
             cuda_proxy_net(proxy), channel_of(lane, errand->step), end.ranks[i],
@@ -140,7 +146,8 @@ tell_missing(const cuda_proxy_t *proxy, const cuda_errand_t *errand)
     rank_bits_t absent = { 0 };
 
     for (int32_t i = 0; i < proxy->num_far; i++) {
-        if (!errand->is_met[proxy->far[i]]) {
+        if (!errand->is_met[proxy->far[i]] &&
+            !cuda_is_out(proxy, proxy->far[i])) {
             note_rank(&absent, proxy->far[i]);
         }
     }
@@ -150,7 +157,8 @@ tell_missing(const cuda_proxy_t *proxy, const cuda_errand_t *errand)
         rank_bits_t owing = absent;
 
         for (int32_t i = 0; i < end.count; i++) {
-            if (!errand->has_come[lane][i]) {
+            if (!errand->has_come[lane][i] &&
+                !cuda_is_out(proxy, end.ranks[i])) {
                 note_rank(&owing, end.ranks[i]);
             }
         }
@@ -244,6 +252,9 @@ meet_all(const cuda_proxy_t *proxy, cuda_errand_t *errand, bool *busy_p,
     for (int32_t i = 0; i < proxy->num_far && status == EPX_OK; i++) {
         int32_t rank = proxy->far[i];
 
+        if (cuda_is_out(proxy, rank)) {
+            continue;
+        }
         if (!errand->is_met[rank]) {
             status = meet(proxy, errand, rank);
             *busy_p = *busy_p || errand->is_met[rank];
@@ -285,7 +296,8 @@ send_lane(const cuda_proxy_t *proxy, cuda_errand_t *errand, epx__lane_t lane,
             .done = &errand->done,
         };
 
-        if (errand->has_sent[lane][i] || !errand->is_met[end.ranks[i]]) {
+        if (cuda_is_out(proxy, end.ranks[i]) || errand->has_sent[lane][i] ||
+            !errand->is_met[end.ranks[i]]) {
             continue;
         }
         send.total = bytes_of(errand, lane, region);
@@ -335,7 +347,7 @@ receive_lane(const cuda_proxy_t *proxy, cuda_errand_t *errand, epx__lane_t lane,
                 : NULL;
         uint64_t bytes = 0;
 
-        if (errand->has_come[lane][i] ||
+        if (cuda_is_out(proxy, end.ranks[i]) || errand->has_come[lane][i] ||
             !epx__net_arrived(cuda_proxy_net(proxy),
                               channel_of(lane, errand->step), end.ranks[i],
                               errand->step, &bytes)) {
@@ -349,13 +361,14 @@ receive_lane(const cuda_proxy_t *proxy, cuda_errand_t *errand, epx__lane_t lane,
     return status;
 }
 
+/* Whether something is set for all of an end. */
 static bool
-has_all(const bool *flags, int32_t count)
+has_all(const cuda_proxy_t *proxy, const bool *flags, lane_end_t end)
 {
     bool all = true;
 
-    for (int32_t i = 0; i < count; i++) {
-        all = all && flags[i];
+    for (int32_t i = 0; i < end.count; i++) {
+        all = all && (flags[i] || cuda_is_out(proxy, end.ranks[i]));
     }
     return all;
 }
@@ -379,8 +392,8 @@ go_on_lane(const cuda_proxy_t *proxy, cuda_errand_t *errand, epx__lane_t lane,
         status = receive_lane(proxy, errand, lane, busy_p);
     }
     if (status == EPX_OK && has_met &&
-        has_all(errand->has_come[lane],
-                received_by(proxy, errand, lane).count)) {
+        has_all(proxy, errand->has_come[lane],
+                received_by(proxy, errand, lane))) {
         /* Acquired by trip_wait in cuda_trip.cuh. */
         epx__store_release_u64(&trip->came[lane], errand->step);
     }
@@ -394,9 +407,8 @@ is_over(const cuda_proxy_t *proxy, const cuda_errand_t *errand)
     bool is_sent = true;
 
     for (int lane = 0; lane < EPX__NUM_LANES; lane++) {
-        is_sent =
-            is_sent && has_all(errand->has_sent[lane],
-                               sent_by(proxy, errand, (epx__lane_t)lane).count);
+        is_sent = is_sent && has_all(proxy, errand->has_sent[lane],
+                                     sent_by(proxy, errand, (epx__lane_t)lane));
     }
     return is_sent && epx__net_done_test(&errand->done) &&
            epx__load_acquire_u64(&cuda_trip(proxy, errand->step)->ended) ==

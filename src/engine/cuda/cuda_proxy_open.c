@@ -3,6 +3,7 @@
 #include "engine/cuda/cuda_proxy.h"
 
 #include "core/atomic.h"
+#include "core/clock.h"
 #include "core/thread.h"
 #include "engine/cuda/cuda_pinned.h"
 
@@ -20,27 +21,52 @@ cuda_proxy_mail(const epx_group_t *group)
     return proxy_of(group) == NULL ? NULL : proxy_of(group)->mail;
 }
 
+/* Who goes through this rank, and through whom it goes, without masked ranks;
+ * and whom its kernels tell what is for all ranks of other nodes. */
+static void
+find_rails(cuda_proxy_t *proxy, const uint64_t *masked)
+{
+    const epx_group_t *group = proxy->group;
+    const epx__nodes_t *nodes = &group->nodes;
+    cuda_nodes_t *view = &cuda_engine(group)->view.nodes;
+
+    proxy->num_forwards = 0;
+    view->far_rank = -1;
+    for (int32_t i = 0; i < proxy->num_far; i++) {
+        int32_t r = proxy->far[i];
+
+        if ((masked[r / 64] >> r % 64 & 1) != 0) {
+            continue;
+        }
+        view->far_rank = view->far_rank < 0 ? r : view->far_rank;
+        if (epx__rail(nodes, masked, r, nodes->own) == group->rank) {
+            proxy->forwards[proxy->num_forwards++] = r;
+        }
+    }
+    if (view->far_rank < 0) {
+        view->far_rank = proxy->far[0]; /* the proxy wants to know */
+    }
+    view->num_forwards = proxy->num_forwards;
+    for (int32_t n = 0; n < nodes->num_nodes; n++) {
+        if (n != nodes->own) {
+            proxy->rails[cuda_far_node(n, nodes->own)] =
+                epx__rail(nodes, masked, group->rank, n);
+        }
+    }
+}
+
 static void
 find_peers(cuda_proxy_t *proxy)
 {
     const epx__nodes_t *nodes = &proxy->group->nodes;
-    int32_t rank = proxy->group->rank;
 
     for (int32_t r = 0; r < proxy->group->num_ranks; r++) {
-        if (epx__is_near(nodes, r)) {
-            continue;
-        }
-        proxy->far[proxy->num_far++] = r;
-        if (epx__rail(nodes, proxy->group->masked, r, nodes->own) == rank) {
-            proxy->forwards[proxy->num_forwards++] = r;
+        if (!epx__is_near(nodes, r)) {
+            proxy->far[proxy->num_far++] = r;
         }
     }
-    for (int32_t n = 0; n < nodes->num_nodes; n++) {
-        if (n != nodes->own) {
-            proxy->rails[proxy->num_rails++] =
-                epx__rail(nodes, proxy->group->masked, rank, n);
-        }
-    }
+    proxy->num_rails = nodes->num_nodes - 1;
+    find_rails(proxy, proxy->group->masked);
 }
 
 /* Arrays of a size that any of them fits, in one allocation each. */
@@ -122,8 +148,6 @@ cuda_proxy_open(epx_group_t *group)
     }
     find_peers(proxy);
     status = open_memory(proxy);
-    engine->view.nodes.far_rank = proxy->far[0];
-    engine->view.nodes.num_forwards = proxy->num_forwards;
     engine->view.nodes.relay = proxy->relay;
     return status;
 }
@@ -153,6 +177,43 @@ cuda_proxy_leave(epx_group_t *group)
         (void)pthread_join(proxy->thread, NULL);
         proxy->is_running = false;
     }
+}
+
+void
+cuda_proxy_rest(epx_group_t *group, const uint64_t *masked)
+{
+    if (proxy_of(group) != NULL) {
+        cuda_proxy_leave(group);
+        epx__net_rest(epx__group_net(group), masked,
+                      epx__deadline_ns(2 * group->lost_after_ns));
+    }
+}
+
+epx_status_t
+cuda_proxy_renew(epx_group_t *group, const uint64_t *masked, uint64_t last_step)
+{
+    cuda_proxy_t *proxy = proxy_of(group);
+    epx__net_t *net = epx__group_net(group);
+    int64_t deadline = epx__deadline_ns(group->timeout_ns);
+    epx_status_t status;
+
+    if (proxy == NULL) {
+        return EPX_OK;
+    }
+    status = epx__net_renew(net, masked, last_step, deadline);
+    for (int i = 0; i < EPX__NUM_SLOTS && status == EPX_OK; i++) {
+        cuda_trip_t *trip = &proxy->relay->trips[i];
+
+        status = epx__net_forget(net, &proxy->errands[i].done, deadline);
+        proxy->errands[i].step = 0;
+        trip->closed = trip->begun; /* no kernel runs */
+    }
+    if (status == EPX_OK) {
+        proxy->last_step = last_step;
+        epx__store_u32(&proxy->ends, 0);
+        find_rails(proxy, masked);
+    }
+    return status;
 }
 
 void

@@ -173,7 +173,8 @@ cuda_rail_is_busy(const cuda_plan_t *plan)
     bool is_busy =
         plan->num_regions > 0 && epx__group_is_broken(plan->base.group);
 
-    for (int i = 0; i < plan->num_regions && !is_busy; i++) {
+    for (int i = 0;
+         i < plan->num_regions && !is_busy && !cuda_plan_is_stale(plan); i++) {
         const uint64_t *marks = plan->regions[i].base;
 
         /* Released by the proxy. */
@@ -181,6 +182,16 @@ cuda_rail_is_busy(const cuda_plan_t *plan)
                   epx__load_acquire_u64(&marks[0]);
     }
     return is_busy;
+}
+
+void
+cuda_rail_forget(cuda_plan_t *plan)
+{
+    for (int i = 0; i < plan->num_regions; i++) {
+        uint64_t *marks = plan->regions[i].base;
+
+        marks[CUDA_MARK_FREE] = marks[0];
+    }
 }
 
 void

@@ -204,14 +204,9 @@ report_failures(ucx_t *ucx)
         ucx_peer_t *peer = &ucx->peers[rank];
 
         if (peer->has_failed) {
-            const char *why = ucx->library->ucs_status_string(peer->failure);
-
             peer->has_failed = false;
-            if (peer->failure == UCS_ERR_ENDPOINT_TIMEOUT) {
-                epx__net_link_silent(ucx->net, rank, why);
-            } else {
-                epx__net_link_lost(ucx->net, rank, why);
-            }
+            epx__net_link_lost(ucx->net, rank,
+                               ucx->library->ucs_status_string(peer->failure));
         }
     }
 }
