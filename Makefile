@@ -3,6 +3,7 @@
 MAKEFLAGS += --no-print-directory
 PREFIX ?= /usr/local
 FUZZ_SECONDS ?= 60
+DEMO_STEPS ?= 200
 
 # Ninja where there is one; a build folder keeps what it was made with.
 CONFIGURE = CMAKE_GENERATOR=$$(command -v ninja >/dev/null && echo Ninja || \
@@ -23,7 +24,7 @@ help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 demo: all ## train a Mixture-of-Experts model on 4 processes: under a minute
-	@scripts/demo build
+	@scripts/demo build --steps $(DEMO_STEPS)
 
 test: ## build and run the tests
 	@scripts/setup --test
