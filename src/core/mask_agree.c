@@ -41,7 +41,7 @@ typedef struct call {
 static bool
 is_on_roll(const call_t *call, int32_t rank)
 {
-    return (call->masked[rank / 64] >> rank % 64 & 1) != 0;
+    return epx__has_rank(call->masked, rank);
 }
 
 /* Read all of the roll.  Peers may have written rubbish. */

@@ -57,23 +57,18 @@ ring_own(const epx_group_t *group)
     epx__ring(&group->map, epx__group_control(group, group->rank));
 }
 
-static bool
-is_in(const epx__pledge_t *pledge, int32_t rank)
-{
-    return (pledge->masked[rank / 64] >> rank % 64 & 1) != 0;
-}
-
 /* Whether it can be: of ranks that there are, and never of the one that tells.
  */
 static bool
 is_possible(const epx_group_t *group, int32_t rank, const epx__pledge_t *pledge)
 {
     for (int32_t r = group->num_ranks; r < EPX_MAX_RANKS; r++) {
-        if (is_in(pledge, r)) {
+        if (epx__has_rank(pledge->masked, r)) {
             return false;
         }
     }
-    return !is_in(pledge, rank) && pledge->stage >= EPX__STAGE_KNOWS &&
+    return !epx__has_rank(pledge->masked, rank) &&
+           pledge->stage >= EPX__STAGE_KNOWS &&
            pledge->stage <= EPX__STAGE_READY;
 }
 
@@ -96,12 +91,12 @@ epx__far_hear(epx_group_t *group, int32_t rank, const epx__pledge_t *pledge)
     group->far->voices[rank].heard = copy;
     (void)pthread_mutex_unlock(&group->state_lock);
     for (int32_t r = 0; r < group->num_ranks; r++) {
-        if (r != group->rank && is_in(&copy, r)) {
+        if (r != group->rank && epx__has_rank(copy.masked, r)) {
             epx__mask_add(group, r);
         }
     }
     /* Itself last: then it adds nobody any more. */
-    if (is_in(&copy, group->rank)) {
+    if (epx__has_rank(copy.masked, group->rank)) {
         epx__mask_add(group, group->rank);
     }
     (void)epx__group_is_broken(group); /* it is, once the roll has grown */

@@ -46,12 +46,6 @@ epx__nodes_close(epx__nodes_t *nodes)
     *nodes = (epx__nodes_t){ 0 };
 }
 
-static bool
-is_masked(const uint64_t *masked, int32_t rank)
-{
-    return (masked[rank / 64] >> rank % 64 & 1) != 0;
-}
-
 int32_t
 epx__rail(const epx__nodes_t *nodes, const uint64_t *masked, int32_t rank,
           int32_t node)
@@ -61,14 +55,14 @@ epx__rail(const epx__nodes_t *nodes, const uint64_t *masked, int32_t rank,
     int32_t count = 0, at;
 
     for (int32_t i = 0; i < size; i++) {
-        count += !is_masked(masked, ranks[i]);
+        count += !epx__has_rank(masked, ranks[i]);
     }
     if (count == 0) {
         return -1;
     }
     at = nodes->index_of[rank] % count;
     for (int32_t i = 0;; i++) {
-        if (!is_masked(masked, ranks[i]) && at-- == 0) {
+        if (!epx__has_rank(masked, ranks[i]) && at-- == 0) {
             return ranks[i];
         }
     }

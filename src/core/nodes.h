@@ -11,6 +11,7 @@
 #ifndef EPX_CORE_NODES_H
 #define EPX_CORE_NODES_H
 
+#include "core/rank_bits.h"
 #include "core/status.h"
 
 #include <stdbool.h>

@@ -79,12 +79,6 @@ epx__net_is_pledged(epx__net_t *net, int32_t rank)
     return is;
 }
 
-static bool
-is_masked(const uint64_t *masked, int32_t rank)
-{
-    return (masked[rank / 64] >> rank % 64 & 1) != 0;
-}
-
 /* Whether nothing is under way to those that are not masked; `why` ends those
  * to whom something is. */
 static bool
@@ -94,7 +88,7 @@ is_quiet(epx__net_t *net, const uint64_t *masked, const char *why)
 
     epx__net_crank_take(net);
     for (int32_t rank = 0; rank < net->config.num_ranks; rank++) {
-        if (!is_up(net, rank) || is_masked(masked, rank) ||
+        if (!is_up(net, rank) || epx__has_rank(masked, rank) ||
             epx__net_is_drained(net, rank)) {
             continue;
         }
@@ -141,7 +135,7 @@ epx__net_renew(epx__net_t *net, const uint64_t *masked, uint64_t last_step,
 {
     epx__net_crank_take(net);
     for (int32_t rank = 0; rank < net->config.num_ranks; rank++) {
-        if (epx__net_has_peer(net, rank) && is_masked(masked, rank)) {
+        if (epx__net_has_peer(net, rank) && epx__has_rank(masked, rank)) {
             epx__net_cut(net, rank, EPX_ERR_PEER_LOST, "is masked");
         }
     }

@@ -76,6 +76,19 @@ world_excuses(epx_status_t status)
     return world_may_lose && is_loss;
 }
 
+void
+world_expect(world_rank_t *self, const char *what, epx_status_t got,
+             epx_status_t want, const char *word)
+{
+    if (got != want ||
+        (want != EPX_OK && strstr(epx_last_error(), word) == NULL)) {
+        world_fail(self,
+                   "%s: expected status %d and a sentence with '%s', got %d "
+                   "and '%s'",
+                   what, (int)want, word, (int)got, epx_last_error());
+    }
+}
+
 bool
 world_failed(world_rank_t *self, epx_status_t status, const char *call)
 {

@@ -34,6 +34,11 @@ void world_fail(world_rank_t *self, const char *format, ...)
  */
 bool world_failed(world_rank_t *self, epx_status_t status, const char *call);
 
+/* Notes a failure unless the status is the one that is wanted and, if that is
+ * an error, its sentence has the word in it. */
+void world_expect(world_rank_t *self, const char *what, epx_status_t got,
+                  epx_status_t want, const char *word);
+
 /* Set where peers get lost: calls may fail for it, and that is no failure of
  * the test.  How many did is counted, of ranks that are threads. */
 extern bool world_may_lose;

@@ -49,20 +49,6 @@ typedef struct member {
     const char *fates; /* of all ranks, in memory that they share */
 } member_t;
 
-static void
-expect(const member_t *m, const char *what, epx_status_t got, epx_status_t want,
-       const char *word)
-{
-    if (got != want ||
-        (want != EPX_OK && strstr(epx_last_error(), word) == NULL)) {
-        world_fail(m->self,
-                   "%s: %s: expected status %d and a sentence with '%s', got "
-                   "%d and '%s'",
-                   m->scenario->name, what, (int)want, word, (int)got,
-                   epx_last_error());
-    }
-}
-
 static epx_status_t
 dispatch(member_t *m)
 {
@@ -121,7 +107,8 @@ check_masks(const member_t *m)
 {
     int32_t masked[MOST_RANKS];
 
-    expect(m, "masks", epx_group_masked(m->group, masked), EPX_OK, "");
+    world_expect(m->self, "masks", epx_group_masked(m->group, masked), EPX_OK,
+                 "");
     for (int32_t r = 0; r < m->scenario->num_ranks; r++) {
         if (masked[r] != (m->fates[r] != '.')) {
             world_fail(m->self, "%s: the mask of rank %d is %d",
@@ -140,10 +127,11 @@ agree(const member_t *m)
     case EPX_OK:
         return '.';
     case EPX_ERR_MASKED:
-        expect(m, "mask", status, EPX_ERR_MASKED, "go on without");
+        world_expect(m->self, "mask", status, EPX_ERR_MASKED, "go on without");
         return 'm';
     default:
-        expect(m, "mask", status, EPX_ERR_PEER_LOST, m->scenario->refusal);
+        world_expect(m->self, "mask", status, EPX_ERR_PEER_LOST,
+                     m->scenario->refusal);
         return 'r';
     }
 }
@@ -171,30 +159,30 @@ fall_apart(member_t *m)
     epx_status_t status;
     char fate;
 
-    expect(m, "a dispatch", dispatch(m), EPX_OK, "");
+    world_expect(m->self, "a dispatch", dispatch(m), EPX_OK, "");
     check_rows(m, "before", true);
     part(m, true);
     memset(m->recv, 0, sizeof(m->recv));
     status = dispatch(m);
     if (status != EPX_ERR_MASKED) { /* it may know already */
-        expect(m, "a dispatch", status, EPX_ERR_PEER_LOST, "rank ");
+        world_expect(m->self, "a dispatch", status, EPX_ERR_PEER_LOST, "rank ");
     }
     fate = agree(m);
     share_fates(m, fate);
     if (fate == '.') {
         check_masks(m);
-        expect(m, "going on", dispatch(m), EPX_OK, "");
+        world_expect(m->self, "going on", dispatch(m), EPX_OK, "");
         check_rows(m, "going on", false);
     }
     /* It makes no difference by now. */
     part(m, false);
     if (fate == '.') {
         memset(m->recv, 0, sizeof(m->recv));
-        expect(m, "later", dispatch(m), EPX_OK, "");
+        world_expect(m->self, "later", dispatch(m), EPX_OK, "");
         check_rows(m, "later", false);
     } else {
-        expect(m, "later", dispatch(m),
-               fate == 'm' ? EPX_ERR_MASKED : EPX_ERR_BROKEN, "");
+        world_expect(m->self, "later", dispatch(m),
+                     fate == 'm' ? EPX_ERR_MASKED : EPX_ERR_BROKEN, "");
         if (agree(m) != fate) {
             world_fail(m->self, "%s: later it is told otherwise",
                        m->scenario->name);
@@ -237,9 +225,10 @@ run_rank(world_rank_t *self, void *context)
         !world_failed(self, epx_plan_create(m->group, &args, NULL, &m->plan),
                       "plan")) {
         fall_apart(m);
-        expect(m, "the plan's end", epx_plan_destroy(m->plan), EPX_OK, "");
+        world_expect(m->self, "the plan's end", epx_plan_destroy(m->plan),
+                     EPX_OK, "");
     }
-    expect(m, "the end", epx_group_destroy(m->group), EPX_OK, "");
+    world_expect(m->self, "the end", epx_group_destroy(m->group), EPX_OK, "");
     free(m);
 }
 

@@ -19,19 +19,6 @@ typedef struct member {
     uint16_t recv[ROWS * HIDDEN];
 } member_t;
 
-static void
-expect(const member_t *m, const char *what, epx_status_t got, epx_status_t want,
-       const char *word)
-{
-    if (got != want ||
-        (want != EPX_OK && strstr(epx_last_error(), word) == NULL)) {
-        world_fail(m->self,
-                   "%s: expected status %d and a sentence with '%s', got %d "
-                   "and '%s'",
-                   what, (int)want, word, (int)got, epx_last_error());
-    }
-}
-
 static epx_status_t
 dispatch(member_t *m, uint32_t flags)
 {
@@ -65,19 +52,22 @@ refuse(member_t *m)
     const int32_t many[RANKS] = { 0 };
     int32_t masked[RANKS] = { 7, 7, 7, 7 };
 
-    expect(m, "null", epx_group_mask(NULL, NULL, 0), EPX_ERR_NULL, "group");
-    expect(m, "no ranks", epx_group_mask(m->group, NULL, 1), EPX_ERR_NULL,
-           "num_ranks is 1");
-    expect(m, "all", epx_group_mask(m->group, many, RANKS), EPX_ERR_INVALID,
-           "num_ranks is 4");
-    expect(m, "outside", epx_group_mask(m->group, outside, 1), EPX_ERR_INVALID,
-           "ranks[0] is 4");
-    expect(m, "itself", epx_group_mask(m->group, own, 1), EPX_ERR_INVALID,
-           "but for this rank");
-    expect(m, "nobody", epx_group_mask(m->group, NULL, 0), EPX_OK, "");
-    expect(m, "null", epx_group_masked(m->group, NULL), EPX_ERR_NULL,
-           "masked_p");
-    expect(m, "query", epx_group_masked(m->group, masked), EPX_OK, "");
+    world_expect(m->self, "null", epx_group_mask(NULL, NULL, 0), EPX_ERR_NULL,
+                 "group");
+    world_expect(m->self, "no ranks", epx_group_mask(m->group, NULL, 1),
+                 EPX_ERR_NULL, "num_ranks is 1");
+    world_expect(m->self, "all", epx_group_mask(m->group, many, RANKS),
+                 EPX_ERR_INVALID, "num_ranks is 4");
+    world_expect(m->self, "outside", epx_group_mask(m->group, outside, 1),
+                 EPX_ERR_INVALID, "ranks[0] is 4");
+    world_expect(m->self, "itself", epx_group_mask(m->group, own, 1),
+                 EPX_ERR_INVALID, "but for this rank");
+    world_expect(m->self, "nobody", epx_group_mask(m->group, NULL, 0), EPX_OK,
+                 "");
+    world_expect(m->self, "null", epx_group_masked(m->group, NULL),
+                 EPX_ERR_NULL, "masked_p");
+    world_expect(m->self, "query", epx_group_masked(m->group, masked), EPX_OK,
+                 "");
     for (int32_t r = 0; r < RANKS; r++) {
         if (masked[r] != 0) {
             world_fail(m->self, "the mask of rank %d is %d", r, masked[r]);
@@ -94,19 +84,21 @@ be_masked(member_t *m)
 
     epx_plan_counts_t counts = EPX_PLAN_COUNTS_INIT;
 
-    expect(m, "complete", epx_complete(m->plan, NULL), EPX_OK, "");
-    expect(m, "update",
-           epx_plan_update(m->plan, API_TOKENS, api_topk_idx, NULL), EPX_OK,
-           "");
+    world_expect(m->self, "complete", epx_complete(m->plan, NULL), EPX_OK, "");
+    world_expect(m->self, "update",
+                 epx_plan_update(m->plan, API_TOKENS, api_topk_idx, NULL),
+                 EPX_OK, "");
     world_barrier(m->self);
-    expect(m, "a wait", epx_plan_counts(m->plan, &counts), EPX_ERR_MASKED,
-           "go on without");
-    expect(m, "again", dispatch(m, 0), EPX_ERR_MASKED, "go on without");
-    expect(m, "status", epx_group_status(m->group), EPX_ERR_MASKED, "rank 2");
-    expect(m, "memory", epx_mem_alloc(m->group, 64, &memory), EPX_ERR_MASKED,
-           "rank 2");
-    expect(m, "mask", epx_group_mask(m->group, &other, 1), EPX_ERR_MASKED,
-           "rank 2");
+    world_expect(m->self, "a wait", epx_plan_counts(m->plan, &counts),
+                 EPX_ERR_MASKED, "go on without");
+    world_expect(m->self, "again", dispatch(m, 0), EPX_ERR_MASKED,
+                 "go on without");
+    world_expect(m->self, "status", epx_group_status(m->group), EPX_ERR_MASKED,
+                 "rank 2");
+    world_expect(m->self, "memory", epx_mem_alloc(m->group, 64, &memory),
+                 EPX_ERR_MASKED, "rank 2");
+    world_expect(m->self, "mask", epx_group_mask(m->group, &other, 1),
+                 EPX_ERR_MASKED, "rank 2");
 }
 
 static void
@@ -141,28 +133,31 @@ go_on(member_t *m)
         (void)nanosleep(&nap, NULL);
     }
     if (m->self->rank == 0) {
-        expect(m, "status", epx_group_status(m->group), EPX_ERR_PEER_LOST,
-               "rank 2 is masked");
+        world_expect(m->self, "status", epx_group_status(m->group),
+                     EPX_ERR_PEER_LOST, "rank 2 is masked");
     }
-    expect(m, "mask", epx_group_mask(m->group, &gone, m->self->rank != 0),
-           EPX_OK, "");
+    world_expect(m->self, "mask",
+                 epx_group_mask(m->group, &gone, m->self->rank != 0), EPX_OK,
+                 "");
     check_masked(m, "..x.");
-    expect(m, "status", epx_group_status(m->group), EPX_OK, "");
-    expect(m, "complete", epx_complete(m->plan, NULL), EPX_ERR_STATE,
-           "epoch 0, now 1");
-    expect(m, "dispatch", dispatch(m, 0), EPX_ERR_STATE, "new routing");
-    expect(m, "counts",
-           epx_plan_counts(m->plan, &(epx_plan_counts_t)EPX_PLAN_COUNTS_INIT),
-           EPX_ERR_STATE, "new routing");
-    expect(m, "update",
-           epx_plan_update(m->plan, API_TOKENS, api_topk_idx, NULL), EPX_OK,
-           "");
+    world_expect(m->self, "status", epx_group_status(m->group), EPX_OK, "");
+    world_expect(m->self, "complete", epx_complete(m->plan, NULL),
+                 EPX_ERR_STATE, "epoch 0, now 1");
+    world_expect(m->self, "dispatch", dispatch(m, 0), EPX_ERR_STATE,
+                 "new routing");
+    world_expect(
+        m->self, "counts",
+        epx_plan_counts(m->plan, &(epx_plan_counts_t)EPX_PLAN_COUNTS_INIT),
+        EPX_ERR_STATE, "new routing");
+    world_expect(m->self, "update",
+                 epx_plan_update(m->plan, API_TOKENS, api_topk_idx, NULL),
+                 EPX_OK, "");
     if (heap_free_bytes(m) < before) {
         world_fail(m->self, "of %llu bytes %llu are free",
                    (unsigned long long)before,
                    (unsigned long long)heap_free_bytes(m));
     }
-    expect(m, "dispatch", dispatch(m, 0), EPX_OK, "");
+    world_expect(m->self, "dispatch", dispatch(m, 0), EPX_OK, "");
 }
 
 /* Rank 3 aborts while rank 1 waits for it; nobody goes on from there. */
@@ -172,15 +167,15 @@ end_by_abort(member_t *m)
     const int32_t other = 3;
 
     if (m->self->rank == other) {
-        expect(m, "abort", epx_group_abort(m->group), EPX_OK, "");
+        world_expect(m->self, "abort", epx_group_abort(m->group), EPX_OK, "");
     } else {
-        expect(m, "a wait", dispatch(m, EPX_NEW_ROUTING), EPX_ERR_ABORTED,
-               "rank 3 aborted");
-        expect(m, "mask", epx_group_mask(m->group, &other, 1), EPX_ERR_ABORTED,
-               "rank 3 aborted");
+        world_expect(m->self, "a wait", dispatch(m, EPX_NEW_ROUTING),
+                     EPX_ERR_ABORTED, "rank 3 aborted");
+        world_expect(m->self, "mask", epx_group_mask(m->group, &other, 1),
+                     EPX_ERR_ABORTED, "rank 3 aborted");
     }
-    expect(m, "mask", epx_group_mask(m->group, NULL, 0), EPX_ERR_ABORTED,
-           "rank 3 aborted");
+    world_expect(m->self, "mask", epx_group_mask(m->group, NULL, 0),
+                 EPX_ERR_ABORTED, "rank 3 aborted");
 }
 
 static void
@@ -210,7 +205,7 @@ mask_rank(world_rank_t *self, void *context)
         return;
     }
     refuse(m);
-    expect(m, "send", dispatch(m, EPX_SEND_ONLY), EPX_OK, "");
+    world_expect(m->self, "send", dispatch(m, EPX_SEND_ONLY), EPX_OK, "");
     world_barrier(self);
     if (self->rank == GONE) {
         be_masked(m);
@@ -220,16 +215,19 @@ mask_rank(world_rank_t *self, void *context)
     world_barrier(self); /* they may be one operation apart */
     /* One leaves without a word, and the last two go on. */
     if (self->rank == 1 || self->rank == 3) {
-        expect(m, "a wait", dispatch(m, EPX_NEW_ROUTING), EPX_ERR_PEER_LOST,
-               "rank 0 ");
-        expect(m, "mask", epx_group_mask(m->group, NULL, 0), EPX_OK, "");
+        world_expect(m->self, "a wait", dispatch(m, EPX_NEW_ROUTING),
+                     EPX_ERR_PEER_LOST, "rank 0 ");
+        world_expect(m->self, "mask", epx_group_mask(m->group, NULL, 0), EPX_OK,
+                     "");
         check_masked(m, "x.x.");
-        expect(m, "dispatch", dispatch(m, EPX_NEW_ROUTING), EPX_OK, "");
+        world_expect(m->self, "dispatch", dispatch(m, EPX_NEW_ROUTING), EPX_OK,
+                     "");
         world_barrier(self);
         end_by_abort(m);
     }
-    expect(m, "the plan's end", epx_plan_destroy(m->plan), EPX_OK, "");
-    expect(m, "the end", epx_group_destroy(m->group), EPX_OK, "");
+    world_expect(m->self, "the plan's end", epx_plan_destroy(m->plan), EPX_OK,
+                 "");
+    world_expect(m->self, "the end", epx_group_destroy(m->group), EPX_OK, "");
     if (self->rank == 0 || self->rank == 2) {
         world_barrier(self);
     }

@@ -57,7 +57,7 @@ find_sources(const epx_group_t *group, cpu_rails_t *rails,
 
     rails->num_sources[EPX__LANE_OUT] = 0;
     for (int32_t r = 0; r < group->num_ranks; r++) {
-        if (!epx__is_near(nodes, r) && (masked[r / 64] >> r % 64 & 1) == 0 &&
+        if (!epx__is_near(nodes, r) && !epx__has_rank(masked, r) &&
             epx__rail(nodes, masked, r, nodes->own) == group->rank) {
             sources[rails->num_sources[EPX__LANE_OUT]++] = r;
         }

@@ -6,12 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-static bool
-is_in(const uint64_t *ranks, int32_t rank)
-{
-    return (ranks[rank / 64] >> rank % 64 & 1) != 0;
-}
-
 static epx_status_t
 show_masks(const epx_group_t *group, const uint64_t *masked)
 {
@@ -25,7 +19,8 @@ show_masks(const epx_group_t *group, const uint64_t *masked)
                          group->num_ranks);
     }
     for (int32_t r = 0; r < group->num_ranks; r++) {
-        image[r] = is_in(masked, r) ? CUDA_MASKED : group->nodes.node_of[r];
+        image[r] =
+            epx__has_rank(masked, r) ? CUDA_MASKED : group->nodes.node_of[r];
     }
     status = epx__cuda_copy((void *)(uintptr_t)node_of, image, bytes);
     free(image);
@@ -46,7 +41,7 @@ set_arrivals(const epx_group_t *group, const uint64_t *masked,
                 epx__map_arrival(&group->map, group->peers[r].base, s,
                                  EPX__GATE_DONE, (uint32_t)group->rank);
 
-            if (!is_in(masked, r) && epx__is_near(&group->nodes, r)) {
+            if (!epx__has_rank(masked, r) && epx__is_near(&group->nodes, r)) {
                 status = epx__cuda_copy(arrival, &state->arrivals[s],
                                         sizeof(*arrival));
             }

@@ -35,7 +35,7 @@ find_rails(cuda_proxy_t *proxy, const uint64_t *masked)
     for (int32_t i = 0; i < proxy->num_far; i++) {
         int32_t r = proxy->far[i];
 
-        if ((masked[r / 64] >> r % 64 & 1) != 0) {
+        if (epx__has_rank(masked, r)) {
             continue;
         }
         view->far_rank = view->far_rank < 0 ? r : view->far_rank;

@@ -29,7 +29,7 @@ is_missing(const void *context, int32_t rank)
 {
     const cuda_report_t *report = context;
 
-    return (report->missing[rank / 64] >> rank % 64 & 1) != 0;
+    return epx__has_rank(report->missing, rank);
 }
 
 static bool
