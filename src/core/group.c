@@ -44,7 +44,6 @@ break_group(epx_group_t *group, uint32_t epoch, const epx__error_t *error,
         if (error->status != EPX_ERR_MASKED) {
             epx__lost_tell(group, epoch, error);
         }
-        (void)epx__add_u32(&group->num_tellers, UINT32_MAX);
         /* Of masks whoever agrees on them tells, also those that are masked. */
         if (epx__load_u32(&group->has_remote) != 0 &&
             !epx__mask_has_grown(group)) {
@@ -52,6 +51,7 @@ break_group(epx_group_t *group, uint32_t epoch, const epx__error_t *error,
                                epx__lost_has_aborted(group, group->rank));
         }
         epx__group_wake(group);
+        (void)epx__add_u32(&group->num_tellers, UINT32_MAX);
     }
     return is_first;
 }

@@ -10,7 +10,7 @@
  * epoch e.
  *
  *     adding     never oneself, nor after being found on the roll: so somebody
- *                is always left
+ *                of the node is always left
  *     joining    with no operation open, a rank writes the epoch that it has
  *                read into its vitals, with the last step that it may have
  *                signalled, and waits until every rank that is not masked has

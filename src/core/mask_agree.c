@@ -151,17 +151,24 @@ has_not_joined(const void *context, int32_t rank)
            !has_joined(call, rank, &step);
 }
 
-/* Whether the ranks of other nodes that remain can be signalled. */
+/* Whether a rank of another node that remains cannot be signalled yet. */
+static bool
+is_not_ready(const void *context, int32_t rank)
+{
+    const call_t *call = context;
+    uint64_t step;
+
+    return !epx__is_near(&call->group->nodes, rank) &&
+           !is_on_roll(call, rank) &&
+           !epx__far_has_come(call->group, rank, call->masked, EPX__STAGE_READY,
+                              &step);
+}
+
 static bool
 are_ready(const call_t *call)
 {
-    epx_group_t *group = call->group;
-    uint64_t step;
-
-    for (int32_t rank = 0; rank < group->num_ranks; rank++) {
-        if (!epx__is_near(&group->nodes, rank) && !is_on_roll(call, rank) &&
-            !epx__far_has_come(group, rank, call->masked, EPX__STAGE_READY,
-                               &step)) {
+    for (int32_t rank = 0; rank < call->group->num_ranks; rank++) {
+        if (is_not_ready(call, rank)) {
             return false;
         }
     }
@@ -283,7 +290,6 @@ begin_epoch(const call_t *call)
 {
     epx_group_t *group = call->group;
 
-    epx__group_wait_for_tellers(group); /* they tell of the epoch that ends */
     (void)pthread_mutex_lock(&group->state_lock);
     if (epx__lost_has_aborted(group, group->rank)) {
         (void)pthread_mutex_unlock(&group->state_lock);
@@ -328,7 +334,12 @@ timed_out(const call_t *call)
         EPX_ERR_TIMEOUT,
         "rank %d timed out in epx_group_mask after %.3f s, waiting for %s",
         group->rank, seconds,
-        epx__rank_list_make(group->num_ranks, has_not_joined, call).text);
+        epx__rank_list_make(group->num_ranks,
+                            group->far != NULL && group->renewed == call->epoch
+                                ? is_not_ready
+                                : has_not_joined,
+                            call)
+            .text);
 }
 
 /* Until somebody rings, or it is time to look again. */
@@ -387,6 +398,10 @@ begin(call_t *call, bool *is_done_p)
     if (status != EPX_OK || !have_all || !masked_are_told(call)) {
         return status;
     }
+    /* The epoch ends here, too, if nobody has noticed: who tells of that is
+     * done before its net is made ready. */
+    (void)epx__group_is_broken(group);
+    epx__group_wait_for_tellers(group);
     if (group->renewal != NULL && group->renewed != call->epoch) {
         status = group->renewal->renew(group, call->masked, call->last_step);
     }

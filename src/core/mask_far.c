@@ -72,20 +72,16 @@ is_possible(const epx_group_t *group, int32_t rank, const epx__pledge_t *pledge)
            pledge->stage <= EPX__STAGE_READY;
 }
 
-void
+bool
 epx__far_hear(epx_group_t *group, int32_t rank, const epx__pledge_t *pledge)
 {
     epx__pledge_t copy = *pledge;
 
-    if (group->far == NULL || epx__mask_holds(group, rank)) {
-        return; /* who is masked masks nobody */
-    }
     if (!is_possible(group, rank, &copy)) {
-        epx__group_end(group, epx__fail(EPX_ERR_PEER_DATA,
-                                        "rank %d says who is masked, but that "
-                                        "cannot be",
-                                        rank));
-        return;
+        return false;
+    }
+    if (group->far == NULL || epx__mask_holds(group, rank)) {
+        return true; /* who is masked masks nobody */
     }
     (void)pthread_mutex_lock(&group->state_lock);
     group->far->voices[rank].heard = copy;
@@ -101,6 +97,7 @@ epx__far_hear(epx_group_t *group, int32_t rank, const epx__pledge_t *pledge)
     }
     (void)epx__group_is_broken(group); /* it is, once the roll has grown */
     ring_own(group);
+    return true;
 }
 
 void
@@ -168,7 +165,8 @@ epx__far_tell(epx_group_t *group, const epx__pledge_t *pledge)
         if (group->remote.pledge(group->remote.context, rank, pledge)) {
             *told = *pledge;
         } else {
-            all = false;
+            /* Nobody waits for who is masked. */
+            all = all && epx__has_rank(pledge->masked, rank);
         }
     }
     return all;

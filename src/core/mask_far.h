@@ -16,8 +16,9 @@ void epx__far_close(epx_group_t *group);
 
 /* ---- from the net ---- */
 
-/* A rank's pledge: the ranks that it masks go on this node's roll, too. */
-void epx__far_hear(epx_group_t *group, int32_t rank,
+/* A rank's pledge: the ranks that it masks go on this node's roll, too.  False:
+ * there can be no such pledge. */
+bool epx__far_hear(epx_group_t *group, int32_t rank,
                    const epx__pledge_t *pledge);
 /* A rank's group has failed in that epoch. */
 void epx__far_fail(epx_group_t *group, int32_t rank, uint32_t epoch,

@@ -72,8 +72,9 @@ typedef void epx__net_lost_t(void *context, int32_t rank, epx_status_t status,
 typedef void epx__net_failed_t(void *context, int32_t rank, uint32_t epoch,
                                const epx__error_t *error, bool has_aborted);
 
-/* A peer has told whom it goes on without; otherwise the same. */
-typedef void epx__net_pledged_t(void *context, int32_t rank,
+/* A peer has told whom it goes on without; otherwise the same.  False: that
+ * cannot be, and the peer is bad. */
+typedef bool epx__net_pledged_t(void *context, int32_t rank,
                                 const epx__pledge_t *pledge);
 
 /* How bytes move: net_wire.h. */
@@ -266,10 +267,10 @@ void epx__net_tell(epx__net_t *net, uint32_t epoch, const epx__error_t *error,
 void epx__net_interrupt(epx__net_t *net);
 
 /*
- * Let go of the transfers that were submitted: when this returns no send that
- * counts in `done` reads its memory any more.  No more of any transfer goes out
- * before epx__net_renew.  A peer that has not taken what is under way at the
- * deadline is let go itself.
+ * Let go of the transfers that were submitted: when this returns, or at the
+ * deadline, no send that counts in `done` reads its memory any more.  No more
+ * of any transfer goes out before epx__net_renew.  A peer that keeps some of
+ * what counts there for three quarters of the time is let go itself.
  */
 void epx__net_abandon(epx__net_t *net, const epx__net_done_t *done,
                       int64_t deadline_ns);

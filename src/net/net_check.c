@@ -63,26 +63,35 @@ check_rest(const epx__net_half_t *half, const epx__net_header_t *header)
                : NULL;
 }
 
+/* Whether the piece's slot is closed: that is decided here, once. */
+static bool
+is_stray(const epx__net_view_t *view, const epx__net_header_t *header)
+{
+    return header->kind == EPX__NET_KIND_PIECE &&
+           header->channel < view->num_channels &&
+           epx__load_acquire_u64(&view->slots[header->channel]
+                                      .halves[header->turn % 2]
+                                      .open_turn) == 0;
+}
+
 static const char *
-check_piece(const epx__net_view_t *view, const epx__net_header_t *header)
+check_piece(const epx__net_view_t *view, const epx__net_header_t *header,
+            bool strays)
 {
     const epx__net_slot_t *slot;
     const epx__net_half_t *half;
-    uint64_t open_turn;
 
     if (header->channel >= view->num_channels) {
         return "for a channel that there is not";
     }
     slot = &view->slots[header->channel];
     half = &slot->halves[header->turn % 2];
-    open_turn = epx__load_acquire_u64(&half->open_turn);
-    if (open_turn == 0) {
-        return NULL; /* the slot is closed: nothing is placed */
-    }
-    if (header->turn != open_turn) {
+    if (header->turn == 0 ||
+        (!strays && header->turn != epx__load_acquire_u64(&half->open_turn))) {
         return "for a turn that is not open";
     }
-    if (header->total > slot->bytes || header->offset > header->total ||
+    if ((!strays && header->total > slot->bytes) ||
+        header->offset > header->total ||
         header->bytes > header->total - header->offset) {
         return "that does not fit its slot";
     }
@@ -93,7 +102,8 @@ check_piece(const epx__net_view_t *view, const epx__net_header_t *header)
         (header->step != 0 && !step_fits(view, header->step))) {
         return "for a step that is not open";
     }
-    return header->turn == half->turn ? check_rest(half, header) : NULL;
+    return !strays && header->turn == half->turn ? check_rest(half, header)
+                                                 : NULL;
 }
 
 static const char *
@@ -110,7 +120,8 @@ check_note(const epx__net_view_t *view, const epx__net_header_t *header)
 }
 
 static const char *
-check_kind(const epx__net_view_t *view, const epx__net_header_t *header)
+check_kind(const epx__net_view_t *view, const epx__net_header_t *header,
+           bool strays)
 {
     switch (header->kind) {
     case EPX__NET_KIND_ACK:
@@ -133,7 +144,7 @@ check_kind(const epx__net_view_t *view, const epx__net_header_t *header)
     case EPX__NET_KIND_COUNTS:
         return check_signal(view, header);
     case EPX__NET_KIND_PIECE:
-        return check_piece(view, header);
+        return check_piece(view, header, strays);
     case EPX__NET_KIND_NOTE:
         return view->has_notes ? check_note(view, header)
                                : "of a kind that there is not";
@@ -154,8 +165,10 @@ epx__net_is_duplicate(const epx__net_view_t *view, uint64_t sequence)
 
 const char *
 epx__net_check(const epx__net_view_t *view, const void *header,
-               size_t header_bytes, uint64_t bytes, epx__net_header_t *header_p)
+               size_t header_bytes, uint64_t bytes, epx__net_header_t *header_p,
+               bool *is_stray_p)
 {
+    *is_stray_p = false;
     if (header_bytes != sizeof(*header_p)) {
         return "with a header of another size";
     }
@@ -185,5 +198,6 @@ epx__net_check(const epx__net_view_t *view, const void *header,
          header_p->sequence - view->next_received >= EPX__NET_WINDOW)) {
         return "with a sequence number that is not its turn";
     }
-    return check_kind(view, header_p);
+    *is_stray_p = is_stray(view, header_p);
+    return check_kind(view, header_p, *is_stray_p);
 }

@@ -99,13 +99,25 @@ epx__net_nap(epx__net_t *net)
     }
 }
 
+/* With the crank: whether the peer still has some of what counts there. */
+static bool
+holds(const epx__net_peer_t *peer, const epx__net_done_t *done)
+{
+    bool any = false;
+
+    for (int i = 0; i < EPX__NET_WINDOW && !any; i++) {
+        any = peer->outgoing[i].done == done;
+    }
+    return any;
+}
+
 static void
-let_go(epx__net_t *net)
+let_go(epx__net_t *net, const epx__net_done_t *done)
 {
     epx__net_crank_take(net);
     for (int32_t rank = 0; rank < net->config.num_ranks; rank++) {
         if (epx__net_state(&net->peers[rank]) == EPX__PEER_UP &&
-            !epx__net_is_drained(net, rank)) {
+            holds(&net->peers[rank], done)) {
             epx__net_cut(net, rank, EPX_ERR_BROKEN,
                          "is let go, for the group has failed");
         }
@@ -130,7 +142,7 @@ epx__net_abandon(epx__net_t *net, const epx__net_done_t *done,
     if (epx__net_done_test(done)) {
         return;
     }
-    let_go(net);
+    let_go(net, done);
     while (!epx__net_done_test(done) && epx__now_ns() < deadline_ns) {
         epx__net_nap(net);
     }

@@ -153,10 +153,10 @@ peer_has_failed(void *context, int32_t rank, uint32_t epoch,
     epx__far_fail(context, rank, epoch, error, has_aborted);
 }
 
-static void
+static bool
 peer_has_pledged(void *context, int32_t rank, const epx__pledge_t *pledge)
 {
-    epx__far_hear(context, rank, pledge);
+    return epx__far_hear(context, rank, pledge);
 }
 
 static void

@@ -20,6 +20,14 @@ epx_status_t epx__group_join_nodes(epx_group_t *group,
                                    const epx_bootstrap_t *bootstrap,
                                    const epx_network_config_t *network);
 
+/* How long the end of an operation that has failed waits for peers to take what
+ * is under way: those that live do at once, others are lost by then. */
+static inline uint64_t
+epx__group_patience_ns(const epx_group_t *group)
+{
+    return 2 * group->lost_after_ns;
+}
+
 /* NULL with a single node. */
 static inline epx__net_t *
 epx__group_net(const epx_group_t *group)

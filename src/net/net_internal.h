@@ -44,7 +44,7 @@ typedef struct epx__net_cell {
 
 typedef struct epx__net_ring {
     uint64_t tail; /* shared: the next submission */
-    uint64_t head; /* shared: the next to be taken */
+    uint64_t head; /* the next to be taken */
     epx__net_cell_t cells[EPX__NET_RING];
 } epx__net_ring_t;
 

@@ -344,8 +344,7 @@ epx__net_close(epx__net_t *net)
         return;
     }
     /* Then there is nothing more to deliver than that. */
-    has_failed = epx__load_u32(&net->is_told[0]) != 0 ||
-                 epx__load_u32(&net->is_told[1]) != 0;
+    has_failed = epx__load_u32(&net->is_interrupted) != 0;
     stop(net, epx__deadline_ns(has_failed ? 2 * net->config.beat_ns
                                           : net->config.timeout_ns));
     release(net);

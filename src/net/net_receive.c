@@ -16,8 +16,7 @@ epx__net_refuse(epx__net_t *net, int32_t rank, const char *why)
 }
 
 /* A place in the slot, and no way back: the slot is not closed while it has
- * writers.  False: it is closed, by a rank that is leaving, say, before the
- * source knows.  Then nobody waits for the bytes. */
+ * writers.  False: it has been closed this moment. */
 static bool
 place_piece(epx__net_t *net, epx__net_peer_t *peer,
             const epx__net_header_t *header, void **to_p)
@@ -110,6 +109,7 @@ epx__net_came(epx__net_t *net, int32_t rank, const void *bytes_of_header,
     epx__net_peer_t *peer = rank >= 0 ? &net->peers[rank] : NULL;
     epx__net_header_t header;
     epx__net_view_t view;
+    bool is_stray;
     const char *why;
 
     if (peer == NULL) {
@@ -130,7 +130,8 @@ epx__net_came(epx__net_t *net, int32_t rank, const void *bytes_of_header,
         .next_sent = peer->next_sent,
         .has_notes = net->puts != NULL,
     };
-    why = epx__net_check(&view, bytes_of_header, header_bytes, bytes, &header);
+    why = epx__net_check(&view, bytes_of_header, header_bytes, bytes, &header,
+                         &is_stray);
     if (why != NULL) {
         return epx__net_refuse(net, rank, why);
     }
@@ -145,7 +146,9 @@ epx__net_came(epx__net_t *net, int32_t rank, const void *bytes_of_header,
     }
     peer->started |= UINT64_C(1) << (header.sequence - peer->next_received);
     peer->landings[header.sequence % EPX__NET_WINDOW] = header;
-    if (!place(net, rank, &header, to_p)) {
+    /* Strays are of ranks that do not know yet that this one is leaving, say:
+     * nobody waits for the bytes. */
+    if (is_stray || !place(net, rank, &header, to_p)) {
         take_in(net, rank, &header);
         return EPX__NET_DROP;
     }
@@ -209,9 +212,9 @@ epx__net_landed(epx__net_t *net, int32_t rank, uint64_t landing, bool ok)
         __atomic_store_n(&peer->state, EPX__PEER_LEFT, __ATOMIC_RELEASE);
         epx__net_wake_gates(net);
         epx__net_event_raise(net);
-    } else if (header->kind == EPX__NET_KIND_VERDICT) {
+    } else if (header->kind == EPX__NET_KIND_VERDICT && ok) {
         epx__net_heard(net, rank);
-    } else if (header->kind == EPX__NET_KIND_PLEDGE) {
+    } else if (header->kind == EPX__NET_KIND_PLEDGE && ok) {
         epx__net_hear_pledge(net, rank);
     } else if (header->kind == EPX__NET_KIND_NOTE) {
         epx__net_told(net, rank, header);

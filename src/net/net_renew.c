@@ -16,8 +16,10 @@ void
 epx__net_hear_pledge(epx__net_t *net, int32_t rank)
 {
     if (net->config.pledged != NULL && epx__load_u32(&net->closing) == 0) {
-        net->config.pledged(net->config.lost_context, rank,
-                            &net->peers[rank].pledge_in);
+        if (!net->config.pledged(net->config.lost_context, rank,
+                                 &net->peers[rank].pledge_in)) {
+            (void)epx__net_refuse(net, rank, "about masks that cannot be");
+        }
     }
 }
 

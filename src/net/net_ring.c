@@ -50,6 +50,5 @@ epx__net_ring_drop(epx__net_ring_t *ring)
     epx__net_cell_t *cell = &ring->cells[ring->head % EPX__NET_RING];
 
     epx__store_release_u64(&cell->turn, ring->head + EPX__NET_RING);
-    /* Any thread may ask whether all has been taken: epx__net_abandon. */
-    epx__store_release_u64(&ring->head, ring->head + 1);
+    ring->head++;
 }

@@ -161,6 +161,7 @@ drop_transfers(epx__net_t *net, int32_t rank)
     peer->job_range = 0;
     peer->job_offset = 0;
     peer->job_cut = 0;
+    peer->owes_note = false;
 }
 
 void

@@ -163,11 +163,12 @@ typedef struct epx__net_view {
  * Copies a header of so many bytes out of foreign memory, and looks at every
  * field.  Returns NULL, or what is wrong, as the end of the sentence "rank 3
  * sent a message WHY"; *header_p is then not to be used.  `bytes` is what the
- * transport says of the payload.  What passes may be a duplicate.
+ * transport says of the payload.  What passes may be a duplicate; or a stray, a
+ * piece for a slot that is closed, of which nothing must be placed.
  */
 const char *epx__net_check(const epx__net_view_t *view, const void *header,
                            size_t header_bytes, uint64_t bytes,
-                           epx__net_header_t *header_p);
+                           epx__net_header_t *header_p, bool *is_stray_p);
 
 /* Whether a message with this sequence number has come before. */
 bool epx__net_is_duplicate(const epx__net_view_t *view, uint64_t sequence);

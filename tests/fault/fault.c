@@ -105,7 +105,7 @@ draw_round(fault_round_t *round, const options_t *options, uint64_t seed)
     round->is_queued = rng_one_in(&rng, 2) && FAULT_DEVICE == EPX_DEVICE_CPU;
     round->is_split = rng_one_in(&rng, 2);
     round->has_slots = rng_one_in(&rng, 2);
-    round->in_heap = rng_one_in(&rng, 2);
+    round->in_heap = rng_one_in(&rng, 2) && !FAULT_ON_CARD;
     round->hidden = rng_one_in(&rng, 3) ? 2048 : 64;
     if (round->phase == FAULT_AT_POINT && !round->is_split &&
         (round->which == POINT_IN_DISPATCH_HOOK ||
@@ -344,6 +344,20 @@ parse_options(int argc, char **argv)
     return options;
 }
 
+/* By a process of its own: what it opens would not survive a fork. */
+static bool
+has_card(void)
+{
+    epx_device_info_t info = EPX_DEVICE_INFO_INIT;
+    int status = 1;
+    pid_t pid = fork();
+
+    if (pid == 0) {
+        _exit(epx_device_query(EPX_DEVICE_CUDA, 0, &info) == EPX_OK ? 0 : 1);
+    }
+    return pid > 0 && waitpid(pid, &status, 0) == pid && status == 0;
+}
+
 int
 main(int argc, char **argv)
 {
@@ -354,6 +368,10 @@ main(int argc, char **argv)
     size_t most = (size_t)options.rounds * FAULT_MAX_RANKS;
     int64_t num_bad = 0, num_gone_on = 0;
 
+    if (FAULT_ON_CARD && !has_card()) {
+        fprintf(stderr, "fault: skipped, for there is no NVIDIA GPU here\n");
+        return 77;
+    }
     for (int i = 0; i < FAULT_NUM_KINDS * FAULT_NUM_PHASES; i++) {
         times[i] = (times_t){ calloc(most, sizeof(int64_t)), 0 };
     }

@@ -14,7 +14,11 @@
 
 enum { FAULT_MAX_RANKS = 5, FAULT_MAX_NEWCOMERS = 2 };
 
-/* What ranks are; a card is an emulated one, whose memory is the host's. */
+/* What ranks are.  A card is an emulated one, whose memory is the host's,
+ * unless FAULT_ON_CARD says otherwise. */
+#ifndef FAULT_ON_CARD
+#define FAULT_ON_CARD 0
+#endif
 #ifdef EPX_TEST_CUDA
 #define FAULT_DEVICE EPX_DEVICE_CUDA
 #else

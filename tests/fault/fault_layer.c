@@ -323,6 +323,41 @@ fault_layers_run(fault_layers_t *l, int32_t layer, const char **wrong_p)
     return status;
 }
 
+#if FAULT_ON_CARD
+
+/* Zeroed, and seen by the host and by the card. */
+static void *
+take_shared(size_t bytes)
+{
+    void *memory = NULL;
+
+    return cudaMallocManaged(&memory, bytes, cudaMemAttachGlobal) == cudaSuccess
+               ? memset(memory, 0, bytes)
+               : NULL;
+}
+
+static void
+give_shared(void *memory)
+{
+    (void)cudaFree(memory);
+}
+
+#else
+
+static void *
+take_shared(size_t bytes)
+{
+    return calloc(1, bytes);
+}
+
+static void
+give_shared(void *memory)
+{
+    free(memory);
+}
+
+#endif
+
 /* In the heap or elsewhere. */
 static void *
 take(const fault_layers_t *l, size_t bytes)
@@ -333,14 +368,14 @@ take(const fault_layers_t *l, size_t bytes)
         return epx_mem_alloc(l->group, bytes, &memory) == EPX_OK ? memory
                                                                  : NULL;
     }
-    return malloc(bytes);
+    return take_shared(bytes);
 }
 
 static void
 give(const fault_layers_t *l, void *memory)
 {
     if (!l->round->in_heap) {
-        free(memory);
+        give_shared(memory);
     }
 }
 
@@ -358,7 +393,7 @@ fault_layers_open(fault_round_t *round, epx_group_t *group,
                   void (*at)(void *context, int32_t layer, fault_point_t point),
                   void *context)
 {
-    fault_layers_t *l = calloc(1, sizeof(*l));
+    fault_layers_t *l = take_shared(sizeof(*l)); /* arrays are part of it */
     size_t row = (size_t)round->hidden * sizeof(float);
 
     if (l == NULL) {
@@ -421,5 +456,5 @@ fault_layers_close(fault_layers_t *l)
     give(l, l->out);
     give(l, l->recv);
     give(l, l->src_token);
-    free(l);
+    give_shared(l);
 }

@@ -449,7 +449,7 @@ run_one(char **numbers)
 
 /*
  * Without arguments: what is explored in seconds, and each flaw.  With one,
- * more of it, in minutes and GiB.  With eight, one model: ranks, operations,
+ * more of it, in minutes and GiB.  With nine, one model: ranks, operations,
  * deaths, ranks named, cuts, partitions, grace (0 or 1), flaw.
  */
 int

@@ -20,6 +20,7 @@
 typedef enum target {
     NOTHING,
     FIELD,
+    CLOSED, /* a field of a piece for a slot that is closed */
     WORD,
     ACK,
     NOTE, /* a field of it */
@@ -37,6 +38,14 @@ typedef struct tamper {
 #define HEADER(field, value, why)              \
     { #field,                                  \
       FIELD,                                   \
+      offsetof(epx__net_header_t, field),      \
+      sizeof(((epx__net_header_t *)0)->field), \
+      value,                                   \
+      why }
+/* The same of a piece for a slot that is closed. */
+#define STRAY(field, value, why)               \
+    { #field,                                  \
+      CLOSED,                                  \
       offsetof(epx__net_header_t, field),      \
       sizeof(((epx__net_header_t *)0)->field), \
       value,                                   \
@@ -105,6 +114,13 @@ static const tamper_t tampers[] = {
     HEADER(gate, EPX__NUM_GATES, NO_STEP),
     HEADER(step, 2 + EPX__MAX_OPEN, NO_STEP),
     HEADER(step, UINT64_MAX, NO_STEP),
+    HEADER(kind, EPX__NET_KIND_PLEDGE, "with a pledge of another size"),
+    STRAY(turn, 0, NOT_OPEN),
+    STRAY(offset, UINT64_MAX, NOT_FIT),
+    STRAY(total, BYTES - 1, NOT_FIT),
+    STRAY(bytes, 0, "without bytes"),
+    STRAY(gate, EPX__NUM_GATES, NO_STEP),
+    STRAY(step, UINT64_MAX, NO_STEP),
     KEY(bytes, 0, NO_SLOT),
     KEY(address, UINT64_MAX, NO_SLOT),
     KEY(key_bytes, EPX__NET_KEY_BYTES + 1, NO_SLOT),
@@ -163,7 +179,8 @@ put_badly(rank_t *rank, epx__net_t *victim, uint64_t sequence,
                         : sequence;
 
     memcpy(note.key, &key, sizeof(key));
-    if (tamper->target == FIELD) {
+    header.channel += tamper->target == CLOSED;
+    if (tamper->target == FIELD || tamper->target == CLOSED) {
         set(&header, tamper);
     } else if (tamper->target == NOTE) {
         set(&note, tamper);

@@ -10,9 +10,6 @@
 #include <string.h>
 #include <sys/mman.h>
 
-/* How long the end of a failed operation waits for the network. */
-#define ABANDON_NS ((uint64_t)EPX__NS_PER_SEC / 2)
-
 #define BLOCK_ALIGN ((uint64_t)1 << 21)
 
 static epx_status_t
@@ -77,7 +74,7 @@ static epx_status_t
 rest(epx_group_t *group, const uint64_t *masked, uint64_t *last_step_p)
 {
     epx__net_rest(epx__group_net(group), masked,
-                  epx__deadline_ns(2 * group->lost_after_ns));
+                  epx__deadline_ns(epx__group_patience_ns(group)));
     *last_step_p = group->last_step;
     return EPX_OK;
 }
@@ -315,7 +312,7 @@ cpu_lane_give(epx_group_t *group, cpu_lane_t *lane)
     if (epx__group_is_broken(group)) {
         /* What was sent may lie in the caller's arrays. */
         epx__net_abandon(epx__group_net(group), &lane->done,
-                         epx__deadline_ns(ABANDON_NS));
+                         epx__deadline_ns(epx__group_patience_ns(group)));
         return;
     }
     (void)each_slot(group, lane, release_slot);

@@ -14,8 +14,6 @@
 #define PAUSE_NS 20000
 #define LONG_NS  EPX__NS_PER_MS
 #define IDLE_NS  EPX__NS_PER_SEC
-/* How long the end of a failed operation waits for the network. */
-#define ABANDON_NS ((uint64_t)EPX__NS_PER_SEC / 2)
 
 /* ---- words and signals ---- */
 
@@ -249,7 +247,7 @@ look_at_all(cuda_proxy_t *proxy, bool *busy_p, bool *open_p)
 static void
 give_up(cuda_proxy_t *proxy)
 {
-    int64_t deadline = epx__deadline_ns(ABANDON_NS);
+    int64_t deadline = epx__deadline_ns(epx__group_patience_ns(proxy->group));
 
     for (int i = 0; i < EPX__NUM_SLOTS; i++) {
         cuda_errand_t *errand = &proxy->errands[i];

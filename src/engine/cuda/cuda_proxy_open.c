@@ -185,7 +185,7 @@ cuda_proxy_rest(epx_group_t *group, const uint64_t *masked)
     if (proxy_of(group) != NULL) {
         cuda_proxy_leave(group);
         epx__net_rest(epx__group_net(group), masked,
-                      epx__deadline_ns(2 * group->lost_after_ns));
+                      epx__deadline_ns(epx__group_patience_ns(group)));
     }
 }
 
