@@ -18,6 +18,7 @@ __global__ void
 __launch_bounds__(WARPS * 32, 1)
     combine_kernel(const __grid_constant__ cuda_combine_args_t args)
 {
+    grid_wait();
     char *shared = dynamic_shared();
     __shared__ epx__post_t post;
     __shared__ start now;
@@ -65,6 +66,7 @@ __launch_bounds__(WARPS * 32, 1)
                           reinterpret_cast<source *>(shared), false,
                           args.wait_ns) &&
         args.posts) {
+        grid_release();
         step_end(view, step, post.arrivals);
     }
 }

@@ -51,6 +51,7 @@ template <bool BULK, bool QUANTIZE>
 __global__ void __launch_bounds__(256, 1)
     dispatch_kernel(const __grid_constant__ cuda_dispatch_args_t args)
 {
+    grid_wait();
     char *shared = dynamic_shared();
     __shared__ epx__post_t post;
     const cuda_view_t &view = args.view;
@@ -117,6 +118,7 @@ __global__ void __launch_bounds__(256, 1)
         }
         if (arrivals_wait_all(view, step, CUDA_IN_DISPATCH, targets, !is_all,
                               args.wait_ns)) {
+            grid_release();
             step_end(view, step, post.arrivals);
         }
     }
@@ -126,6 +128,7 @@ __global__ void __launch_bounds__(256, 1)
 __global__ void
 wait_kernel(const __grid_constant__ cuda_wait_args_t args)
 {
+    grid_wait();
     const cuda_view_t &view = args.view;
     bool works = !is_broken(view) && args.plan.routing->failed == 0;
     uint64_t step = args.plan.routing->open_step;
@@ -170,6 +173,18 @@ cuda_dispatch_load(size_t max_shared)
     for (int i = 0; i < 4 && error == cudaSuccess; i++) {
         error = load(kernel_of((cuda_mover_t)(i / 2), i % 2 != 0), max_shared);
     }
+    return error;
+}
+
+cudaError_t
+cuda_dispatch_starts_early(uint32_t *does)
+{
+    cudaFuncAttributes attributes = {};
+    cudaError_t error = cudaFuncGetAttributes(&attributes, wait_kernel);
+
+    // The driver may have compiled them from code for older cards, without
+    // grid_wait.
+    *does = attributes.ptxVersion >= 90;
     return error;
 }
 

@@ -160,6 +160,9 @@ load_kernels(epx_group_t *group)
     }
     engine->max_shared = (size_t)shared - STATIC_SHARED;
     if (error == cudaSuccess) {
+        error = cuda_dispatch_starts_early(&engine->view.starts_early);
+    }
+    if (error == cudaSuccess) {
         error = cuda_plan_load(engine->max_shared);
     }
     if (error == cudaSuccess) {

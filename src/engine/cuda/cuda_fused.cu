@@ -499,6 +499,7 @@ fused_places(const cuda_fused_args_t &args, const block &b, const start &now,
     arrive_all<true>(view, step, segment);
     if (is_clerk() && arrivals_wait_all(view, step, CUDA_IN_DISPATCH, b.targets,
                                         false, args.move.wait_ns)) {
+        grid_release();
         step_end(view, step, now.state.arrivals[epx__slot(step)] + gridDim.x);
     }
 }
@@ -535,6 +536,7 @@ __global__ void
 __launch_bounds__(THREADS, 1)
     fused_kernel(const __grid_constant__ cuda_fused_args_t args)
 {
+    grid_wait();
     char *shared = dynamic_shared();
     __shared__ start now;
     __shared__ head told;

@@ -72,6 +72,7 @@ typedef struct cuda_view {
      * releases to its device the others can acquire: that takes a quarter of
      * the time that a release to the system does. */
     uint32_t is_one_card;
+    uint32_t starts_early; /* kernels: see cuda_launch.cuh */
     epx__map_t map;
     char *const *segments;         /* [R], of the ranks; those of other nodes
                                       stand at the mail: see cuda_rail.h */
@@ -357,6 +358,9 @@ typedef enum cuda_mover {
  * per group, since loading may wait for the device. */
 cudaError_t cuda_plan_load(size_t max_shared);
 cudaError_t cuda_dispatch_load(size_t max_shared);
+/* Whether kernels can be on the device before what they follow has ended, as
+ * they have been compiled for it. */
+cudaError_t cuda_dispatch_starts_early(uint32_t *does);
 cudaError_t cuda_combine_load(size_t max_shared);
 cudaError_t cuda_stage_load(size_t max_shared);
 

@@ -14,6 +14,7 @@ __global__ void
 __launch_bounds__(THREADS)
     drops_kernel(const __grid_constant__ cuda_drops_args_t args)
 {
+    grid_wait();
     const cuda_routing_t *routing = args.plan.routing;
     __shared__ uint32_t total;
     uint32_t count = 0;

@@ -624,6 +624,7 @@ __global__ void
 __launch_bounds__(CUDA_PLAN_WARPS * 32, 1)
     plan_kernel(const __grid_constant__ cuda_plan_args_t args)
 {
+    grid_wait();
     __shared__ cuda_refusal_t refusal;
     __shared__ unsigned long long bad_entry;
     const cuda_view_t &view = args.view;

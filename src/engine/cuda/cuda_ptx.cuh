@@ -9,9 +9,11 @@
 #define EPX__DEVICE static __device__ __forceinline__
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-#define EPX__HAS_BULK 1
+#define EPX__HAS_BULK     1
+#define EPX__STARTS_EARLY 1
 #else
-#define EPX__HAS_BULK 0
+#define EPX__HAS_BULK     0
+#define EPX__STARTS_EARLY 0
 #endif
 
 // The shared memory that the launch has asked for.
@@ -152,6 +154,26 @@ max_u16x2(uint32_t a, uint32_t b)
     return max;
 #else
     return __vmaxu2(a, b);
+#endif
+}
+
+// Until what comes before this kernel in its stream has ended, and all that it
+// has written can be seen: see cuda_launch.cuh.
+EPX__DEVICE void
+grid_wait()
+{
+#if EPX__STARTS_EARLY
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// What comes after this kernel may be launched, once all of its blocks have
+// called this or have ended.
+EPX__DEVICE void
+grid_release()
+{
+#if EPX__STARTS_EARLY
+    asm volatile("griddepcontrol.launch_dependents;");
 #endif
 }
 

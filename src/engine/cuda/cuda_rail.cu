@@ -60,6 +60,7 @@ __global__ void
 __launch_bounds__(THREADS)
     nodes_kernel(const __grid_constant__ cuda_rail_args_t args)
 {
+    grid_wait();
     __shared__ uint32_t counts[THREADS / 32];
     int node = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     int64_t row = node * args.plan.token_capacity;
@@ -178,6 +179,7 @@ __global__ void
 __launch_bounds__(THREADS)
     places_kernel(const __grid_constant__ cuda_rail_args_t args)
 {
+    grid_wait();
     if (!works(args.view, args.plan)) {
         return;
     }
@@ -274,6 +276,7 @@ __global__ void
 __launch_bounds__(THREADS)
     pack_kernel(const __grid_constant__ cuda_rail_args_t args)
 {
+    grid_wait();
     const cuda_view_t &view = args.view;
     int num_nodes = view.nodes.num_nodes;
     int node = blockIdx.x % num_nodes;
@@ -317,6 +320,7 @@ __launch_bounds__(THREADS)
 __global__ void
 turn_kernel(const __grid_constant__ cuda_turn_args_t args)
 {
+    grid_wait();
     const cuda_view_t &view = args.view;
     uint64_t step = args.plan.routing->open_step;
     cuda_trip_t *trip = trip_at(view, step);
@@ -476,6 +480,7 @@ template <bool BULK>
 __global__ void __launch_bounds__(256, 1)
     forward_kernel(const __grid_constant__ cuda_dispatch_args_t args)
 {
+    grid_wait();
     char *shared = dynamic_shared();
     __shared__ epx__signature_t mine;
     __shared__ int64_t num_tokens;

@@ -139,6 +139,7 @@ __global__ void
 __launch_bounds__(WARPS * 32, 1)
     rail_combine_kernel(const __grid_constant__ cuda_combine_args_t args)
 {
+    grid_wait();
     char *shared = dynamic_shared();
     __shared__ cuda_combine_args_t mine;
     __shared__ epx__post_t post;

@@ -107,6 +107,7 @@ __global__ void
 __launch_bounds__(THREADS)
     stage_kernel(const __grid_constant__ cuda_stage_args_t args)
 {
+    grid_wait();
     if (is_broken(args.view) || args.plan.routing->failed != 0) {
         return;
     }

@@ -304,6 +304,7 @@ template <bool BULK>
 __global__ void __launch_bounds__(256, 1)
     unpack_kernel(const __grid_constant__ cuda_unpack_args_t args)
 {
+    grid_wait();
     char *shared = dynamic_shared();
     __shared__ epx__signature_t mine;
     __shared__ int refused_by;

@@ -278,15 +278,45 @@ __shfl_xor_sync(uint32_t mask, T value, int bits)
 
 /* ---- launches ---- */
 
+enum cudaLaunchAttributeID {
+    cudaLaunchAttributeProgrammaticStreamSerialization = 6
+};
+
+struct cudaLaunchAttribute {
+    cudaLaunchAttributeID id;
+    struct {
+        int programmaticStreamSerializationAllowed;
+    } val;
+};
+
+struct cudaLaunchConfig_t {
+    dim3 grid, block; // CUDA's names are macros here
+    size_t shared_bytes;
+    cudaStream_t stream;
+    cudaLaunchAttribute *attrs;
+    unsigned numAttrs;
+};
+
 template <typename Args>
 static inline cudaError_t
-cudaLaunchKernel(void (*kernel)(const Args), dim3 grid, dim3 block,
-                 void **params, size_t shared_bytes, cudaStream_t stream)
+cudaLaunchKernelEx(const cudaLaunchConfig_t *config, void (*kernel)(const Args),
+                   const Args &args)
 {
-    Args args = *static_cast<const Args *>(params[0]);
+    return emulator::launch((const void *)kernel, [=]() { kernel(args); },
+                            config->grid, config->block, config->shared_bytes,
+                            config->stream);
+}
 
-    return emulator::launch((const void *)kernel, [=]() { kernel(args); }, grid,
-                            block, shared_bytes, stream);
+struct cudaFuncAttributes {
+    int ptxVersion;
+};
+
+template <typename Kernel>
+static inline cudaError_t
+cudaFuncGetAttributes(cudaFuncAttributes *attributes, Kernel *)
+{
+    attributes->ptxVersion = 90;
+    return cudaSuccess;
 }
 
 template <typename Kernel>

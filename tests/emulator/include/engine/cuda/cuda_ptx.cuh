@@ -12,6 +12,17 @@
 #define EPX__DEVICE   static inline
 #define EPX__HAS_BULK 1
 
+// A stream's kernels follow each other.
+EPX__DEVICE void
+grid_wait()
+{
+}
+
+EPX__DEVICE void
+grid_release()
+{
+}
+
 EPX__DEVICE char *
 dynamic_shared()
 {
