@@ -272,14 +272,11 @@ is_halted(const cuda_view_t &view)
     return true;
 }
 
-// False once the deadline is past, or the group broken.
-EPX__DEVICE bool
-deadline_holds(const cuda_view_t &view, cuda_deadline *deadline, bool *late)
+// Out of line, as all that is rare in a wait: kernels run from memory, and
+// their length costs time.
+static __device__ __noinline__ bool
+deadline_look(const cuda_view_t &view, cuda_deadline *deadline, bool *late)
 {
-    *late = false;
-    if (++deadline->looks % 64 != 0) {
-        return true;
-    }
     uint64_t now = global_timer_ns();
     if (deadline->start == 0) {
         deadline->start = now;
@@ -296,12 +293,20 @@ deadline_holds(const cuda_view_t &view, cuda_deadline *deadline, bool *late)
     return !is_halted(view);
 }
 
-// One thread: wait for a word; false when the group is broken.
+// False once the deadline is past, or the group broken.
 EPX__DEVICE bool
-word_wait(const cuda_view_t &view, uint64_t step, cuda_what_t what, int source,
-          int index, uint32_t *content)
+deadline_holds(const cuda_view_t &view, cuda_deadline *deadline, bool *late)
 {
-    const uint64_t *at = words_at(view, view.rank, step, source) + index;
+    *late = false;
+    return ++deadline->looks % 64 != 0 || deadline_look(view, deadline, late);
+}
+
+// One thread: look at a word until it is of the step; what it is when the group
+// breaks.
+static __device__ __noinline__ uint64_t
+word_await(const cuda_view_t &view, uint64_t step, cuda_what_t what,
+           const uint64_t *at, int index)
+{
     uint64_t word = ld_relaxed_sys(at);
     cuda_deadline deadline = {};
     bool late;
@@ -311,12 +316,26 @@ word_wait(const cuda_view_t &view, uint64_t step, cuda_what_t what, int source,
             if (late) {
                 report_timeout(view, what, step, index);
             }
-            return false;
+            break;
         }
         word = ld_relaxed_sys(at);
     }
+    return word;
+}
+
+// One thread: wait for a word; false when the group is broken.
+EPX__DEVICE bool
+word_wait(const cuda_view_t &view, uint64_t step, cuda_what_t what, int source,
+          int index, uint32_t *content)
+{
+    const uint64_t *at = words_at(view, view.rank, step, source) + index;
+    uint64_t word = ld_relaxed_sys(at);
+
+    if (!word_is_of(word, step)) {
+        word = word_await(view, step, what, at, index);
+    }
     *content = (uint32_t)word;
-    return true;
+    return word_is_of(word, step);
 }
 
 // A warp: wait for a source's words from `first` on, as many as Part holds;
@@ -331,30 +350,37 @@ words_wait(const cuda_view_t &view, uint64_t step, cuda_what_t what, int source,
     const uint64_t *from = words_at(view, view.rank, step, source) + first;
     int lane = threadIdx.x % 32;
     uint64_t words[TURNS];
-    bool ok = true;
+    cuda_deadline deadline = {};
+    bool ok = true, late = false;
+    int missing;
 
-    // All loads are on their way before the first is looked at; any word
-    // releases all that the source has, so that the last one acquires it.
+    // All loads are on their way before the first is looked at, every time: one
+    // after the other each would take as long as all.  Any word releases all
+    // that the source has, so that the last one acquires it.
+    do {
+        missing = -1;
 #pragma unroll
-    for (int i = 0; i < TURNS; i++) {
-        const uint64_t *word = from + min(i * 32 + lane, COUNT - 1);
+        for (int i = 0; i < TURNS; i++) {
+            const uint64_t *word = from + min(i * 32 + lane, COUNT - 1);
 
-        words[i] = ACQUIRES && i == TURNS - 1 ? ld_acquire_sys(word)
-                                              : ld_relaxed_sys(word);
+            words[i] = ACQUIRES && i == TURNS - 1 ? ld_acquire_sys(word)
+                                                  : ld_relaxed_sys(word);
+        }
+#pragma unroll
+        for (int i = 0; i < TURNS; i++) {
+            if (!word_is_of(words[i], step)) {
+                missing = min(i * 32 + lane, COUNT - 1);
+            }
+        }
+        ok = missing < 0 || deadline_holds(view, &deadline, &late);
+    } while (missing >= 0 && ok);
+    if (late) {
+        report_timeout(view, what, step, first + missing);
     }
 #pragma unroll
     for (int i = 0; i < TURNS; i++) {
-        int at = min(i * 32 + lane, COUNT - 1);
-        uint32_t content = (uint32_t)words[i];
-
-        if (!word_is_of(words[i], step)) {
-            ok =
-                ok && word_wait(view, step, what, source, first + at, &content);
-            if (ACQUIRES && i == TURNS - 1) {
-                (void)ld_acquire_sys(from + at);
-            }
-        }
-        reinterpret_cast<uint32_t *>(to)[at] = content;
+        reinterpret_cast<uint32_t *>(to)[min(i * 32 + lane, COUNT - 1)] =
+            (uint32_t)words[i];
     }
     return __all_sync(~0u, ok) != 0;
 }
@@ -378,8 +404,8 @@ arrivals_wait(const cuda_view_t &view, uint64_t step, cuda_what_t what,
     uint64_t seen;
     bool late;
 
-    // Looking is cheap; only the look that sees the last one must acquire.
-    while (ld_relaxed_sys(word) < target) {
+    // Every look acquires: another one for that would come after the last.
+    while ((seen = ld_acquire_sys(word)) < target) {
         if (!deadline_holds(view, &deadline, &late)) {
             if (late) {
                 report_timeout(view, what, step, -1);
@@ -387,7 +413,6 @@ arrivals_wait(const cuda_view_t &view, uint64_t step, cuda_what_t what,
             return false;
         }
     }
-    seen = ld_acquire_sys(word);
     // Nothing of a later step can be there while this one is open.
     if (seen != target) {
         report_rank(view, what, step, EPX_ERR_PEER_DATA, source);
