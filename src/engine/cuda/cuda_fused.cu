@@ -21,11 +21,11 @@ namespace
 
 // ---- 4. placing ----
 
-// Add to the rows of own entries what the ranks before this one have told; the
-// threads that wait for the fewest posts begin.
+// The block's last num_threads threads: add to the rows of own entries what the
+// ranks before this one have told.
 __device__ bool
 wait_places(const cuda_fused_args_t &args, const block &b, uint64_t step,
-            uint32_t count)
+            uint32_t count, uint32_t num_threads)
 {
     const cuda_view_t &view = args.move.view;
     uint32_t sources = (uint32_t)view.rank;
@@ -33,7 +33,7 @@ wait_places(const cuda_fused_args_t &args, const block &b, uint64_t step,
     bool ok = true;
 
     for (uint32_t i = THREADS - 1 - threadIdx.x; i < count * sources && ok;
-         i += THREADS) {
+         i += num_threads) {
         own_entry *e = &b.own[i / sources];
         uint32_t rows = 0;
 
@@ -313,13 +313,15 @@ __device__ void
 open_round(const cuda_fused_args_t &args, const block &b, uint32_t token,
            uint32_t count)
 {
+    uint32_t piece = QUANTIZE ? take_piece(b) : 0;
+
 #if EPX__HAS_BULK
     if (b.loads_bulk) {
         mbarrier_wait(b.barrier, (token - b.first) / args.round_tokens % 2);
     }
 #endif
     if (QUANTIZE) {
-        quantize_rows(args, b, token, count);
+        quantize_rows(args, b, token, count, piece);
     } else {
         load_rows(args, b, token, count);
     }
@@ -357,6 +359,7 @@ next_round(const cuda_fused_args_t &args, const block &b, uint32_t token,
     own.start(args, token * topk, count * topk);
     load_round(args, b, token);
     own.share(args, b, token * topk, count * topk);
+    begin_pieces(args, b, count);
     __syncthreads();
     own_place(args, b, count);
     __syncthreads();
@@ -384,8 +387,8 @@ send_rounds(const cuda_fused_args_t &args, const block &b, uint64_t step)
         count = min(args.round_tokens, b.end - token);
         if (count > 0) {
             next_round<QUANTIZE>(args, b, token, count);
-            ok = __syncthreads_and(wait_places(args, b, step, count * topk)) !=
-                 0;
+            ok = __syncthreads_and(
+                     wait_places(args, b, step, count * topk, THREADS)) != 0;
         }
     }
     return ok;
@@ -434,15 +437,16 @@ is_clerk()
     return blockIdx.x == gridDim.x - 1;
 }
 
-// What the peers tell; a rank whose routing is bad is noted.
+// The last num_warps warps: what the peers tell; a rank whose routing is bad is
+// noted.
 __device__ posts_seen
 look_at_heads(const cuda_fused_args_t &args, const block &b, uint64_t step,
-              const epx__signature_t &mine, int *refused_by)
+              const epx__signature_t &mine, int num_warps, int *refused_by)
 {
     const cuda_dispatch_args_t &move = args.move;
 
     return posts_look<head, false>(
-        move.view, step, CUDA_IN_DISPATCH, mine, move.plan.rank_rows,
+        move.view, step, CUDA_IN_DISPATCH, mine, move.plan.rank_rows, num_warps,
         is_clerk() ? move.wait_ns : nullptr,
         [&](int r, const head &h, const peer &p) {
             if (h.row.bad_entry != 0) {
@@ -457,6 +461,14 @@ look_at_heads(const cuda_fused_args_t &args, const block &b, uint64_t step,
         });
 }
 
+// How many warps of a block wait for the peers.  Without bulk copies all load
+// rows first.
+__device__ int
+num_lookers(const cuda_fused_args_t &args, const block &b)
+{
+    return b.loads_bulk ? min(args.move.view.num_ranks, WARPS / 2) : WARPS;
+}
+
 template <bool BULK, bool QUANTIZE>
 __device__ void
 fused_places(const cuda_fused_args_t &args, const block &b, const start &now,
@@ -467,17 +479,24 @@ fused_places(const cuda_fused_args_t &args, const block &b, const start &now,
     uint64_t generation = generation_of(args.told, now.routing);
     epx__signature_t mine = args.move.post.signature;
     posts_seen seen = { true, true, true, 0, 0 };
+    int lookers = num_lookers(args, b);
+    bool looks = count > 0 || is_clerk(), has_places = true;
 
+    looks = looks && threadIdx.x / 32 >= WARPS - lookers;
     mine.plan_id = now.routing.plan_id;
-    if (count > 0) {
+    if (count > 0 && !b.loads_bulk) {
         open_round<QUANTIZE>(args, b, b.first, count);
     }
-    if (count > 0 || is_clerk()) {
-        seen = look_at_heads(args, b, step, mine, refused_by);
+    if (looks) {
+        seen = look_at_heads(args, b, step, mine, lookers, refused_by);
+        has_places = wait_places(args, b, step, count * args.move.plan.key.topk,
+                                 lookers * 32);
     }
-    bool ok = posts_agree(
-        view, step, CUDA_IN_DISPATCH, mine, seen,
-        wait_places(args, b, step, count * args.move.plan.key.topk));
+    // The others quantise meanwhile, and who is early does more of it.
+    if (count > 0 && b.loads_bulk) {
+        open_round<QUANTIZE>(args, b, b.first, count);
+    }
+    bool ok = posts_agree(view, step, CUDA_IN_DISPATCH, mine, seen, has_places);
     bool is_refused = *refused_by != INT32_MAX;
     if (ok && !is_refused) {
         ok = send_rounds<BULK, QUANTIZE>(args, b, step);
@@ -577,6 +596,7 @@ __launch_bounds__(THREADS, 1)
          e += THREADS) {
         b.ranks[e] = taking_rank(view, (int)args.move.plan.key.num_experts, e);
     }
+    begin_pieces(args, b, count);
     if (threadIdx.x == THREADS - 1) {
         bad_entry = ~0ull;
         refused_by = INT32_MAX;
@@ -611,7 +631,8 @@ __launch_bounds__(THREADS, 1)
         __syncthreads();
     }
     tell_some(args, b, step, told, listener);
-    if (warp == WARPS - 1) {
+    // By a warp that does not look at what the peers tell.
+    if (warp == 0) {
         own_number(args, b, count * topk);
     }
     if (SLOTS) {

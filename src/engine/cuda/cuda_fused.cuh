@@ -12,6 +12,7 @@
 //     ranks   [E]          of the experts
 //     own     [round][K]   struct own_entry
 //     tile    [TILE]       i32 experts of the routing, while it is counted
+//     pieces               of the round that warps have taken to quantise
 //     stages  [round]      rows as they are sent, each with its scales
 //     raw     [round]      rows of x, where they are quantised
 #ifndef EPX_ENGINE_CUDA_FUSED_CUH
@@ -67,13 +68,15 @@ struct block {
     char *raw; // where bulk copies bring rows of x
     size_t raw_stride;
     uint64_t *barrier; // of those
+    uint32_t *pieces;
     bool loads_bulk;
     uint32_t first, end; // the block's tokens
     placement experts;
 };
 
 struct block_map {
-    size_t before, total, local, ranks, own, tile, barrier, stages, raw, end;
+    size_t before, total, local, ranks, own, tile, barrier, pieces, stages, raw,
+        end;
 };
 
 __host__ __device__ size_t
@@ -98,7 +101,8 @@ block_map_make(const cuda_fused_args_t &args, uint32_t round)
     map.own = map.ranks + move.plan.key.num_experts * sizeof(int32_t);
     map.tile = map.own + round * move.plan.key.topk * sizeof(own_entry);
     map.barrier = round_up(map.tile + TILE * sizeof(int32_t), 8);
-    map.stages = round_up(map.barrier + sizeof(uint64_t), ALIGN);
+    map.pieces = map.barrier + sizeof(uint64_t);
+    map.stages = round_up(map.pieces + sizeof(uint32_t), ALIGN);
     map.raw = map.stages + round * fused_stage_bytes(move);
     map.end = map.raw + (move.quantize != EPX_QUANTIZE_NONE
                              ? round * round_up(move.in_bytes, ALIGN)
@@ -122,6 +126,7 @@ block_make(const cuda_fused_args_t &args, char *shared, bool is_bulk)
     b.tile = reinterpret_cast<int32_t *>(shared + map.tile);
     b.stages = shared + map.stages;
     b.barrier = reinterpret_cast<uint64_t *>(shared + map.barrier);
+    b.pieces = reinterpret_cast<uint32_t *>(shared + map.pieces);
     if (args.move.quantize != EPX_QUANTIZE_NONE) {
         b.raw = shared + map.raw;
         b.raw_stride = round_up(args.move.in_bytes, ALIGN);
@@ -547,38 +552,57 @@ load_rows(const cuda_fused_args_t &args, const block &b, uint32_t token,
 
 constexpr int QUANTIZE_AHEAD = 4;
 
-// The same, quantised: half a warp to a block of channels, four of them on
-// their way from memory at a time.
+// Before a round is quantised, and a barrier.
+__device__ void
+begin_pieces(const cuda_fused_args_t &args, const block &b, uint32_t count)
+{
+    const cuda_dispatch_args_t &move = args.move;
+    uint32_t num_scales = (uint32_t)move.num_scales;
+
+    if (threadIdx.x == 0) {
+        *b.pieces = 0;
+    }
+    if (move.quantize != EPX_QUANTIZE_F8E4M3_UE8M0) {
+        return;
+    }
+    // Scales that are packed are put into words of zero.
+    for (uint32_t i = threadIdx.x; i < count * num_scales; i += THREADS) {
+        uint32_t t = i / num_scales;
+
+        stage_scales(args, b.stages + t * fused_stage_bytes(
+                                              move))[i - t * num_scales] = 0;
+    }
+}
+
+// One warp: the next piece of the round that none has taken.
+__device__ uint32_t
+take_piece(const block &b)
+{
+    uint32_t piece = threadIdx.x % 32 == 0 ? atomicAdd(b.pieces, 1u) : 0;
+
+    return __shfl_sync(~0u, piece, 0);
+}
+
+// The same, quantised, by warps that take pieces, from `piece` on: half a warp
+// to a block of channels, four of them on their way from memory at a time.
 __device__ void
 quantize_rows(const cuda_fused_args_t &args, const block &b, uint32_t token,
-              uint32_t count)
+              uint32_t count, uint32_t piece)
 {
-    constexpr uint32_t HALVES = THREADS / 16;
+    constexpr uint32_t PIECE = 2 * QUANTIZE_AHEAD; // blocks
     const cuda_dispatch_args_t &move = args.move;
     uint32_t octets = (uint32_t)(move.in_bytes / 16);
     uint32_t blocks = (octets + 15) / 16;
     size_t stride = fused_stage_bytes(move);
-    bool is_packed = move.quantize == EPX_QUANTIZE_F8E4M3_UE8M0;
 
-    if (is_packed) {
-        for (uint32_t i = threadIdx.x; i < count * move.num_scales;
-             i += THREADS) {
-            uint32_t t = i / (uint32_t)move.num_scales;
-
-            stage_scales(args, b.stages + t * stride)[i - t * move.num_scales] =
-                0;
-        }
-        __syncthreads();
-    }
     // Both halves of a warp come along.
-    for (uint32_t at = threadIdx.x / 32 * 2; at < count * blocks;
-         at += HALVES * QUANTIZE_AHEAD) {
+    for (; piece * PIECE < count * blocks; piece = take_piece(b)) {
         uint4 values[QUANTIZE_AHEAD];
         uint32_t tokens[QUANTIZE_AHEAD], channels[QUANTIZE_AHEAD];
 
 #pragma unroll
         for (int u = 0; u < QUANTIZE_AHEAD; u++) {
-            uint32_t i = at + u * HALVES + threadIdx.x / 16 % 2;
+            uint32_t i = piece * PIECE + u * 2 + threadIdx.x / 16 % 2;
 
             tokens[u] = i / blocks;
             channels[u] = (i - tokens[u] * blocks) * 16 + threadIdx.x % 16;

@@ -609,18 +609,18 @@ struct posts_seen {
 // Wait for every post of this rank's node, and with Part = head its count row,
 // compare the posts (`mine` is this rank's) and open what each is about:
 // open(rank, part, peer), called by a warp, says whether it can be.  Adds to
-// wait_ns[r], if that is not null, how long that took.  posts_agree must
-// follow.
+// wait_ns[r], if that is not null, how long that took.  The block's last
+// num_warps warps call it, and posts_agree must follow.
 template <typename Part, bool ACQUIRES, typename Open>
 EPX__DEVICE posts_seen
 posts_look(const cuda_view_t &view, uint64_t step, cuda_what_t what,
            const epx__signature_t &mine, const uint64_t *rank_rows,
-           int64_t *wait_ns, Open open)
+           int num_warps, int64_t *wait_ns, Open open)
 {
     constexpr int WARPS = 16;
     __shared__ Part parts[WARPS];
     posts_seen seen = { true, true, true, 0, 0 };
-    int warp = threadIdx.x / 32, num_warps = blockDim.x / 32;
+    int warp = (int)(blockDim.x - 1 - threadIdx.x) / 32;
     Part *part = &parts[warp];
     uint64_t start = wait_ns == nullptr ? 0 : global_timer_ns();
 
@@ -683,8 +683,8 @@ posts_wait(const cuda_view_t &view, uint64_t step, cuda_what_t what,
            const epx__signature_t &mine, const uint64_t *rank_rows,
            int64_t *wait_ns, Open open)
 {
-    posts_seen seen = posts_look<Part, ACQUIRES>(view, step, what, mine,
-                                                 rank_rows, wait_ns, open);
+    posts_seen seen = posts_look<Part, ACQUIRES>(
+        view, step, what, mine, rank_rows, (int)blockDim.x / 32, wait_ns, open);
 
     return posts_agree(view, step, what, mine, seen, true);
 }
