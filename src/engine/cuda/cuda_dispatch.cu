@@ -202,6 +202,9 @@ cuda_dispatch_shape(cuda_dispatch_args_t *args, cuda_mover_t mover,
     args->chunk_bytes = round_up((args->in_bytes + parts - 1) / parts, unit);
     args->num_chunks = (uint32_t)((args->in_bytes + args->chunk_bytes - 1) /
                                   args->chunk_bytes);
+    // As much or more comes to each rank.
+    args->passes_cache =
+        (uint64_t)args->num_tokens * args->row_bytes >= CACHED_MOST;
     // Scales that a bulk copy can take, and that are not more than a row.
     args->scales_ride =
         mover == CUDA_MOVER_BULK && args->scales != nullptr &&

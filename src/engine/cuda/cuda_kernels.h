@@ -194,6 +194,7 @@ typedef struct cuda_dispatch_args {
     uint32_t num_chunks;   /* of a row */
     uint32_t num_warps;    /* of a block */
     uint32_t num_stages;   /* of a warp */
+    uint32_t passes_cache; /* more rows than L2 caches hold */
     uint32_t x_is_aligned; /* to 16 bytes */
     epx_quantize_t quantize;
     const uint32_t *scales;
@@ -369,7 +370,7 @@ size_t cuda_plan_shared_bytes(const cuda_plan_args_t *args);
 cudaError_t cuda_plan_launch(const cuda_plan_args_t *args, int num_blocks,
                              cudaStream_t stream);
 /* Completes args: chunk_bytes, num_chunks, num_warps, num_stages,
- * scales_ride.
+ * scales_ride, passes_cache.
  * Returns the shared memory that a block then needs. */
 size_t cuda_dispatch_shape(cuda_dispatch_args_t *args, cuda_mover_t mover,
                            size_t max_shared);

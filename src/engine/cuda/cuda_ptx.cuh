@@ -275,6 +275,33 @@ bulk_store(void *to, const void *from_shared, uint32_t bytes)
                  : "memory");
 }
 
+// Whether what a bulk store has written should leave the L2 cache first.
+EPX__DEVICE uint64_t
+bulk_policy(bool leaves_first)
+{
+    uint64_t policy;
+
+    if (leaves_first) {
+        asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;"
+                     : "=l"(policy));
+    } else {
+        asm volatile("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;"
+                     : "=l"(policy));
+    }
+    return policy;
+}
+
+EPX__DEVICE void
+bulk_store(void *to, const void *from_shared, uint32_t bytes, uint64_t policy)
+{
+    asm volatile("cp.async.bulk.global.shared::cta.bulk_group.L2::cache_hint "
+                 "[%0], [%1], %2, %3;"
+                 :
+                 : "l"(to), "r"(shared_address(from_shared)), "r"(bytes),
+                   "l"(policy)
+                 : "memory");
+}
+
 EPX__DEVICE void
 bulk_commit()
 {

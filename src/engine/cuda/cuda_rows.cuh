@@ -57,6 +57,7 @@ constexpr int CHUNK_SCALES = 64;  // words of scales of a chunk, at most
 constexpr int COPY_CHUNK = 16384; // bytes of x in a chunk, at most
 constexpr size_t COPY_SHARED = 192 * 1024; // of a block that copies, at most
 constexpr int QUANTIZE_CHUNK = 8192;       // and when quantising
+constexpr uint64_t CACHED_MOST = 16 << 20; // of rows, that caches hold
 constexpr int ALIGN = 128;
 
 __host__ __device__ size_t

@@ -243,6 +243,7 @@ send_bulk(const cuda_dispatch_args_t &args, const worker &w,
     size_t stride = stage_bytes(args);
     int topk = (int)args.plan.key.topk;
     uint32_t stage = 0, parity = 0, turn = 0;
+    uint64_t policy = bulk_policy(args.passes_cache != 0);
     int64_t turns = 0;
 
 #pragma unroll
@@ -296,7 +297,7 @@ send_bulk(const cuda_dispatch_args_t &args, const worker &w,
             if (route.rank >= 0) {
                 bulk_store(w.targets[route.rank].x() +
                                route.row * args.row_bytes + at,
-                           from, bytes);
+                           from, bytes, policy);
             }
         }
         bulk_commit();

@@ -177,6 +177,18 @@ bulk_store(void *to, const void *from_shared, uint32_t bytes)
     emulator::start_store(to, from_shared, bytes);
 }
 
+EPX__DEVICE uint64_t
+bulk_policy(bool leaves_first)
+{
+    return leaves_first;
+}
+
+EPX__DEVICE void
+bulk_store(void *to, const void *from_shared, uint32_t bytes, uint64_t)
+{
+    emulator::start_store(to, from_shared, bytes);
+}
+
 EPX__DEVICE void
 bulk_commit()
 {
