@@ -135,8 +135,10 @@ draw_round(fault_round_t *round, const options_t *options, uint64_t seed)
     }
     round->port = free_ports(20000 + 2 * (int32_t)rng_int(&rng, 0, 5999));
     /* Nobody is told of a rank that never came but by the clock. */
-    round->timeout_ns = round->phase <= FAULT_IN_GATHER ? UINT64_C(3000000000)
-                                                        : UINT64_C(60000000000);
+    round->timeout_ns = round->phase > FAULT_IN_GATHER ? UINT64_C(60000000000)
+                        : FAULT_ON_CARD /* whose driver takes seconds */
+                            ? UINT64_C(20000000000)
+                            : UINT64_C(3000000000);
     round->bound_ns = options->bound_ms * 1000000;
 }
 
