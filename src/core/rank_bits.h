@@ -9,7 +9,9 @@
 static inline bool
 epx__has_rank(const uint64_t *ranks, int32_t rank)
 {
-    return (ranks[rank / 64] >> rank % 64 & 1) != 0;
+    uint32_t at = (uint32_t)rank;
+
+    return (ranks[at / 64] >> at % 64 & 1) != 0;
 }
 
 #endif
