@@ -82,12 +82,12 @@ is_lost(const epx_group_t *group, int32_t rank, uint64_t grace_ns)
     if (rank == group->rank) {
         return false;
     }
-    if (epx__is_near(&group->nodes, rank)) {
-        return epx__lost_has_left(group, rank) ||
-               epx__watch_has_lost(group, rank);
+    if (epx__lost_has_left(group, rank)) {
+        return true;
     }
-    return epx__lost_has_left(group, rank) ||
-           group->remote.is_gone(group->remote.context, rank, grace_ns);
+    return epx__is_near(&group->nodes, rank)
+               ? epx__watch_has_lost(group, rank)
+               : group->remote.is_gone(group->remote.context, rank, grace_ns);
 }
 
 /* A rank that is lost and not on the roll; -1 for none. */

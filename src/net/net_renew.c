@@ -15,11 +15,10 @@ epx__net_is_gone(const epx__net_t *net, int32_t rank, uint64_t grace_ns)
 void
 epx__net_hear_pledge(epx__net_t *net, int32_t rank)
 {
-    if (net->config.pledged != NULL && epx__load_u32(&net->closing) == 0) {
-        if (!net->config.pledged(net->config.lost_context, rank,
-                                 &net->peers[rank].pledge_in)) {
-            (void)epx__net_refuse(net, rank, "about masks that cannot be");
-        }
+    if (net->config.pledged != NULL && epx__load_u32(&net->closing) == 0 &&
+        !net->config.pledged(net->config.lost_context, rank,
+                             &net->peers[rank].pledge_in)) {
+        (void)epx__net_refuse(net, rank, "about masks that cannot be");
     }
 }
 

@@ -35,28 +35,15 @@ typedef struct tamper {
     const char *why; /* the end of the sentence */
 } tamper_t;
 
-#define HEADER(field, value, why)              \
-    { #field,                                  \
-      FIELD,                                   \
-      offsetof(epx__net_header_t, field),      \
-      sizeof(((epx__net_header_t *)0)->field), \
-      value,                                   \
-      why }
+#define TAMPER(target, record, field, value, why)                            \
+    { #field, target, offsetof(record, field), sizeof(((record *)0)->field), \
+      value,  why }
+#define HEADER(field, value, why) \
+    TAMPER(FIELD, epx__net_header_t, field, value, why)
 /* The same of a piece for a slot that is closed. */
-#define STRAY(field, value, why)               \
-    { #field,                                  \
-      CLOSED,                                  \
-      offsetof(epx__net_header_t, field),      \
-      sizeof(((epx__net_header_t *)0)->field), \
-      value,                                   \
-      why }
-#define KEY(field, value, why)               \
-    { #field,                                \
-      NOTE,                                  \
-      offsetof(epx__net_note_t, field),      \
-      sizeof(((epx__net_note_t *)0)->field), \
-      value,                                 \
-      why }
+#define STRAY(field, value, why) \
+    TAMPER(CLOSED, epx__net_header_t, field, value, why)
+#define KEY(field, value, why) TAMPER(NOTE, epx__net_note_t, field, value, why)
 
 #define OTHER_RANK "in the name of another rank"
 #define NOT_FIT    "that does not fit its slot"

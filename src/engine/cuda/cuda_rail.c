@@ -172,9 +172,10 @@ cuda_rail_is_busy(const cuda_plan_t *plan)
     /* Nothing ends the trips of a broken group but the end of its net. */
     bool is_busy =
         plan->num_regions > 0 && epx__group_is_broken(plan->base.group);
+    /* In another epoch nobody works with them. */
+    int count = cuda_plan_is_stale(plan) ? 0 : plan->num_regions;
 
-    for (int i = 0;
-         i < plan->num_regions && !is_busy && !cuda_plan_is_stale(plan); i++) {
+    for (int i = 0; i < count && !is_busy; i++) {
         const uint64_t *marks = plan->regions[i].base;
 
         /* Released by the proxy. */
