@@ -259,10 +259,15 @@ typedef struct epx_network_config {
      * epx_group_create fails with EPX_ERR_MISMATCH.  NULL: EPX_NET_WIRE, else
      * "auto". */
     const char *wire;
+    /* EPX_DEVICE_CUDA: whether the network reads and writes rows in the card's
+     * memory itself (GPUDirect RDMA), which takes puts.  1: yes, or
+     * EPX_ERR_UNSUPPORTED; 0: they go through the host's memory.  -1:
+     * EPX_NET_GPUDIRECT, else where the adapter can.  Ranks may differ. */
+    int32_t gpudirect;
 } epx_network_config_t;
 
 #define EPX_NETWORK_CONFIG_INIT \
-    { sizeof(epx_network_config_t), 0, 0, -1, -1, -1, -1, -1, -1, 0 }
+    { sizeof(epx_network_config_t), 0, 0, -1, -1, -1, -1, -1, -1, 0, -1 }
 
 typedef struct epx_group_config {
     size_t size;
@@ -311,9 +316,8 @@ typedef struct epx_group_config {
  * with a sentence that names it.
  *
  * The first fabric that can joins the ranks of a node.  Ranks that none joins
- * are on different nodes, which are joined by UCX: EPX_DEVICE_CPU alone, in
- * this version.  EPX_ERR_UNSUPPORTED tells why that cannot be, or what of a
- * device is missing.
+ * are on different nodes, which are joined by UCX.  EPX_ERR_UNSUPPORTED tells
+ * why that cannot be, or what of a device is missing.
  *
  *     CPU   thread       threads of one process
  *           shm          processes of one host

@@ -78,6 +78,7 @@ class NetworkConfig(Struct):
         ("num_lanes", c_int32),
         ("core", c_int32),
         ("wire", c_char_p),
+        ("gpudirect", c_int32),
     ]
 
 

@@ -45,6 +45,7 @@ class Network(NamedTuple):
     num_lanes: int = -1
     core: int = -1
     wire: Optional[str] = None
+    gpudirect: int = -1
 
     def to_c(self) -> _c.NetworkConfig:
         """The struct."""

@@ -102,6 +102,16 @@ typedef struct epx__renewal {
                           uint64_t last_step);
 } epx__renewal_t;
 
+/* What a net has to know of an engine whose rows may lie on a card. */
+typedef struct epx__card_net {
+    uint32_t num_channels; /* of the net's, for such rows; 0: none */
+    /* Whether what the network writes to the card is there for kernels before
+     * what it then tells the host; only then is it let at the card. */
+    bool orders_puts;
+    /* What a thread of the net does first; it never leaves. */
+    void (*enter_thread)(const epx_group_t *group);
+} epx__card_net_t;
+
 struct epx_group {
     int32_t rank;
     int32_t num_ranks;
@@ -135,6 +145,7 @@ struct epx_group {
     /* Where the net puts what ranks of other nodes tell: a control region in
      * memory of the host; NULL: the segment's own. */
     void *net_control;
+    epx__card_net_t card_net; /* the engine's, before the nodes are joined */
     epx__heap_t heap;
 
     /* Who is masked (core/mask.h).  The first two are atomic, and change under

@@ -100,6 +100,16 @@ typedef struct epx__net_config {
     const epx__map_t *map;
     void *segment; /* this rank's control region; outlives the net */
     uint32_t num_channels;
+    /* The last of them are for rows that may lie on a card: on the second wire
+     * all that they carry is put from and to its place, however short it is,
+     * and no thread of the host touches it. */
+    uint32_t num_card_channels;
+    /* Whether the network is let at this rank's card: -1: where it can; 0: no;
+     * 1: an error where it cannot.  See epx__net_reaches_card. */
+    int32_t gpudirect;
+    /* What the net's thread does first; may be NULL. */
+    void (*enter)(void *context);
+    void *enter_context;
 
     uint64_t timeout_ns;    /* of open; and of sends that wait for room */
     uint64_t beat_ns;       /* between heartbeats; 0: none */
@@ -136,6 +146,10 @@ epx_status_t epx__net_open(epx__net_t **net_p, const epx__net_config_t *config);
  * it within timeout_ns.  No other call may be under way.  NULL is allowed.
  */
 void epx__net_close(epx__net_t *net);
+
+/* Whether what goes by the channels for cards may lie on this rank's: both its
+ * slots and the ranges that it sends have to, then.  Peers need not know. */
+bool epx__net_reaches_card(const epx__net_t *net);
 
 /* Whether a rank is reached by this net. */
 bool epx__net_has_peer(const epx__net_t *net, int32_t rank);

@@ -40,10 +40,15 @@ typedef struct epx__net_put {
 typedef struct epx__net_puts {
     /* Whether the network does them by itself, and not by messages. */
     bool (*are_native)(const epx__net_config_t *config);
+    /* Whether what is shared and put may lie on a card; with is_short, without
+     * a detour through the host's memory.  If not, *why_p says why. */
+    bool (*reaches_card)(void *state, const epx__net_config_t *config,
+                         bool is_short, const char **why_p);
     /* Let peers put to this memory, until it is taken back or closed: the note
      * tells them how. */
     epx_status_t (*share)(void *state, void *memory, uint64_t bytes,
-                          epx__net_note_t *note, void **share_p);
+                          bool is_on_card, epx__net_note_t *note,
+                          void **share_p);
     void (*unshare)(void *state, void *share);
     /* What a peer's note tells, ready for use until close; NULL: it cannot be.
      * `old` is a reach that is not used any more, or NULL. */
@@ -52,7 +57,8 @@ typedef struct epx__net_puts {
     /* The range stays until the end, which says nothing of the peer's memory.
      */
     void (*put)(void *state, int32_t peer, void *reach, uint64_t address,
-                const struct iovec *range, epx__net_put_t *put);
+                const struct iovec *range, bool is_on_card,
+                epx__net_put_t *put);
     /* All that has been put to the peer before is there when this has ended. */
     void (*flush)(void *state, int32_t peer, epx__net_put_t *put);
 } epx__net_puts_t;

@@ -67,7 +67,7 @@ epx__net_boxes_open(epx__net_t *net, epx__net_note_t *note)
             next += net->box.bytes;
         }
     }
-    return net->puts->share(net->state, net->boxes, bytes, note, &share);
+    return net->puts->share(net->state, net->boxes, bytes, false, note, &share);
 }
 
 epx_status_t
@@ -160,7 +160,7 @@ take_message(epx__net_t *net, int32_t rank, uint64_t sequence)
     if (landing == EPX__NET_DROP) {
         return;
     }
-    if (header.bytes > 0 && header.bytes <= net->box.inline_bytes) {
+    if (header.bytes > 0 && epx__net_goes_to_box(net, &header)) {
         epx__copy_in(to, cell + sizeof(header), header.bytes);
     }
     epx__net_landed(net, rank, landing, true);
@@ -227,8 +227,8 @@ epx__net_boxes_poll(epx__net_t *net)
 /* The share of the memory; `like` is the half that lies in the same place,
  * whose share serves both, or NULL. */
 static epx_status_t
-share_half(epx__net_t *net, const epx__net_lent_t *like, void *memory,
-           uint64_t bytes, epx__net_lent_t *lent)
+share_half(epx__net_t *net, uint32_t channel, const epx__net_lent_t *like,
+           void *memory, uint64_t bytes, epx__net_lent_t *lent)
 {
     epx_status_t status;
 
@@ -237,8 +237,9 @@ share_half(epx__net_t *net, const epx__net_lent_t *like, void *memory,
         return EPX_OK;
     }
     epx__net_crank_take(net);
-    status =
-        net->puts->share(net->state, memory, bytes, &lent->note, &lent->share);
+    status = net->puts->share(net->state, memory, bytes,
+                              epx__net_is_on_card(net, channel), &lent->note,
+                              &lent->share);
     epx__net_crank_leave(net);
     return status;
 }
@@ -258,7 +259,7 @@ lend_half(epx__net_t *net, uint32_t channel, int32_t source, uint64_t turn,
     if (lent == NULL) {
         return epx__fail(EPX_ERR_NO_MEMORY, "no memory to lend a slot");
     }
-    status = share_half(net, like, memory, bytes, lent);
+    status = share_half(net, channel, like, memory, bytes, lent);
     if (status != EPX_OK) {
         free(lent);
         return status;
@@ -283,7 +284,7 @@ epx__net_slot_lend(epx__net_t *net, uint32_t channel, int32_t source,
 
     /* What fits a box needs no slot to be put to; and who is gone needs none.
      */
-    if (net->puts == NULL || bytes <= net->box.inline_bytes ||
+    if (net->puts == NULL || epx__net_fits_box(net, channel, bytes) ||
         epx__net_state(&net->peers[source]) != EPX__PEER_UP) {
         return EPX_OK;
     }

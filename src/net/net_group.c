@@ -80,12 +80,38 @@ complete_wire(epx_network_config_t *network)
                            network->wire);
 }
 
+static epx_status_t
+complete_gpudirect(epx_network_config_t *network)
+{
+    const char *text = epx__env_string("EPX_NET_GPUDIRECT");
+    uint64_t value;
+    epx_status_t status;
+
+    if (network->gpudirect < -1 || network->gpudirect > 1) {
+        return epx__fail(EPX_ERR_INVALID,
+                         "config->network->gpudirect is %d; allowed are 0 and "
+                         "1, and -1 for what the adapter can",
+                         network->gpudirect);
+    }
+    if (network->gpudirect >= 0 || text == NULL) {
+        return EPX_OK;
+    }
+    status = epx__parse_uint("EPX_NET_GPUDIRECT", text, 0, 1, &value);
+    if (status == EPX_OK) {
+        network->gpudirect = (int32_t)value;
+    }
+    return status;
+}
+
 epx_status_t
 epx__network_complete(epx_network_config_t *network)
 {
     number_t numbers[NUM_NUMBERS];
     epx_status_t status = complete_wire(network);
 
+    if (status == EPX_OK) {
+        status = complete_gpudirect(network);
+    }
     if (status != EPX_OK) {
         return status;
     }
@@ -227,6 +253,16 @@ remote_close(void *context)
     epx__net_close(context);
 }
 
+static void
+enter_thread(void *context)
+{
+    const epx_group_t *group = context;
+
+    if (group->card_net.enter_thread != NULL) {
+        group->card_net.enter_thread(group);
+    }
+}
+
 epx_status_t
 epx__group_join_nodes(epx_group_t *group, const epx_bootstrap_t *bootstrap,
                       const epx_network_config_t *network)
@@ -244,6 +280,10 @@ epx__group_join_nodes(epx_group_t *group, const epx_bootstrap_t *bootstrap,
         .segment = group->net_control != NULL ? group->net_control
                                               : epx__group_segment(group),
         .num_channels = EPX__GROUP_CHANNELS,
+        .num_card_channels = group->card_net.num_channels,
+        .gpudirect = group->card_net.orders_puts ? network->gpudirect : 0,
+        .enter = enter_thread,
+        .enter_context = group,
         .timeout_ns = group->timeout_ns,
         .beat_ns = group->lost_after_ns / EPX__BEATS,
         .lost_after_ns = group->lost_after_ns,
@@ -262,6 +302,14 @@ epx__group_join_nodes(epx_group_t *group, const epx_bootstrap_t *bootstrap,
     epx__net_t *net;
     epx_status_t status;
 
+    if (group->card_net.num_channels > 0 && !group->card_net.orders_puts &&
+        network->gpudirect > 0) {
+        return epx__fail(EPX_ERR_UNSUPPORTED,
+                         "the network cannot be let at the card of rank %d "
+                         "(gpudirect is 1): it does not order what others "
+                         "write to it",
+                         group->rank);
+    }
     list_settings(network, settings, texts);
     status = epx__net_open(&net, &config);
     if (status == EPX_OK) {

@@ -173,6 +173,7 @@ struct epx__net {
     const epx__net_backend_t *backend;
     void *state;
     const epx__net_puts_t *puts; /* NULL: on the first wire */
+    bool reaches_card;
     uint64_t piece_bytes;
     epx__net_box_t box;
     char *boxes;            /* [ranks of other hosts][box.bytes] */
@@ -210,6 +211,36 @@ struct epx__net {
     bool has_thread;
     pthread_t thread;
 };
+
+static inline bool
+epx__net_is_for_card(const epx__net_t *net, uint32_t channel)
+{
+    return channel >= net->config.num_channels - net->config.num_card_channels;
+}
+
+/* The second wire: whether so much of a channel goes to the box, with its
+ * header, and not to the slot. */
+static inline bool
+epx__net_fits_box(const epx__net_t *net, uint32_t channel, uint64_t bytes)
+{
+    return bytes == 0 || (bytes <= net->box.inline_bytes &&
+                          !epx__net_is_for_card(net, channel));
+}
+
+/* Whatever is no piece does. */
+static inline bool
+epx__net_goes_to_box(const epx__net_t *net, const epx__net_header_t *header)
+{
+    return header->kind != EPX__NET_KIND_PIECE ||
+           epx__net_fits_box(net, header->channel, header->bytes);
+}
+
+/* Whether what a channel carries lies on a card, at this end. */
+static inline bool
+epx__net_is_on_card(const epx__net_t *net, uint32_t channel)
+{
+    return net->reaches_card && epx__net_is_for_card(net, channel);
+}
 
 /* --- net_open.c --- */
 /* What a rank tells all others; how to reach it, or that it cannot be. */

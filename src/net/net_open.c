@@ -169,6 +169,36 @@ choose_wire(epx__net_t *net)
     return EPX_OK;
 }
 
+/* Once the backend is open. */
+static epx_status_t
+look_for_card(epx__net_t *net)
+{
+    const epx__net_config_t *config = &net->config;
+    const char *why = "active messages are copied by the host; puts are not: "
+                      "EPX_NET_WIRE=rma";
+
+    if (config->gpudirect == 0 ||
+        config->num_card_channels == 0) {
+        return EPX_OK;
+    }
+    net->reaches_card =
+        net->puts != NULL &&
+        net->puts->reaches_card(net->state, config, config->gpudirect < 0,
+                                &why);
+    return net->reaches_card || config->gpudirect < 0
+               ? EPX_OK
+               : epx__fail(EPX_ERR_UNSUPPORTED,
+                           "the network cannot be let at the memory of rank "
+                           "%d's card (gpudirect is 1): %s",
+                           config->rank, why);
+}
+
+bool
+epx__net_reaches_card(const epx__net_t *net)
+{
+    return net->reaches_card;
+}
+
 epx_status_t
 epx__net_open_alone(epx__net_t *net, epx__net_card_t *card)
 {
@@ -188,6 +218,9 @@ epx__net_open_alone(epx__net_t *net, epx__net_card_t *card)
     if (status == EPX_OK) {
         status = net->backend->open(net, config, &net->state, card->address,
                                     &address_bytes, &net->backend_fd);
+    }
+    if (status == EPX_OK) {
+        status = look_for_card(net);
     }
     if (status == EPX_OK) {
         status = watch(net, net->backend_fd);

@@ -11,10 +11,11 @@ typedef struct target {
 
 static void
 put_range(epx__net_put_t *put, void *reach, uint64_t address,
-          const struct iovec *range)
+          const struct iovec *range, bool is_on_card)
 {
     put->pending++;
-    put->net->puts->put(put->net->state, put->rank, reach, address, range, put);
+    put->net->puts->put(put->net->state, put->rank, reach, address, range,
+                        is_on_card, put);
 }
 
 static void
@@ -30,7 +31,7 @@ payload_target(const epx__net_t *net, const epx__net_peer_t *peer,
 {
     const epx__net_reach_t *slot;
 
-    if (header->bytes <= net->box.inline_bytes) {
+    if (epx__net_goes_to_box(net, header)) {
         return (target_t){ peer->box.reach,
                            peer->box.address +
                                epx__net_box_cell(&net->box, header->sequence) +
@@ -51,19 +52,21 @@ put_message(epx__net_put_t *put)
     epx__net_header_t *header = &message->header;
     target_t to = payload_target(net, peer, header);
     const struct iovec all = { header, sizeof(*header) };
+    bool is_on_card = header->kind == EPX__NET_KIND_PIECE &&
+                      epx__net_is_on_card(net, header->channel);
 
     for (uint32_t i = 0; i < message->num_ranges; i++) {
         const struct iovec *range = &message->ranges[i];
 
         if (range->iov_len > 0) {
-            put_range(put, to.reach, to.address, range);
+            put_range(put, to.reach, to.address, range, is_on_card);
             to.address += range->iov_len;
         }
     }
     put_range(put, peer->box.reach,
               peer->box.address +
                   epx__net_box_cell(&net->box, header->sequence),
-              &all);
+              &all, false);
     put_flush(put);
 }
 
@@ -76,7 +79,8 @@ put_word(epx__net_put_t *put)
     const struct iovec range = { &put->word, sizeof(put->word) };
 
     put->is_last = true;
-    put_range(put, peer->box.reach, peer->box.address + put->word_at, &range);
+    put_range(put, peer->box.reach, peer->box.address + put->word_at, &range,
+              false);
     if (put->word_at == 0) {
         put_flush(put);
     }
@@ -134,7 +138,8 @@ epx__net_has_place(epx__net_t *net, int32_t rank, const epx__net_job_t *job)
     const epx__net_header_t *header = &job->header;
     const epx__net_reach_t *slot;
 
-    if (net->puts == NULL || header->total <= net->box.inline_bytes) {
+    if (net->puts == NULL ||
+        epx__net_fits_box(net, header->channel, header->total)) {
         return true;
     }
     slot = &peer->slots_there[epx__net_half(header->channel, header->turn)];
@@ -162,8 +167,7 @@ is_in_use(const epx__net_t *net, const epx__net_peer_t *peer, uint64_t half)
         const epx__net_outgoing_t *out = &peer->outgoing[i];
         const epx__net_header_t *header = &out->message.header;
 
-        if (header->kind == EPX__NET_KIND_PIECE &&
-            header->bytes > net->box.inline_bytes &&
+        if (!epx__net_goes_to_box(net, header) &&
             epx__net_half(header->channel, header->turn) == half &&
             (!out->is_acked || (out->is_posted && !peer->puts[i].is_last))) {
             return true;

@@ -231,8 +231,24 @@ cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int device)
     case cudaDevAttrMaxSharedMemoryPerBlockOptin:
         *value = (int)DEVICE_SHARED;
         break;
+    case cudaDevAttrGPUDirectRDMAWritesOrdering:
+        *value = cudaGPUDirectRDMAWritesOrderingNone;
+        break;
+    case cudaDevAttrGPUDirectRDMAFlushWritesOptions:
+        *value = cudaFlushGPUDirectRDMAWritesOptionHost;
+        break;
     }
     return check_device(device);
+}
+
+/* Memory is the host's: nothing is on its way. */
+cudaError_t
+cudaDeviceFlushGPUDirectRDMAWrites(cudaFlushGPUDirectRDMAWritesTarget,
+                                   cudaFlushGPUDirectRDMAWritesScope)
+{
+    int device;
+
+    return cudaGetDevice(&device);
 }
 
 cudaError_t

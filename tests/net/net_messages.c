@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* Signals and transfers arrive whole and right, over UCX and over the simulated
- * network at its worst, on both wires. */
+ * network at its worst, on both wires, and with nothing of a slot's in a box. */
 #include "exchange.h"
 #include "needs.h"
 #include "sim.h"
@@ -13,8 +13,13 @@ static const uint64_t large_sizes[] = { 1 << 20, (1 << 20) + 1, 64 << 20,
 
 #define COUNT(array) ((int)(sizeof(array) / sizeof((array)[0])))
 
+typedef struct way {
+    epx__net_wire_t wire;
+    uint32_t num_card_channels;
+} way_t;
+
 static void
-over_sim(epx__net_wire_t wire, int32_t num_ranks, const uint64_t *sizes,
+over_sim(way_t way, int32_t num_ranks, const uint64_t *sizes,
          int num_sizes, uint64_t num_seeds)
 {
     const sim_faults_t faults = { .max_delay_ns = EPX__NS_PER_MS / 2,
@@ -29,7 +34,8 @@ over_sim(epx__net_wire_t wire, int32_t num_ranks, const uint64_t *sizes,
         sim_t *sim = sim_create(num_ranks, seed, &faults);
 
         world.backend_context = sim;
-        world.wire = wire;
+        world.wire = way.wire;
+        world.num_card_channels = way.num_card_channels;
         world.beat_ns = 0;
         world.argument = &exchange;
         world_run_threads(&world, exchange_main);
@@ -38,13 +44,14 @@ over_sim(epx__net_wire_t wire, int32_t num_ranks, const uint64_t *sizes,
 }
 
 static void
-over_ucx(epx__net_wire_t wire, int32_t num_ranks, const uint64_t *sizes,
+over_ucx(way_t way, int32_t num_ranks, const uint64_t *sizes,
          int num_sizes, bool processes)
 {
     exchange_t exchange = { sizes, num_sizes, 1 };
     world_t world = world_make(num_ranks, &epx__net_ucx);
 
-    world.wire = wire;
+    world.wire = way.wire;
+    world.num_card_channels = way.num_card_channels;
     world.argument = &exchange;
     if (processes) {
         world_run_processes(&world, exchange_main, NULL, NULL);
@@ -56,25 +63,26 @@ over_ucx(epx__net_wire_t wire, int32_t num_ranks, const uint64_t *sizes,
 int
 main(void)
 {
-    static const epx__net_wire_t wires[] = { EPX__NET_WIRE_AM,
-                                             EPX__NET_WIRE_RMA };
+    static const way_t ways[] = { { EPX__NET_WIRE_AM, 0 },
+                                  { EPX__NET_WIRE_RMA, 0 },
+                                  { EPX__NET_WIRE_RMA, 4 } };
 
-    for (int i = 0; i < 2; i++) {
-        over_sim(wires[i], 2, small_sizes, COUNT(small_sizes), 20);
-        over_sim(wires[i], 4, small_sizes, COUNT(small_sizes), 10);
-        over_sim(wires[i], 2, large_sizes, COUNT(large_sizes), 1);
+    for (int i = 0; i < COUNT(ways); i++) {
+        over_sim(ways[i], 2, small_sizes, COUNT(small_sizes), 20);
+        over_sim(ways[i], 4, small_sizes, COUNT(small_sizes), 10);
+        over_sim(ways[i], 2, large_sizes, COUNT(large_sizes), 1);
     }
     if (!has_ucx()) {
         return 77;
     }
-    for (int i = 0; i < 2; i++) {
-        over_ucx(wires[i], 2, small_sizes, COUNT(small_sizes), true);
-        over_ucx(wires[i], 4, small_sizes, COUNT(small_sizes), true);
-        over_ucx(wires[i], 2, large_sizes, COUNT(large_sizes), true);
-        over_ucx(wires[i], 3, small_sizes, COUNT(small_sizes), false);
+    for (int i = 0; i < COUNT(ways); i++) {
+        over_ucx(ways[i], 2, small_sizes, COUNT(small_sizes), true);
+        over_ucx(ways[i], 4, small_sizes, COUNT(small_sizes), true);
+        over_ucx(ways[i], 2, large_sizes, COUNT(large_sizes), true);
+        over_ucx(ways[i], 3, small_sizes, COUNT(small_sizes), false);
     }
     /* As on other transports: long pieces, by rendezvous. */
     CHECK(setenv("UCX_TLS", "tcp,self", 1) == 0, "setenv");
-    over_ucx(EPX__NET_WIRE_AM, 2, large_sizes, COUNT(large_sizes), true);
+    over_ucx(ways[0], 2, large_sizes, COUNT(large_sizes), true);
     return 0;
 }

@@ -3,7 +3,11 @@
 
 #include "core/clock.h"
 
+#ifdef SIM_HAS_CARD
+#include <cuda_runtime_api.h>
+#endif
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -474,13 +478,34 @@ sim_start(node_t *node, item_t *item, epx__net_put_t *put)
     (void)pthread_mutex_unlock(&sim->mutex);
 }
 
+/* Where a card is emulated, what is said to lie on it does, and nothing else. */
+static void
+check_place(const void *memory, bool is_on_card)
+{
+#ifdef SIM_HAS_CARD
+    struct cudaPointerAttributes is = { cudaMemoryTypeUnregistered, 0 };
+
+    if (cudaPointerGetAttributes(&is, memory) != cudaSuccess ||
+        (is.type == cudaMemoryTypeDevice) != is_on_card) {
+        (void)fprintf(stderr, "memory at %p is of type %d, said to be %s\n",
+                      memory, (int)is.type,
+                      is_on_card ? "a card's" : "the host's");
+        abort();
+    }
+#else
+    (void)memory;
+    (void)is_on_card;
+#endif
+}
+
 static void
 sim_put(void *argument, int32_t rank, void *reach, uint64_t address,
-        const struct iovec *range, epx__net_put_t *put)
+        const struct iovec *range, bool is_on_card, epx__net_put_t *put)
 {
     item_t *item = new_item(IS_PUT, rank, 0, 0);
 
     (void)reach;
+    check_place(range->iov_base, is_on_card);
     item->address = address;
     item->from = range->iov_base;
     item->bytes = range->iov_len;
@@ -500,13 +525,25 @@ sim_are_native(const epx__net_config_t *config)
     return false; /* only when asked for */
 }
 
+static bool
+sim_reaches_card(void *argument, const epx__net_config_t *config, bool is_short,
+                 const char **why_p)
+{
+    (void)argument;
+    (void)config;
+    (void)is_short;
+    (void)why_p;
+    return true;
+}
+
 static epx_status_t
-sim_share(void *argument, void *memory, uint64_t bytes, epx__net_note_t *note,
-          void **share_p)
+sim_share(void *argument, void *memory, uint64_t bytes, bool is_on_card,
+          epx__net_note_t *note, void **share_p)
 {
     node_t *node = argument;
     share_t *share;
 
+    check_place(memory, is_on_card);
     if (++node->num_shared == node->sim->faults.unshared_at) {
         return epx__fail(EPX_ERR_SYSTEM, "the memory cannot be shared");
     }
@@ -553,6 +590,7 @@ sim_reach(void *argument, int32_t rank, const epx__net_note_t *note, void *old)
 
 static const epx__net_puts_t sim_puts = {
     .are_native = sim_are_native,
+    .reaches_card = sim_reaches_card,
     .share = sim_share,
     .unshare = sim_unshare,
     .reach = sim_reach,

@@ -43,6 +43,7 @@ typedef struct world {
     uint64_t timeout_ns;
     int64_t spin_ns;
     uint32_t num_channels;
+    uint32_t num_card_channels;
     bool is_manual;
     void *argument; /* the test's own */
 } world_t;

@@ -110,10 +110,16 @@ network_config(void **state)
     NETWORK_WITH(num_lanes, 0, EPX_ERR_INVALID, "0");
     NETWORK_WITH(wire, "", EPX_ERR_INVALID, "\"\"");
     NETWORK_WITH(wire, "RMA", EPX_ERR_INVALID, "\"RMA\"");
+    NETWORK_WITH(gpudirect, 2, EPX_ERR_INVALID, "2");
+    NETWORK_WITH(gpudirect, -2, EPX_ERR_INVALID, "-2");
     assert_int_equal(setenv("EPX_NET_WIRE", "puts", 1), 0);
     REFUSED(epx_group_create(&config, &group), EPX_ERR_ENVIRONMENT,
             "EPX_NET_WIRE is \"puts\"");
     assert_int_equal(unsetenv("EPX_NET_WIRE"), 0);
+    assert_int_equal(setenv("EPX_NET_GPUDIRECT", "yes", 1), 0);
+    REFUSED(epx_group_create(&config, &group), EPX_ERR_ENVIRONMENT,
+            "EPX_NET_GPUDIRECT");
+    assert_int_equal(unsetenv("EPX_NET_GPUDIRECT"), 0);
     epx_bootstrap_destroy(bootstrap);
 }
 

@@ -2,7 +2,7 @@
 /* The CUDA engine's table of functions, and what it sets up for a group. */
 #include "engine/cuda/cuda_engine.h"
 #include "core/env.h"
-#include "engine/cuda/cuda_pinned.h"
+#include "engine/cuda/cuda_kept.h"
 #include "engine/engine.h"
 #include "fabric/cuda/cuda_fabric.h"
 #include "fabric/cuda/cuda_memory.h"
@@ -30,7 +30,7 @@ chunk_free(cuda_chunk_t *chunk)
             (void)cudaEventDestroy(chunk->seats[i].done);
         }
     }
-    cuda_pinned_give(chunk->records);
+    cuda_kept_give(chunk->records);
     free(chunk);
 }
 
@@ -48,7 +48,7 @@ cuda_seats_reserve(epx_group_t *group)
     if (chunk == NULL) {
         return epx__fail(EPX_ERR_NO_MEMORY, "no memory for plans");
     }
-    error = cuda_pinned_take(SEATS_PER_CHUNK * engine->record_bytes,
+    error = cuda_kept_take(CUDA_KEPT_PINNED, SEATS_PER_CHUNK * engine->record_bytes,
                              SEATS_PER_CHUNK * engine->record_bytes,
                              (void **)&chunk->records);
     for (int i = 0; i < SEATS_PER_CHUNK && error == cudaSuccess; i++) {
@@ -97,7 +97,7 @@ close_entered(epx_group_t *group)
     cuda_proxy_close(group);
     cuda_stand_ins_close(engine);
     epx__group_set_halt(group, NULL);
-    cuda_pinned_give(engine->view.report);
+    cuda_kept_give(engine->view.report);
     (void)epx__heap_free(&group->heap, engine->private_block);
     free(engine);
     group->engine_state = NULL;
@@ -261,7 +261,7 @@ open_view(epx_group_t *group)
     }
     if (status == EPX_OK) {
         status =
-            epx__cuda_check(cuda_pinned_take(sizeof(*engine->view.report),
+            epx__cuda_check(cuda_kept_take(CUDA_KEPT_PINNED, sizeof(*engine->view.report),
                                              sizeof(*engine->view.report),
                                              (void **)&engine->view.report),
                             "cannot set up the CUDA engine");
@@ -272,6 +272,12 @@ open_view(epx_group_t *group)
     }
     free(image);
     return status;
+}
+
+void
+cuda_enter_thread(const epx_group_t *group)
+{
+    (void)epx__cuda_device_enter(group->device_ordinal);
 }
 
 static epx_status_t

@@ -55,6 +55,13 @@ typedef struct cuda_block {
     uint64_t bytes;
 } cuda_block_t;
 
+/* What parcels lie in: their heads in pinned memory, their rows as well, or on
+ * the card where the network reaches it. */
+typedef struct cuda_room {
+    cuda_block_t heads;
+    cuda_block_t rows;
+} cuda_room_t;
+
 typedef struct cuda_plan {
     struct epx_plan base;
     struct cuda_plan *next; /* among the retired */
@@ -66,8 +73,8 @@ typedef struct cuda_plan {
     uint32_t *notes;
     uint32_t *block_totals;
     int64_t token_capacity;
-    cuda_block_t *regions; /* of pinned memory, the last in use: cuda_rail.c */
-    int num_regions;
+    cuda_room_t *rooms; /* the last in use: cuda_rail.c */
+    int num_rooms;
 
     int64_t num_tokens;
     /* The counts of the last routing, once it has been waited for; in one
@@ -114,6 +121,10 @@ typedef struct cuda_op {
     cudaStream_t stream;
     bool is_captured;
 } cuda_op_t;
+
+/* cuda_engine.c: what a thread of this library's own does first, which never
+ * leaves. */
+void cuda_enter_thread(const epx_group_t *group);
 
 /* cuda_op.c: record the seat's event behind the plan's last operation.  That is
  * done only when somebody has to wait for it, since it costs every operation.

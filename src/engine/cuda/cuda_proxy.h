@@ -12,9 +12,9 @@
  *     a dispatch into     both, and the parcels are rows for one rank each
  *     receive slots
  *
- * Each lane of a step has a channel of its own, by the step's slot: a step may
- * have ended for the kernels while its peers' acknowledgements are under way.
- * Turns are the steps.  A slot is opened before the post goes out, so who has
+ * Each lane of a step has two channels of its own, for heads and for rows, by
+ * the step's slot: a step may have ended for the kernels while its peers'
+ * acknowledgements are under way.  Turns are the steps.  A slot is opened before the post goes out, so who has
  * the post may send.
  *
  *     cuda_proxy.c        the thread, and the steps of counts
@@ -26,6 +26,12 @@
 
 #include "engine/cuda/cuda_engine.h"
 #include "net/net_group.h"
+
+/* The messages of a parcel: cuda_rail.h. */
+enum { CUDA_HEADS, CUDA_ROWS, CUDA_NUM_PARTS };
+
+/* Channels of rows: the last of the net. */
+#define CUDA_ROW_CHANNELS (EPX__NUM_LANES * EPX__NUM_SLOTS)
 
 /* A step that is open. */
 typedef struct cuda_errand {
@@ -39,7 +45,8 @@ typedef struct cuda_errand {
     /* [lane_end.count]: */
     bool *has_sent[EPX__NUM_LANES];
     bool *has_come[EPX__NUM_LANES];
-    struct iovec *ranges[EPX__NUM_LANES]; /* of what is sent */
+    /* [lane_end.count][CUDA_NUM_PARTS] of what is sent */
+    struct iovec *ranges[EPX__NUM_LANES];
     epx__net_done_t done;
 } cuda_errand_t;
 
@@ -54,6 +61,7 @@ typedef struct cuda_proxy {
     int32_t num_rails;
     int32_t *rails; /* this rank's, on each other node: cuda_far_node; -1:
                      * all its ranks are masked */
+    bool needs_flush; /* before kernels read what the network has written */
     pthread_t thread;
     bool is_running;
     uint32_t ends;      /* atomic: once nothing is left to do */

@@ -9,9 +9,12 @@
 #include <inttypes.h>
 
 static uint32_t
-channel_of(epx__lane_t lane, uint64_t step)
+channel_of(epx__lane_t lane, int part, uint64_t step)
 {
-    return (uint32_t)lane * EPX__NUM_SLOTS + epx__slot(step);
+    uint32_t first =
+        part == CUDA_ROWS ? EPX__GROUP_CHANNELS - CUDA_ROW_CHANNELS : 0;
+
+    return first + (uint32_t)lane * EPX__NUM_SLOTS + epx__slot(step);
 }
 
 static const char *
@@ -78,6 +81,24 @@ received_by(const cuda_proxy_t *proxy, const cuda_errand_t *errand,
 
 /* ---- the beginning ---- */
 
+/* A slot for one part of the i-th parcel of a lane. */
+static epx_status_t
+open_part(const cuda_proxy_t *proxy, const cuda_errand_t *errand,
+          epx__lane_t lane, int part, const lane_end_t *end, int32_t i)
+{
+    bool is_rows = part == CUDA_ROWS;
+    char *region = is_rows ? cuda_region_rows(end->regions, i)
+                           : cuda_region(end->regions, i);
+    void *const halves[2] = { region, region };
+    uint64_t bytes = is_rows ? end->regions->row_bytes : end->regions->bytes;
+
+    return bytes == 0 ? EPX_OK
+                      : epx__net_slot_open(cuda_proxy_net(proxy),
+                                           channel_of(lane, part, errand->step),
+                                           end->ranks[i], errand->step, halves,
+                                           bytes);
+}
+
 static epx_status_t
 open_lane(const cuda_proxy_t *proxy, const cuda_errand_t *errand,
           epx__lane_t lane)
@@ -86,15 +107,11 @@ open_lane(const cuda_proxy_t *proxy, const cuda_errand_t *errand,
     epx_status_t status = EPX_OK;
 
     for (int32_t i = 0; i < end.count && status == EPX_OK; i++) {
-        char *region = cuda_region(end.regions, i);
-        void *const halves[2] = { region, region };
-
-        if (cuda_is_out(proxy, end.ranks[i])) {
-            continue;
+        for (int part = 0; part < CUDA_NUM_PARTS && status == EPX_OK; part++) {
+            if (!cuda_is_out(proxy, end.ranks[i])) {
+                status = open_part(proxy, errand, lane, part, &end, i);
+            }
         }
-        status = epx__net_slot_open(
-            cuda_proxy_net(proxy), channel_of(lane, errand->step), end.ranks[i],
-            errand->step, halves, end.regions->bytes);
     }
     return status;
 }
@@ -107,13 +124,15 @@ close_lane(const cuda_proxy_t *proxy, const cuda_errand_t *errand,
     epx_status_t status = EPX_OK;
 
     for (int32_t i = 0; i < end.count && status == EPX_OK; i++) {
-        if (cuda_is_out(proxy, end.ranks[i])) {
-            continue;
+        for (int part = 0; part < CUDA_NUM_PARTS && status == EPX_OK; part++) {
+            if (cuda_is_out(proxy, end.ranks[i])) {
+                continue;
+            }
+            /* Its turn has come whole: nothing writes to it. */
+            status = epx__net_slot_close(
+                cuda_proxy_net(proxy), channel_of(lane, part, errand->step),
+                end.ranks[i], epx__deadline_ns(proxy->group->timeout_ns));
         }
-        /* Its turn has come whole: nothing writes to it. */
-        status = epx__net_slot_close(
-            cuda_proxy_net(proxy), channel_of(lane, errand->step), end.ranks[i],
-            epx__deadline_ns(proxy->group->timeout_ns));
     }
     return status;
 }
@@ -266,14 +285,30 @@ meet_all(const cuda_proxy_t *proxy, cuda_errand_t *errand, bool *busy_p,
 
 /* ---- parcels ---- */
 
-static uint64_t
-bytes_of(const cuda_errand_t *errand, epx__lane_t lane, const char *region)
+static cuda_parcel_t
+parcel_of(const cuda_errand_t *errand, epx__lane_t lane, const char *region)
 {
     const cuda_parcel_head_t *head = (const void *)region;
 
     return cuda_parcel(&errand->rail.kinds[lane], head->has_weights,
-                       head->count)
-        .bytes;
+                       head->count);
+}
+
+static epx_status_t
+send_part(const cuda_proxy_t *proxy, cuda_errand_t *errand, epx__lane_t lane,
+          int part, int32_t peer, struct iovec *range)
+{
+    const epx__net_send_t send = {
+        .peer = peer,
+        .channel = channel_of(lane, part, errand->step),
+        .turn = errand->step,
+        .total = range->iov_len,
+        .ranges = range,
+        .num_ranges = 1,
+        .done = &errand->done,
+    };
+
+    return epx__net_send(cuda_proxy_net(proxy), &send);
 }
 
 /* Send the parcels of a lane whose receivers are ready. */
@@ -286,39 +321,52 @@ send_lane(const cuda_proxy_t *proxy, cuda_errand_t *errand, epx__lane_t lane,
 
     for (int32_t i = 0; i < end.count && status == EPX_OK; i++) {
         char *region = cuda_region(end.regions, i);
-        struct iovec *range = &errand->ranges[lane][i];
-        epx__net_send_t send = {
-            .peer = end.ranks[i],
-            .channel = channel_of(lane, errand->step),
-            .turn = errand->step,
-            .ranges = range,
-            .num_ranges = 1,
-            .done = &errand->done,
-        };
+        struct iovec *ranges = errand->ranges[lane] + CUDA_NUM_PARTS * i;
+        cuda_parcel_t parcel;
 
         if (cuda_is_out(proxy, end.ranks[i]) || errand->has_sent[lane][i] ||
             !errand->is_met[end.ranks[i]]) {
             continue;
         }
-        send.total = bytes_of(errand, lane, region);
-        *range = (struct iovec){ region, send.total };
-        status = epx__net_send(cuda_proxy_net(proxy), &send);
+        parcel = parcel_of(errand, lane, region);
+        ranges[CUDA_HEADS] = (struct iovec){ region, parcel.bytes };
+        ranges[CUDA_ROWS] = (struct iovec){ cuda_region_rows(end.regions, i),
+                                            parcel.row_bytes };
+        for (int part = 0; part < CUDA_NUM_PARTS && status == EPX_OK; part++) {
+            if (ranges[part].iov_len > 0) {
+                status = send_part(proxy, errand, lane, part, end.ranks[i],
+                                   &ranges[part]);
+            }
+        }
         errand->has_sent[lane][i] = true;
         *busy_p = true;
     }
     return status;
 }
 
-/* A peer's parcel, whose numbers are checked before a kernel sees them.  With
- * `sent`, it answers that one. */
+/* The most tokens of a parcel, whatever its head says. */
+static uint64_t
+most_tokens(const cuda_errand_t *errand, epx__lane_t lane,
+            const cuda_regions_t *regions)
+{
+    uint64_t row_bytes = errand->rail.kinds[lane].row_bytes;
+
+    /* Without rows there are some bytes for each in the head. */
+    return row_bytes > 0 ? regions->row_bytes / row_bytes : regions->bytes;
+}
+
+/* A peer's parcel, whose numbers are checked before a kernel sees them, nor its
+ * rows are waited for.  With `sent`, it answers that one. */
 static epx_status_t
 check_parcel(const cuda_errand_t *errand, epx__lane_t lane, int32_t rank,
-             const char *region, uint64_t bytes, const char *sent)
+             const cuda_regions_t *regions, const char *region, uint64_t bytes,
+             const char *sent)
 {
     const cuda_parcel_head_t *head = (const void *)region;
     const cuda_parcel_head_t *asked = (const void *)sent;
     bool ok = bytes >= sizeof(*head) && head->step == errand->step &&
-              head->count <= bytes && bytes_of(errand, lane, region) == bytes;
+              head->count <= most_tokens(errand, lane, regions) &&
+              parcel_of(errand, lane, region).bytes == bytes;
 
     if (ok && asked != NULL) {
         ok = head->count == asked->count &&
@@ -332,6 +380,42 @@ check_parcel(const cuda_errand_t *errand, epx__lane_t lane, int32_t rank,
                           rank, bytes, name_of(errand));
 }
 
+/* Whether the i-th parcel of a lane has come whole. */
+static epx_status_t
+has_come(const cuda_proxy_t *proxy, const cuda_errand_t *errand,
+         epx__lane_t lane, const lane_end_t *end, int32_t i, bool *has_come_p)
+{
+    epx__net_t *net = cuda_proxy_net(proxy);
+    int32_t rank = end->ranks[i];
+    const char *region = cuda_region(end->regions, i);
+    const char *sent = lane == EPX__LANE_BACK
+                           ? cuda_region(&errand->rail.by_node[EPX__LANE_OUT], i)
+                           : NULL;
+    uint64_t bytes = 0, row_bytes = 0, promised;
+    epx_status_t status;
+
+    *has_come_p = false;
+    if (!epx__net_arrived(net, channel_of(lane, CUDA_HEADS, errand->step), rank,
+                          errand->step, &bytes)) {
+        return EPX_OK;
+    }
+    status = check_parcel(errand, lane, rank, end->regions, region, bytes, sent);
+    if (status != EPX_OK) {
+        return status;
+    }
+    promised = parcel_of(errand, lane, region).row_bytes;
+    *has_come_p =
+        promised == 0 ||
+        epx__net_arrived(net, channel_of(lane, CUDA_ROWS, errand->step), rank,
+                         errand->step, &row_bytes);
+    return row_bytes == promised || !*has_come_p
+               ? EPX_OK
+               : epx__fail(EPX_ERR_PEER_DATA,
+                           "rank %d sent %" PRIu64 " bytes of rows in %s, and "
+                           "told of %" PRIu64,
+                           rank, row_bytes, name_of(errand), promised);
+}
+
 /* See which parcels of a lane have come. */
 static epx_status_t
 receive_lane(const cuda_proxy_t *proxy, cuda_errand_t *errand, epx__lane_t lane,
@@ -341,22 +425,13 @@ receive_lane(const cuda_proxy_t *proxy, cuda_errand_t *errand, epx__lane_t lane,
     epx_status_t status = EPX_OK;
 
     for (int32_t i = 0; i < end.count && status == EPX_OK; i++) {
-        const char *sent =
-            lane == EPX__LANE_BACK
-                ? cuda_region(&errand->rail.by_node[EPX__LANE_OUT], i)
-                : NULL;
-        uint64_t bytes = 0;
+        bool *is_here = &errand->has_come[lane][i];
 
-        if (cuda_is_out(proxy, end.ranks[i]) || errand->has_come[lane][i] ||
-            !epx__net_arrived(cuda_proxy_net(proxy),
-                              channel_of(lane, errand->step), end.ranks[i],
-                              errand->step, &bytes)) {
+        if (cuda_is_out(proxy, end.ranks[i]) || *is_here) {
             continue;
         }
-        status = check_parcel(errand, lane, end.ranks[i],
-                              cuda_region(end.regions, i), bytes, sent);
-        errand->has_come[lane][i] = true;
-        *busy_p = true;
+        status = has_come(proxy, errand, lane, &end, i, is_here);
+        *busy_p = *busy_p || *is_here;
     }
     return status;
 }
@@ -375,6 +450,20 @@ has_all(const cuda_proxy_t *proxy, const bool *flags, lane_end_t end)
 
 /* ---- going on ---- */
 
+/* What the network has written to the card is there for kernels that are told
+ * of it now. */
+static epx_status_t
+flush_puts(const cuda_proxy_t *proxy)
+{
+    return proxy->needs_flush && epx__net_reaches_card(cuda_proxy_net(proxy))
+               ? epx__cuda_check(
+                     cudaDeviceFlushGPUDirectRDMAWrites(
+                         cudaFlushGPUDirectRDMAWritesTargetCurrentDevice,
+                         cudaFlushGPUDirectRDMAWritesToOwner),
+                     "cannot see to what the network has written to the card")
+               : EPX_OK;
+}
+
 static epx_status_t
 go_on_lane(const cuda_proxy_t *proxy, cuda_errand_t *errand, epx__lane_t lane,
            bool has_met, bool *busy_p)
@@ -391,9 +480,13 @@ go_on_lane(const cuda_proxy_t *proxy, cuda_errand_t *errand, epx__lane_t lane,
     if (status == EPX_OK) {
         status = receive_lane(proxy, errand, lane, busy_p);
     }
-    if (status == EPX_OK && has_met &&
-        has_all(proxy, errand->has_come[lane],
-                received_by(proxy, errand, lane))) {
+    if (status != EPX_OK || !has_met || trip->came[lane] == errand->step ||
+        !has_all(proxy, errand->has_come[lane],
+                 received_by(proxy, errand, lane))) {
+        return status;
+    }
+    status = flush_puts(proxy);
+    if (status == EPX_OK) {
         /* Acquired by trip_wait in cuda_trip.cuh. */
         epx__store_release_u64(&trip->came[lane], errand->step);
     }

@@ -5,7 +5,7 @@
 #include "core/atomic.h"
 #include "core/clock.h"
 #include "core/thread.h"
-#include "engine/cuda/cuda_pinned.h"
+#include "engine/cuda/cuda_kept.h"
 
 #include <stdlib.h>
 
@@ -76,8 +76,9 @@ open_arrays(cuda_proxy_t *proxy)
     size_t ranks = (size_t)proxy->group->num_ranks;
     int32_t *lists = calloc(3 * ranks, sizeof(*lists));
     bool *flags = calloc((size_t)EPX__NUM_SLOTS * 5 * ranks, sizeof(*flags));
-    struct iovec *ranges = calloc(
-        (size_t)EPX__NUM_SLOTS * EPX__NUM_LANES * ranks, sizeof(*ranges));
+    struct iovec *ranges = calloc((size_t)EPX__NUM_SLOTS * EPX__NUM_LANES *
+                                      CUDA_NUM_PARTS * ranks,
+                                  sizeof(*ranges));
 
     proxy->far = lists;
     proxy->errands[0].is_met = flags;
@@ -97,7 +98,7 @@ open_arrays(cuda_proxy_t *proxy)
             errand->has_come[lane] = flags + ranks;
             errand->ranges[lane] = ranges;
             flags += 2 * ranks;
-            ranges += ranks;
+            ranges += CUDA_NUM_PARTS * ranks;
         }
     }
     return true;
@@ -107,11 +108,13 @@ static epx_status_t
 open_memory(cuda_proxy_t *proxy)
 {
     size_t bytes = proxy->group->map.heap;
-    cudaError_t error = cuda_pinned_take(
-        sizeof(*proxy->relay), sizeof(*proxy->relay), (void **)&proxy->relay);
+    cudaError_t error =
+        cuda_kept_take(CUDA_KEPT_PINNED, sizeof(*proxy->relay),
+                       sizeof(*proxy->relay), (void **)&proxy->relay);
 
     if (error == cudaSuccess) {
-        error = cuda_pinned_take(bytes, bytes, (void **)&proxy->mail);
+        error = cuda_kept_take(CUDA_KEPT_PINNED, bytes, bytes,
+                               (void **)&proxy->mail);
     }
     if (error != cudaSuccess) {
         return epx__cuda_fail(error, "no pinned memory for other nodes");
@@ -120,6 +123,32 @@ open_memory(cuda_proxy_t *proxy)
     return proxy->group->net_control != NULL
                ? EPX_OK
                : epx__fail(EPX_ERR_NO_MEMORY, "no memory for other nodes");
+}
+
+/* What the network writes to the card, and then tells the host of, a kernel may
+ * not see at once: either the card keeps that order, or it is to be asked. */
+static epx_status_t
+look_at_order(cuda_proxy_t *proxy)
+{
+    epx_group_t *group = proxy->group;
+    int order = cudaGPUDirectRDMAWritesOrderingNone, ways = 0;
+    cudaError_t error =
+        cudaDeviceGetAttribute(&order, cudaDevAttrGPUDirectRDMAWritesOrdering,
+                               group->device_ordinal);
+
+    if (error == cudaSuccess) {
+        error = cudaDeviceGetAttribute(
+            &ways, cudaDevAttrGPUDirectRDMAFlushWritesOptions,
+            group->device_ordinal);
+    }
+    proxy->needs_flush = order < cudaGPUDirectRDMAWritesOrderingOwner;
+    group->card_net = (epx__card_net_t){
+        .num_channels = CUDA_ROW_CHANNELS,
+        .orders_puts = !proxy->needs_flush ||
+                       (ways & cudaFlushGPUDirectRDMAWritesOptionHost) != 0,
+        .enter_thread = cuda_enter_thread,
+    };
+    return epx__cuda_check(error, "cannot ask the card about its order");
 }
 
 epx_status_t
@@ -147,7 +176,10 @@ cuda_proxy_open(epx_group_t *group)
                          group->num_ranks);
     }
     find_peers(proxy);
-    status = open_memory(proxy);
+    status = look_at_order(proxy);
+    if (status == EPX_OK) {
+        status = open_memory(proxy);
+    }
     engine->view.nodes.relay = proxy->relay;
     return status;
 }
@@ -224,8 +256,8 @@ cuda_proxy_close(epx_group_t *group)
     if (proxy == NULL) {
         return;
     }
-    cuda_pinned_give(proxy->relay);
-    cuda_pinned_give(proxy->mail);
+    cuda_kept_give(proxy->relay);
+    cuda_kept_give(proxy->mail);
     free(group->net_control);
     group->net_control = NULL;
     free(proxy->far);

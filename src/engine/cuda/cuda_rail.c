@@ -13,7 +13,8 @@
  */
 #include "core/atomic.h"
 #include "engine/cuda/cuda_engine.h"
-#include "engine/cuda/cuda_pinned.h"
+#include "engine/cuda/cuda_kept.h"
+#include "net/net_group.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
@@ -23,11 +24,16 @@
 
 /* ---- memory ---- */
 
-static uint64_t
-room(const cuda_parcel_kind_t *kind, int64_t num_tokens)
+/* Regions for parcels of so many tokens; lay_out tells where. */
+static cuda_regions_t
+regions_for(const cuda_parcel_kind_t *kind, int64_t num_tokens)
 {
-    return epx__round_up(cuda_parcel(kind, 1, (uint64_t)num_tokens).bytes,
-                         EPX__PAGE);
+    cuda_parcel_t parcel = cuda_parcel(kind, 1, (uint64_t)num_tokens);
+
+    return (cuda_regions_t){
+        .bytes = epx__round_up(parcel.bytes, EPX__PAGE),
+        .row_bytes = epx__round_up(parcel.row_bytes, EPX__PAGE),
+    };
 }
 
 /* The most tokens that a rank of another node can send here. */
@@ -52,65 +58,94 @@ far_capacity(const cuda_op_t *op, int64_t *capacity_p)
     return status;
 }
 
-/* A block of at least so many bytes: those before it stay until the plan goes,
- * as kernels may be working with them. */
 static epx_status_t
-grow(cuda_plan_t *plan, uint64_t bytes)
+make_room(const epx_group_t *group, uint64_t bytes, uint64_t row_bytes,
+          cuda_room_t *room)
 {
-    int count = plan->num_regions;
-    cuda_block_t *blocks;
-    cuda_block_t block = { NULL, epx__round_up(bytes, REGION_UNIT) };
+    bool is_on_card = epx__net_reaches_card(epx__group_net(group));
     epx_status_t status;
 
-    if (count > 0 && plan->regions[count - 1].bytes >= bytes) {
-        return EPX_OK;
+    *room = (cuda_room_t){
+        .heads.bytes = epx__round_up(bytes, REGION_UNIT),
+        .rows.bytes = epx__round_up(row_bytes, REGION_UNIT),
+    };
+    status = epx__cuda_check(cuda_kept_take(CUDA_KEPT_PINNED, room->heads.bytes,
+                                            CUDA_MARK_BYTES, &room->heads.base),
+                             "no pinned memory for what goes between nodes");
+    if (status == EPX_OK && row_bytes > 0) {
+        status = epx__cuda_check(
+            cuda_kept_take(is_on_card ? group->device_ordinal
+                                      : CUDA_KEPT_PINNED,
+                           room->rows.bytes, 0, &room->rows.base),
+            is_on_card ? "no memory of the card for rows between nodes"
+                       : "no pinned memory for rows between nodes");
     }
-    blocks = realloc(plan->regions, ((size_t)count + 1) * sizeof(*blocks));
-    if (blocks == NULL) {
-        return epx__fail(EPX_ERR_NO_MEMORY, "no memory for a plan");
-    }
-    plan->regions = blocks;
-    status = epx__cuda_check(
-        cuda_pinned_take(block.bytes, CUDA_MARK_BYTES, &block.base),
-        "no pinned memory for what goes between nodes");
-    if (status == EPX_OK) {
-        blocks[count] = block;
-        plan->num_regions++;
+    if (status != EPX_OK) {
+        cuda_kept_give(room->heads.base);
     }
     return status;
 }
 
-static void
-place(cuda_regions_t *regions, int32_t count, char **at_p)
+/* Room for so many bytes at least: what there was before stays until the plan
+ * goes, as kernels may be working with it. */
+static epx_status_t
+grow(cuda_plan_t *plan, uint64_t bytes, uint64_t row_bytes)
 {
-    regions->base = *at_p;
-    *at_p += (uint64_t)count * regions->bytes;
+    int count = plan->num_rooms;
+    const cuda_room_t *last = count > 0 ? &plan->rooms[count - 1] : NULL;
+    cuda_room_t *rooms;
+    epx_status_t status;
+
+    if (last != NULL && last->heads.bytes >= bytes &&
+        last->rows.bytes >= row_bytes) {
+        return EPX_OK;
+    }
+    rooms = realloc(plan->rooms, ((size_t)count + 1) * sizeof(*rooms));
+    if (rooms == NULL) {
+        return epx__fail(EPX_ERR_NO_MEMORY, "no memory for a plan");
+    }
+    plan->rooms = rooms;
+    status = make_room(plan->base.group, bytes, row_bytes, &rooms[count]);
+    plan->num_rooms += status == EPX_OK;
+    return status;
 }
 
-/* Lays the regions out in the plan's block; the counts are of those by node,
- * and by forward. */
+static void
+place(cuda_regions_t *regions, int32_t count, char **at_p, char **rows_at_p)
+{
+    regions->heads = *at_p;
+    regions->rows = *rows_at_p;
+    *at_p += (uint64_t)count * regions->bytes;
+    *rows_at_p += (uint64_t)count * regions->row_bytes;
+}
+
+/* Lays the regions out in the plan's room; the counts are of those by node, and
+ * by forward. */
 static epx_status_t
 lay_out(cuda_plan_t *plan, int32_t num_nodes, int32_t num_forwards,
         cuda_rail_t *rail)
 {
-    uint64_t bytes = CUDA_MARK_BYTES;
+    uint64_t bytes = EPX__PAGE, row_bytes = 0; /* marks have the first page */
     epx_status_t status;
-    char *at;
+    char *at, *rows_at;
 
     for (int lane = 0; lane < EPX__NUM_LANES; lane++) {
         bytes += (uint64_t)num_nodes * rail->by_node[lane].bytes +
                  (uint64_t)num_forwards * rail->by_forward[lane].bytes;
+        row_bytes += (uint64_t)num_nodes * rail->by_node[lane].row_bytes +
+                     (uint64_t)num_forwards * rail->by_forward[lane].row_bytes;
     }
-    status = grow(plan, bytes);
+    status = grow(plan, bytes, row_bytes);
     if (status != EPX_OK) {
         return status;
     }
-    at = plan->regions[plan->num_regions - 1].base;
+    at = plan->rooms[plan->num_rooms - 1].heads.base;
+    rows_at = plan->rooms[plan->num_rooms - 1].rows.base;
     rail->marks = (uint64_t *)(void *)at;
-    at += CUDA_MARK_BYTES;
+    at += EPX__PAGE;
     for (int lane = 0; lane < EPX__NUM_LANES; lane++) {
-        place(&rail->by_node[lane], num_nodes, &at);
-        place(&rail->by_forward[lane], num_forwards, &at);
+        place(&rail->by_node[lane], num_nodes, &at, &rows_at);
+        place(&rail->by_forward[lane], num_forwards, &at, &rows_at);
     }
     return EPX_OK;
 }
@@ -140,9 +175,10 @@ cuda_rail_open(const cuda_op_t *op, epx__step_kind_t kind, uint64_t row_bytes,
             .row_bytes = has_rows ? row_bytes : 0,
         };
         if (is_out || !is_dispatch) {
-            rail->by_node[lane].bytes =
-                room(&rail->kinds[lane], plan->token_capacity);
-            rail->by_forward[lane].bytes = room(&rail->kinds[lane], far_tokens);
+            rail->by_node[lane] =
+                regions_for(&rail->kinds[lane], plan->token_capacity);
+            rail->by_forward[lane] =
+                regions_for(&rail->kinds[lane], far_tokens);
         }
     }
     return lay_out(plan, nodes->num_nodes - 1, nodes->num_forwards, rail);
@@ -155,12 +191,13 @@ cuda_rail_open_slots(cuda_plan_t *plan, cuda_rail_t *rail)
     int32_t num_far =
         plan->base.group->num_ranks - epx__node_size(nodes, nodes->own);
     cuda_parcel_kind_t kind = { .row_bytes = plan->slots.slot_bytes };
-    uint64_t bytes = room(&kind, (int64_t)plan->base.key.max_tokens_per_rank);
+    cuda_regions_t regions =
+        regions_for(&kind, (int64_t)plan->base.key.max_tokens_per_rank);
 
     *rail = (cuda_rail_t){
         .kinds[EPX__LANE_OUT] = kind,
-        .by_node[EPX__LANE_OUT].bytes = bytes,
-        .by_forward[EPX__LANE_OUT].bytes = bytes,
+        .by_node[EPX__LANE_OUT] = regions,
+        .by_forward[EPX__LANE_OUT] = regions,
         .is_slots = 1,
     };
     return lay_out(plan, num_far, num_far, rail);
@@ -171,12 +208,12 @@ cuda_rail_is_busy(const cuda_plan_t *plan)
 {
     /* Nothing ends the trips of a broken group but the end of its net. */
     bool is_busy =
-        plan->num_regions > 0 && epx__group_is_broken(plan->base.group);
+        plan->num_rooms > 0 && epx__group_is_broken(plan->base.group);
     /* In another epoch nobody works with them. */
-    int count = cuda_plan_is_stale(plan) ? 0 : plan->num_regions;
+    int count = cuda_plan_is_stale(plan) ? 0 : plan->num_rooms;
 
     for (int i = 0; i < count && !is_busy; i++) {
-        const uint64_t *marks = plan->regions[i].base;
+        const uint64_t *marks = plan->rooms[i].heads.base;
 
         /* Released by the proxy. */
         is_busy = epx__load_acquire_u64(&marks[CUDA_MARK_FREE]) !=
@@ -188,8 +225,8 @@ cuda_rail_is_busy(const cuda_plan_t *plan)
 void
 cuda_rail_forget(cuda_plan_t *plan)
 {
-    for (int i = 0; i < plan->num_regions; i++) {
-        uint64_t *marks = plan->regions[i].base;
+    for (int i = 0; i < plan->num_rooms; i++) {
+        uint64_t *marks = plan->rooms[i].heads.base;
 
         marks[CUDA_MARK_FREE] = marks[0];
     }
@@ -198,10 +235,11 @@ cuda_rail_forget(cuda_plan_t *plan)
 void
 cuda_rail_close(cuda_plan_t *plan)
 {
-    for (int i = 0; i < plan->num_regions; i++) {
-        cuda_pinned_give(plan->regions[i].base);
+    for (int i = 0; i < plan->num_rooms; i++) {
+        cuda_kept_give(plan->rooms[i].heads.base);
+        cuda_kept_give(plan->rooms[i].rows.base);
     }
-    free(plan->regions);
+    free(plan->rooms);
 }
 
 /* ---- kernels ---- */

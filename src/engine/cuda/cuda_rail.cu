@@ -354,6 +354,7 @@ turn_kernel(const __grid_constant__ cuda_turn_args_t args)
 // The parcel that has come from a rank of another node.
 struct inbound {
     char *base;
+    char *rows;
     int64_t begin; // of its tokens among all that have come
     cuda_parcel_t parcel;
     bool has_weights;
@@ -379,8 +380,7 @@ struct forward_source {
     {
         const inbound &from = of(token);
 
-        return from.base + from.parcel.rows +
-               (token - from.begin) * args.row_bytes;
+        return from.rows + (token - from.begin) * args.row_bytes;
     }
 
     __device__ const uint32_t *scales(int64_t token) const
@@ -452,6 +452,7 @@ inbounds_open(const cuda_dispatch_args_t &args, inbound *inbounds)
         inbound *to = &inbounds[f];
 
         to->base = cuda_region(&args.rail.by_forward[EPX__LANE_OUT], f);
+        to->rows = cuda_region_rows(&args.rail.by_forward[EPX__LANE_OUT], f);
         const cuda_parcel_head_t *head =
             reinterpret_cast<const cuda_parcel_head_t *>(to->base);
         to->begin = begin;

@@ -8,17 +8,20 @@
  *               this rank's own, which the proxy sends, and those of the ranks
  *               of other nodes, which it has received
  *     trips     one for each slot of steps: how far the step's rows have come
- *     regions   rows on their way: of a plan, see cuda_rail_t
+ *     regions   what is on its way: of a plan, see cuda_rail_t
  *
- * A message is the parcel of a step for one rank, its rail or the rank that it
- * is the rail of:
+ * What goes is the parcel of a step for one rank, its rail or the rank that it
+ * is the rail of, in two messages:
  *
  *     head       cuda_parcel_head_t
  *     OUT        i32 tokens[n], experts[n][K] (-1: on another node),
  *                cuda_route_t routes[n][K] (rank -1: the same)
  *     both       f32 weights[n][K], if there are any
  *     OUT        u32 scales[n][S]
- *     both       rows [n]
+ *
+ *     both       rows [n], if they have any bytes
+ *
+ * Where the network reaches the card's memory the rows lie there.
  */
 #ifndef EPX_ENGINE_CUDA_RAIL_H
 #define EPX_ENGINE_CUDA_RAIL_H
@@ -52,9 +55,9 @@ typedef struct cuda_parcel_kind {
     uint64_t row_bytes;
 } cuda_parcel_kind_t;
 
-/* Where its arrays begin. */
+/* Where its arrays begin, and how long its two parts are. */
 typedef struct cuda_parcel {
-    uint64_t tokens, experts, routes, weights, scales, rows, bytes;
+    uint64_t tokens, experts, routes, weights, scales, bytes, row_bytes;
 } cuda_parcel_t;
 
 EPX__INLINE cuda_parcel_t
@@ -76,22 +79,31 @@ cuda_parcel(const cuda_parcel_kind_t *kind, uint32_t has_weights,
         p.weights +
         epx__round_up(has_weights != 0 ? count * topk * sizeof(float) : 0,
                       CUDA_RAIL_ALIGN);
-    p.rows = p.scales + epx__round_up(out * kind->num_scales * sizeof(uint32_t),
-                                      CUDA_RAIL_ALIGN);
-    p.bytes = p.rows + count * kind->row_bytes;
+    p.bytes =
+        p.scales + epx__round_up(out * kind->num_scales * sizeof(uint32_t),
+                                 CUDA_RAIL_ALIGN);
+    p.row_bytes = count * kind->row_bytes;
     return p;
 }
 
-/* Room for parcels, one behind the other. */
+/* Room for parcels, one behind the other; bytes are of each. */
 typedef struct cuda_regions {
-    char *base;
-    uint64_t bytes; /* of each */
+    char *heads;
+    uint64_t bytes;
+    char *rows;
+    uint64_t row_bytes;
 } cuda_regions_t;
 
 EPX__INLINE char *
 cuda_region(const cuda_regions_t *regions, int32_t i)
 {
-    return regions->base + (uint64_t)i * regions->bytes;
+    return regions->heads + (uint64_t)i * regions->bytes;
+}
+
+EPX__INLINE char *
+cuda_region_rows(const cuda_regions_t *regions, int32_t i)
+{
+    return regions->rows + (uint64_t)i * regions->row_bytes;
 }
 
 /*

@@ -54,7 +54,8 @@ open_partial(const cuda_combine_args_t &args, uint64_t step,
     mine->bias[0] = nullptr;
     mine->bias[1] = nullptr;
     mine->has_bias = 0;
-    mine->out = to + back.rows;
+    mine->out = cuda_region_rows(&args.rail.by_forward[EPX__LANE_BACK],
+                                 (int32_t)args.forward);
     mine->out_topk_weights = head.wants_weights != 0
                                  ? reinterpret_cast<float *>(to + back.weights)
                                  : nullptr;
@@ -89,7 +90,8 @@ open_nodes(const cuda_combine_args_t &args, source *sources)
         cuda_parcel_t parcel = cuda_parcel(&args.rail.kinds[EPX__LANE_BACK],
                                            head->has_weights, head->count);
 
-        to->x = from + parcel.rows;
+        to->x = cuda_region_rows(&args.rail.by_node[EPX__LANE_BACK],
+                                 cuda_far_node(n, nodes.own));
         to->topk_weights =
             reinterpret_cast<const float *>(from + parcel.weights);
         to->num_rows = head->count;

@@ -304,7 +304,8 @@ nodes_open(const cuda_dispatch_args_t &args, target *targets)
         cuda_parcel_t parcel = cuda_parcel(&args.rail.kinds[EPX__LANE_OUT],
                                            args.topk_weights != nullptr, count);
 
-        to->arrays[EPX__ARRAY_X] = base + parcel.rows;
+        to->arrays[EPX__ARRAY_X] = cuda_region_rows(
+            &args.rail.by_node[EPX__LANE_OUT], cuda_far_node(n, nodes.own));
         to->arrays[EPX__ARRAY_SCALES] = base + parcel.scales;
         to->scale_row_stride = args.num_scales;
         to->scale_stride = 1;

@@ -33,8 +33,7 @@ is_masked(const cuda_view_t &view, int rank)
 EPX__DEVICE char *
 far_slots(const cuda_view_t &view, const cuda_regions_t &regions, int rank)
 {
-    return cuda_region(&regions, view.nodes.far_index[rank]) +
-           sizeof(cuda_parcel_head_t);
+    return cuda_region_rows(&regions, view.nodes.far_index[rank]);
 }
 
 // Whether this rank's words go to a rank: to one of another node, for all.

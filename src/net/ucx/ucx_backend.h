@@ -61,7 +61,13 @@ extern const epx__net_puts_t epx__ucx_puts;
 void epx__ucx_release_reaches(ucx_t *ucx);
 void epx__ucx_release_shares(ucx_t *ucx);
 
+/* --- ucx_card.c --- */
+bool epx__ucx_reaches_card(void *state, const epx__net_config_t *config,
+                           bool is_short, const char **why_p);
+
 /* --- ucx_settings.c --- */
+/* Whether an adapter, "mlx5_0", is one that the config lets UCX use. */
+bool epx__ucx_names(const epx__net_config_t *config, const char *adapter);
 bool epx__ucx_has_native_puts(const epx__net_config_t *config);
 uint64_t epx__ucx_piece_bytes(const epx__net_config_t *config);
 

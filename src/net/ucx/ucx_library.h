@@ -8,6 +8,7 @@
 
 #include <ucp/api/ucp.h>
 #include <ucs/config/global_opts.h>
+#include <uct/api/uct.h>
 
 /* What is used of it.  Neither fences nor atomics are: one stops the worker for
  * all peers, the others fail over TCP where peers may fail. */
@@ -15,6 +16,7 @@
     X(ucp_get_version)                \
     X(ucp_init_version)               \
     X(ucp_cleanup)                    \
+    X(ucp_context_query)              \
     X(ucp_config_read)                \
     X(ucp_config_modify)              \
     X(ucp_config_release)             \
@@ -39,6 +41,14 @@
     X(ucp_put_nbx)                    \
     X(ucp_ep_flush_nbx)               \
     X(ucp_request_free)               \
+    X(uct_query_components)           \
+    X(uct_release_component_list)     \
+    X(uct_component_query)            \
+    X(uct_md_config_read)             \
+    X(uct_config_release)             \
+    X(uct_md_open)                    \
+    X(uct_md_query)                   \
+    X(uct_md_close)                   \
     X(ucs_status_string)              \
     X(ucs_global_opts_set_value)
 

@@ -39,16 +39,25 @@ pack_key(ucx_t *ucx, ucp_mem_h memory, epx__net_note_t *note)
     return status;
 }
 
+/* Said, where UCX would have to find out. */
+static ucs_memory_type_t
+type_of(bool is_on_card)
+{
+    return is_on_card ? UCS_MEMORY_TYPE_CUDA : UCS_MEMORY_TYPE_HOST;
+}
+
 static epx_status_t
-ucx_share(void *state, void *memory, uint64_t bytes, epx__net_note_t *note,
-          void **share_p)
+ucx_share(void *state, void *memory, uint64_t bytes, bool is_on_card,
+          epx__net_note_t *note, void **share_p)
 {
     ucx_t *ucx = state;
     const ucp_mem_map_params_t params = {
-        .field_mask =
-            UCP_MEM_MAP_PARAM_FIELD_ADDRESS | UCP_MEM_MAP_PARAM_FIELD_LENGTH,
+        .field_mask = UCP_MEM_MAP_PARAM_FIELD_ADDRESS |
+                      UCP_MEM_MAP_PARAM_FIELD_LENGTH |
+                      UCP_MEM_MAP_PARAM_FIELD_MEMORY_TYPE,
         .address = memory,
         .length = bytes,
+        .memory_type = type_of(is_on_card),
     };
     ucx_share_t *share = calloc(1, sizeof(*share));
     ucs_status_t status = UCS_ERR_NO_MEMORY;
@@ -163,13 +172,15 @@ on_put(void *request, ucs_status_t status, void *user_data)
 }
 
 static ucp_request_param_t
-params_of(epx__net_put_t *put)
+params_of(epx__net_put_t *put, bool is_on_card)
 {
     return (ucp_request_param_t){
-        .op_attr_mask =
-            UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA,
+        .op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK |
+                        UCP_OP_ATTR_FIELD_USER_DATA |
+                        UCP_OP_ATTR_FIELD_MEMORY_TYPE,
         .cb.send = on_put,
         .user_data = put,
+        .memory_type = type_of(is_on_card),
     };
 }
 
@@ -185,11 +196,11 @@ await_put(ucx_t *ucx, epx__net_put_t *put, ucs_status_ptr_t request)
 
 static void
 ucx_put(void *state, int32_t rank, void *reach, uint64_t address,
-        const struct iovec *range, epx__net_put_t *put)
+        const struct iovec *range, bool is_on_card, epx__net_put_t *put)
 {
     ucx_t *ucx = state;
     ucx_peer_t *peer = &ucx->peers[rank];
-    const ucp_request_param_t param = params_of(put);
+    const ucp_request_param_t param = params_of(put, is_on_card);
 
     put->backend_data = peer;
     if (peer->ep == NULL) {
@@ -207,7 +218,7 @@ ucx_flush(void *state, int32_t rank, epx__net_put_t *put)
 {
     ucx_t *ucx = state;
     ucx_peer_t *peer = &ucx->peers[rank];
-    const ucp_request_param_t param = params_of(put);
+    const ucp_request_param_t param = params_of(put, false);
 
     put->backend_data = peer;
     if (peer->ep == NULL) {
@@ -219,6 +230,7 @@ ucx_flush(void *state, int32_t rank, epx__net_put_t *put)
 
 const epx__net_puts_t epx__ucx_puts = {
     .are_native = epx__ucx_has_native_puts,
+    .reaches_card = epx__ucx_reaches_card,
     .share = ucx_share,
     .unshare = ucx_unshare,
     .reach = ucx_reach,

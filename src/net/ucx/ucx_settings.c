@@ -219,6 +219,33 @@ epx__ucx_has_native_puts(const epx__net_config_t *config)
            names_rdma(place.transports);
 }
 
+bool
+epx__ucx_names(const epx__net_config_t *config, const char *adapter)
+{
+    size_t name = strlen(adapter);
+    bool is_listed = false, is_excluding;
+    const char *at;
+    place_t place;
+
+    find_place(config, &place);
+    if (place.device == NULL) {
+        return false;
+    }
+    is_excluding = *place.device == '^';
+    at = place.device + is_excluding;
+    while (*at != '\0') {
+        size_t length = strcspn(at, ",");
+
+        /* With a port, or without. */
+        is_listed = is_listed ||
+                    (length == 3 && strncmp(at, "all", length) == 0) ||
+                    (length >= name && strncmp(at, adapter, name) == 0 &&
+                     (length == name || at[name] == ':'));
+        at += length + (at[length] == ',');
+    }
+    return is_listed != is_excluding;
+}
+
 uint64_t
 epx__ucx_piece_bytes(const epx__net_config_t *config)
 {
