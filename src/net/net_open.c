@@ -177,14 +177,12 @@ look_for_card(epx__net_t *net)
     const char *why = "active messages are copied by the host; puts are not: "
                       "EPX_NET_WIRE=rma";
 
-    if (config->gpudirect == 0 ||
-        config->num_card_channels == 0) {
+    if (config->gpudirect == 0 || config->num_card_channels == 0) {
         return EPX_OK;
     }
-    net->reaches_card =
-        net->puts != NULL &&
-        net->puts->reaches_card(net->state, config, config->gpudirect < 0,
-                                &why);
+    net->reaches_card = net->puts != NULL &&
+                        net->puts->reaches_card(net->state, config,
+                                                config->gpudirect < 0, &why);
     return net->reaches_card || config->gpudirect < 0
                ? EPX_OK
                : epx__fail(EPX_ERR_UNSUPPORTED,

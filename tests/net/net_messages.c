@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* Signals and transfers arrive whole and right, over UCX and over the simulated
- * network at its worst, on both wires, and with nothing of a slot's in a box. */
+ * network at its worst, on both wires, and with nothing of a slot's in a box.
+ */
 #include "exchange.h"
 #include "needs.h"
 #include "sim.h"
@@ -19,8 +20,8 @@ typedef struct way {
 } way_t;
 
 static void
-over_sim(way_t way, int32_t num_ranks, const uint64_t *sizes,
-         int num_sizes, uint64_t num_seeds)
+over_sim(way_t way, int32_t num_ranks, const uint64_t *sizes, int num_sizes,
+         uint64_t num_seeds)
 {
     const sim_faults_t faults = { .max_delay_ns = EPX__NS_PER_MS / 2,
                                   .retransmit_ns = 2 * EPX__NS_PER_MS,
@@ -44,8 +45,8 @@ over_sim(way_t way, int32_t num_ranks, const uint64_t *sizes,
 }
 
 static void
-over_ucx(way_t way, int32_t num_ranks, const uint64_t *sizes,
-         int num_sizes, bool processes)
+over_ucx(way_t way, int32_t num_ranks, const uint64_t *sizes, int num_sizes,
+         bool processes)
 {
     exchange_t exchange = { sizes, num_sizes, 1 };
     world_t world = world_make(num_ranks, &epx__net_ucx);

@@ -478,7 +478,8 @@ sim_start(node_t *node, item_t *item, epx__net_put_t *put)
     (void)pthread_mutex_unlock(&sim->mutex);
 }
 
-/* Where a card is emulated, what is said to lie on it does, and nothing else. */
+/* Where a card is emulated, what is said to lie on it does, and nothing else.
+ */
 static void
 check_place(const void *memory, bool is_on_card)
 {

@@ -194,6 +194,7 @@ test_refused(void **state)
     refused("--device cuda:99999999999", "cuda:N");
     refused("--device cudax", "cuda:N");
     refused("--graph", "needs --device cuda");
+    refused("--overlap 5", "--overlap needs --send-only");
     refused("--device cuda --ranks 33", "1 to 32");
     refused("--ranks 0", "'0'; allowed: 1 to 1024");
     refused("--ranks 1025", "1 to 1024");

@@ -48,6 +48,8 @@ struct bench_card_ops {
     void (*replay)(struct bench_card *card, enum bench_op op);
     /* Ends its graph, if there is one. */
     void (*forget)(struct bench_card *card, enum bench_op op);
+    /* The stream does nothing for a while, but for a thread that sleeps. */
+    void (*rest)(struct bench_card *card, uint64_t ns);
     /* BENCH_SIGNALS, in the stream. */
     void (*signal)(struct bench_card *card);
     /* Bytes of the card that are taken, by whomever. */

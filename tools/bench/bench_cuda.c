@@ -234,6 +234,13 @@ cuda_signal(struct bench_card *card)
           "launching the signals");
 }
 
+static void
+cuda_rest(struct bench_card *card, uint64_t ns)
+{
+    const struct cuda_card *self = (const struct cuda_card *)card;
+    check(card, bench_rest_launch(ns, self->stream), "launching a rest");
+}
+
 /* Lets this card reach the memory of the other ranks' cards, which stays so. */
 static void
 reach_cards(const struct bench_card *card)
@@ -419,6 +426,7 @@ static const struct bench_card_ops cuda_ops = {
     .captured = cuda_captured,
     .replay = cuda_replay,
     .forget = cuda_forget,
+    .rest = cuda_rest,
     .signal = cuda_signal,
     .used_bytes = cuda_used_bytes,
     .copy_ns = cuda_copy_ns,

@@ -126,13 +126,17 @@ capture_halves(struct bench_rank *self)
 {
     struct bench_sequence sequence = bench_op_sequence(self->run->options);
     struct bench_card *card = self->card;
-    int32_t last = BENCH_HALVES_IN_A_ROW * sequence.count;
+    uint64_t overlap_ns = (uint64_t)self->run->options->overlap_us * 1000;
     card->ops->capture(card);
-    for (int32_t i = 0; i < last; i++) {
-        card->ops->mark(card, i);
-        bench_rank_check(self, call(self, sequence.ops[i % sequence.count]));
+    for (int32_t i = 0; i < BENCH_HALVES_IN_A_ROW * sequence.count; i++) {
+        enum bench_op op = sequence.ops[i % sequence.count];
+        if (overlap_ns > 0 && bench_op_is_hook(op)) {
+            card->ops->rest(card, overlap_ns);
+        }
+        card->ops->mark(card, 2 * i);
+        bench_rank_check(self, call(self, op));
+        card->ops->mark(card, 2 * i + 1);
     }
-    card->ops->mark(card, last);
     card->ops->captured(card, BENCH_HALVES);
 }
 

@@ -293,6 +293,7 @@ enum option_id {
     OPT_ITERS,
     OPT_WARMUP,
     OPT_IN_A_ROW,
+    OPT_OVERLAP,
     OPT_SEED,
     OPT_SOAK,
     OPT_CHECK,
@@ -328,6 +329,7 @@ static const struct option option_table[] = {
     { "iters", required_argument, NULL, OPT_ITERS },
     { "warmup", required_argument, NULL, OPT_WARMUP },
     { "in-a-row", required_argument, NULL, OPT_IN_A_ROW },
+    { "overlap", required_argument, NULL, OPT_OVERLAP },
     { "seed", required_argument, NULL, OPT_SEED },
     { "soak", required_argument, NULL, OPT_SOAK },
     { "check", no_argument, NULL, OPT_CHECK },
@@ -364,6 +366,7 @@ set_number(enum option_id id, const char *name, const char *text,
         { OPT_ITERS, 1, 1000000, &o->iters, NULL },
         { OPT_WARMUP, 0, 1000000, &o->warmup, NULL },
         { OPT_IN_A_ROW, 1, BENCH_MAX_IN_A_ROW, &o->in_a_row, NULL },
+        { OPT_OVERLAP, 0, 1000000, &o->overlap_us, NULL },
         { OPT_SOAK, 1, 1000000, &o->soak_s, NULL },
     };
     for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
@@ -525,6 +528,9 @@ check_device(const struct bench_options *o, struct bench_error *error)
     if (o->in_a_row > 1 && (!cuda || o->send_only)) {
         return bench_fail(error, "--in-a-row needs --device cuda, and cannot "
                                  "go with --send-only");
+    }
+    if (o->overlap_us > 0 && !(o->graph && o->send_only)) {
+        return bench_fail(error, "--overlap needs --send-only and --graph");
     }
     if (o->signals && (!cuda || o->procs)) {
         return bench_fail(error, "--signals needs --device cuda, and cannot go "

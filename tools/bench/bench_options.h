@@ -57,9 +57,10 @@ struct bench_options {
     int32_t workers;
     int32_t iters;
     int32_t warmup;
-    int32_t hosts;     /* that the ranks play, which only the network joins */
-    const char *netns; /* a name for each host, with commas between; or NULL */
-    int32_t in_a_row;  /* on a card: calls that are timed together */
+    int32_t hosts;      /* that the ranks play, which only the network joins */
+    const char *netns;  /* a name for each host, with commas between; or NULL */
+    int32_t in_a_row;   /* on a card: calls that are timed together */
+    int32_t overlap_us; /* that lie between a send and its hook, untimed */
     uint64_t seed;
     int32_t soak_s; /* seconds; 0: no soak, which draws shapes up to these */
     bool check;

@@ -59,6 +59,12 @@ bench_op_moves(enum bench_op op)
            op != BENCH_SIGNALS;
 }
 
+bool
+bench_op_is_hook(enum bench_op op)
+{
+    return op == BENCH_DISPATCH_HOOK || op == BENCH_COMBINE_HOOK;
+}
+
 static void
 set_formats(struct bench_shape *shape, const struct bench_options *o)
 {

@@ -36,6 +36,9 @@ bool bench_op_active(enum bench_op op, const struct bench_options *options);
 /* Whether an operation moves rows, all by itself or as one half of two. */
 bool bench_op_moves(enum bench_op op);
 
+/* Whether it is the second of the two. */
+bool bench_op_is_hook(enum bench_op op);
+
 struct bench_shape {
     epx_dtype_t sent_dtype;    /* of received rows */
     epx_dtype_t combine_dtype; /* fp8 rows come back as bf16 */

@@ -66,7 +66,24 @@ signals_kernel(const __grid_constant__ bench_signals args)
     }
 }
 
+__global__ void
+rest_kernel(uint64_t ns)
+{
+    uint64_t start = timer_ns();
+
+    while (timer_ns() - start < ns) {
+        __nanosleep(1000);
+    }
+}
+
 } // namespace
+
+extern "C" cudaError_t
+bench_rest_launch(uint64_t ns, cudaStream_t stream)
+{
+    rest_kernel<<<1, 1, 0, stream>>>(ns);
+    return cudaGetLastError();
+}
 
 extern "C" cudaError_t
 bench_signals_launch(const struct bench_signals *args, int num_blocks,

@@ -28,4 +28,11 @@ extern "C"
     bench_signals_launch(const struct bench_signals *args, int num_blocks,
                          cudaStream_t stream);
 
+/* A thread that sleeps for so long. */
+#ifdef __cplusplus
+extern "C"
+#endif
+    cudaError_t
+    bench_rest_launch(uint64_t ns, cudaStream_t stream);
+
 #endif

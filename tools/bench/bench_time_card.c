@@ -19,7 +19,9 @@
 
 _Static_assert(PIECE *BENCH_MAX_SEQUENCE < BENCH_MAX_MARKS,
                "a mark more than ops");
-_Static_assert(BENCH_HALVES_IN_A_ROW <= PIECE, "they have marks");
+_Static_assert(2 * BENCH_HALVES_IN_A_ROW * BENCH_MAX_SEQUENCE <=
+                   BENCH_MAX_MARKS,
+               "two marks for each op");
 
 /* What is timed together; a graph holds all of it. */
 static int32_t
@@ -54,13 +56,14 @@ piece_of(const struct bench_options *o)
     return piece > 1 ? piece : 1;
 }
 
+/* Operation i began at mark i * stride, and ended at the next mark. */
 static void
 note_piece(const struct bench_rank *self, const struct bench_sequence *sequence,
-           int32_t first, int32_t count)
+           int32_t first, int32_t count, int32_t stride)
 {
     struct bench_card *card = self->card;
     for (int32_t i = 0; i < count * sequence->count; i++) {
-        int64_t ns = card->ops->between_ns(card, i, i + 1);
+        int64_t ns = card->ops->between_ns(card, i * stride, i * stride + 1);
         struct bench_span span = { 0, ns / self->run->options->in_a_row };
         bench_op_note(self, sequence->ops[i % sequence->count],
                       first + i / sequence->count, span);
@@ -76,7 +79,7 @@ time_halves(struct bench_rank *self, const struct bench_sequence *sequence,
     self->card->ops->replay(self->card, BENCH_HALVES);
     self->card->ops->replay(self->card, BENCH_HALVES);
     bench_rank_synchronize(self);
-    note_piece(self, sequence, first, count);
+    note_piece(self, sequence, first, count, 2);
 }
 
 /* Iterations `first` to first + count - 1, after those that warm up. */
@@ -98,7 +101,7 @@ time_piece(struct bench_rank *self, const struct bench_sequence *sequence,
     }
     card->ops->mark(card, last);
     bench_rank_synchronize(self);
-    note_piece(self, sequence, first, count);
+    note_piece(self, sequence, first, count, 1);
 }
 
 static void

@@ -153,6 +153,7 @@ cpu_plan_open(epx_group_t *group, const epx_plan_args_t *args,
 {
     cpu_plan_t draft = { 0 };
     carve_t measure = { 0 }, place = { 0 };
+    epx__error_t error;
     epx_status_t status;
     cpu_plan_t *plan;
 
@@ -181,9 +182,11 @@ cpu_plan_open(epx_group_t *group, const epx_plan_args_t *args,
         status = cpu_slots_open(plan);
     }
     if (status != EPX_OK) {
+        epx__error_save(&error, status);
+        cpu_slots_close(plan);
         cpu_forwards_close(plan);
         free(plan);
-        return status;
+        return epx__error_restore(&error);
     }
     *plan_p = &plan->base;
     return EPX_OK;

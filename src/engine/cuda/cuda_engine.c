@@ -48,9 +48,9 @@ cuda_seats_reserve(epx_group_t *group)
     if (chunk == NULL) {
         return epx__fail(EPX_ERR_NO_MEMORY, "no memory for plans");
     }
-    error = cuda_kept_take(CUDA_KEPT_PINNED, SEATS_PER_CHUNK * engine->record_bytes,
-                             SEATS_PER_CHUNK * engine->record_bytes,
-                             (void **)&chunk->records);
+    error = cuda_kept_take(
+        CUDA_KEPT_PINNED, SEATS_PER_CHUNK * engine->record_bytes,
+        SEATS_PER_CHUNK * engine->record_bytes, (void **)&chunk->records);
     for (int i = 0; i < SEATS_PER_CHUNK && error == cudaSuccess; i++) {
         error = cudaEventCreateWithFlags(&chunk->seats[i].done,
                                          cudaEventDisableTiming);
@@ -260,11 +260,11 @@ open_view(epx_group_t *group)
         status = epx__cuda_copy(base, image, bytes);
     }
     if (status == EPX_OK) {
-        status =
-            epx__cuda_check(cuda_kept_take(CUDA_KEPT_PINNED, sizeof(*engine->view.report),
-                                             sizeof(*engine->view.report),
-                                             (void **)&engine->view.report),
-                            "cannot set up the CUDA engine");
+        status = epx__cuda_check(cuda_kept_take(CUDA_KEPT_PINNED,
+                                                sizeof(*engine->view.report),
+                                                sizeof(*engine->view.report),
+                                                (void **)&engine->view.report),
+                                 "cannot set up the CUDA engine");
     }
     if (status == EPX_OK) {
         epx__group_set_halt(group, &engine->view.report->halt);

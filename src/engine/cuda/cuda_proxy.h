@@ -14,8 +14,8 @@
  *
  * Each lane of a step has two channels of its own, for heads and for rows, by
  * the step's slot: a step may have ended for the kernels while its peers'
- * acknowledgements are under way.  Turns are the steps.  A slot is opened before the post goes out, so who has
- * the post may send.
+ * acknowledgements are under way.  Turns are the steps.  A slot is opened
+ * before the post goes out, so who has the post may send.
  *
  *     cuda_proxy.c        the thread, and the steps of counts
  *     cuda_proxy_op.c     dispatch and combine
@@ -59,8 +59,8 @@ typedef struct cuda_proxy {
     int32_t num_forwards;
     int32_t *forwards; /* the ranks that this one is the rail of */
     int32_t num_rails;
-    int32_t *rails; /* this rank's, on each other node: cuda_far_node; -1:
-                     * all its ranks are masked */
+    int32_t *rails;   /* this rank's, on each other node: cuda_far_node; -1:
+                       * all its ranks are masked */
     bool needs_flush; /* before kernels read what the network has written */
     pthread_t thread;
     bool is_running;

@@ -92,11 +92,11 @@ open_part(const cuda_proxy_t *proxy, const cuda_errand_t *errand,
     void *const halves[2] = { region, region };
     uint64_t bytes = is_rows ? end->regions->row_bytes : end->regions->bytes;
 
-    return bytes == 0 ? EPX_OK
-                      : epx__net_slot_open(cuda_proxy_net(proxy),
-                                           channel_of(lane, part, errand->step),
-                                           end->ranks[i], errand->step, halves,
-                                           bytes);
+    return bytes == 0
+               ? EPX_OK
+               : epx__net_slot_open(cuda_proxy_net(proxy),
+                                    channel_of(lane, part, errand->step),
+                                    end->ranks[i], errand->step, halves, bytes);
 }
 
 static epx_status_t
@@ -388,9 +388,10 @@ has_come(const cuda_proxy_t *proxy, const cuda_errand_t *errand,
     epx__net_t *net = cuda_proxy_net(proxy);
     int32_t rank = end->ranks[i];
     const char *region = cuda_region(end->regions, i);
-    const char *sent = lane == EPX__LANE_BACK
-                           ? cuda_region(&errand->rail.by_node[EPX__LANE_OUT], i)
-                           : NULL;
+    const char *sent =
+        lane == EPX__LANE_BACK
+            ? cuda_region(&errand->rail.by_node[EPX__LANE_OUT], i)
+            : NULL;
     uint64_t bytes = 0, row_bytes = 0, promised;
     epx_status_t status;
 
@@ -399,7 +400,8 @@ has_come(const cuda_proxy_t *proxy, const cuda_errand_t *errand,
                           errand->step, &bytes)) {
         return EPX_OK;
     }
-    status = check_parcel(errand, lane, rank, end->regions, region, bytes, sent);
+    status =
+        check_parcel(errand, lane, rank, end->regions, region, bytes, sent);
     if (status != EPX_OK) {
         return status;
     }

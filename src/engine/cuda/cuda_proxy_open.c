@@ -76,9 +76,9 @@ open_arrays(cuda_proxy_t *proxy)
     size_t ranks = (size_t)proxy->group->num_ranks;
     int32_t *lists = calloc(3 * ranks, sizeof(*lists));
     bool *flags = calloc((size_t)EPX__NUM_SLOTS * 5 * ranks, sizeof(*flags));
-    struct iovec *ranges = calloc((size_t)EPX__NUM_SLOTS * EPX__NUM_LANES *
-                                      CUDA_NUM_PARTS * ranks,
-                                  sizeof(*ranges));
+    struct iovec *ranges =
+        calloc((size_t)EPX__NUM_SLOTS * EPX__NUM_LANES * CUDA_NUM_PARTS * ranks,
+               sizeof(*ranges));
 
     proxy->far = lists;
     proxy->errands[0].is_met = flags;
@@ -132,9 +132,8 @@ look_at_order(cuda_proxy_t *proxy)
 {
     epx_group_t *group = proxy->group;
     int order = cudaGPUDirectRDMAWritesOrderingNone, ways = 0;
-    cudaError_t error =
-        cudaDeviceGetAttribute(&order, cudaDevAttrGPUDirectRDMAWritesOrdering,
-                               group->device_ordinal);
+    cudaError_t error = cudaDeviceGetAttribute(
+        &order, cudaDevAttrGPUDirectRDMAWritesOrdering, group->device_ordinal);
 
     if (error == cudaSuccess) {
         error = cudaDeviceGetAttribute(

@@ -415,6 +415,9 @@ ucx_open(epx__net_t *net, const epx__net_config_t *config, void **state_p,
         ucx->peers[rank].ucx = ucx;
         ucx->peers[rank].rank = rank;
     }
+    if (config->num_card_channels > 0 && config->gpudirect != 0) {
+        epx__ucx_expect_card(library);
+    }
     status = make_context(ucx, config);
     if (status == EPX_OK) {
         status = make_worker(ucx);

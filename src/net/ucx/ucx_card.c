@@ -1,11 +1,25 @@
 /* SPDX-License-Identifier: MIT */
 /* Whether UCX can be let at the memory of a card, GPUDirect RDMA. */
+#include "core/env.h"
 #include "net/ucx/ucx_backend.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 #define ON_CARD (UINT64_C(1) << UCS_MEMORY_TYPE_CUDA)
+
+/* Before, puts take any memory for the host's: openucx/ucx issue 9533. */
+#define OLDEST_MINOR 16
+
+void
+epx__ucx_expect_card(const epx__ucx_library_t *ucx)
+{
+    /* UCX notes what is allocated by hooks, which miss calls of a runtime that
+     * is linked statically; so it is to ask the driver instead. */
+    if (epx__env_string("UCX_MEMTYPE_CACHE") == NULL) {
+        (void)ucx->ucs_global_opts_set_value("MEMTYPE_CACHE", "n");
+    }
+}
 
 /* Whether an adapter registers the memory of cards, so that it reads and writes
  * it itself. */
@@ -87,7 +101,13 @@ epx__ucx_reaches_card(void *state, const epx__net_config_t *config,
 {
     const ucx_t *ucx = state;
     ucp_context_attr_t known = { .field_mask = UCP_ATTR_FIELD_MEMORY_TYPES };
+    unsigned major, minor, release;
 
+    ucx->library->ucp_get_version(&major, &minor, &release);
+    if (minor < OLDEST_MINOR) {
+        *why_p = "it takes UCX 1.16 or a later 1.x";
+        return false;
+    }
     if (ucx->library->ucp_context_query(ucx->context, &known) != UCS_OK ||
         (known.memory_types & ON_CARD) == 0) {
         *why_p = "UCX has to be one that is built with CUDA, and its "
