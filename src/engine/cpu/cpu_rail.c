@@ -6,8 +6,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Regions of less are sent in one chunk. */
-#define CHUNKED_BYTES (UINT64_C(1) << 17)
+/* A region has as many chunks as are so long: what hides behind the network has
+ * to be worth the waits for them. */
+#define CHUNK_BYTES (UINT64_C(1) << 20)
 
 /* ---- the arrays of a parcel ---- */
 
@@ -37,7 +38,11 @@ cpu_parcels(const cpu_parcel_kind_t *kind, int64_t num_tokens)
 {
     uint64_t bytes = lay_out(kind, 0, num_tokens).bytes;
 
-    return bytes == 0 ? 0 : bytes < CHUNKED_BYTES ? 1 : CPU_CHUNKS;
+    if (bytes < CHUNK_BYTES) {
+        return bytes > 0;
+    }
+    return bytes / CHUNK_BYTES < CPU_CHUNKS ? (int)(bytes / CHUNK_BYTES)
+                                            : CPU_CHUNKS;
 }
 
 cpu_parcel_t
