@@ -108,6 +108,9 @@ typedef struct epx__card_net {
     /* Whether what the network writes to the card is there for kernels before
      * what it then tells the host; only then is it let at the card. */
     bool orders_puts;
+    bool exports_dmabuf; /* the driver can, of the card's memory */
+    void *block;         /* some of that memory, to try with; page-aligned */
+    uint64_t block_bytes;
     /* What a thread of the net does first; it never leaves. */
     void (*enter_thread)(const epx_group_t *group);
 } epx__card_net_t;

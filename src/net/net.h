@@ -104,6 +104,12 @@ typedef struct epx__net_config {
      * all that they carry is put from and to its place, however short it is,
      * and no thread of the host touches it. */
     uint32_t num_card_channels;
+    /* Whether what is put to this rank's card is there for its kernels before
+     * what the net then tells: only then is the network let at it. */
+    bool orders_puts;
+    bool exports_dmabuf; /* the card's driver can, of its memory */
+    void *card_block;    /* some of that memory, to try with */
+    uint64_t card_block_bytes;
     /* Whether the network is let at this rank's card: -1: where it can; 0: no;
      * 1: an error where it cannot.  See epx__net_reaches_card. */
     int32_t gpudirect;

@@ -263,6 +263,20 @@ enter_thread(void *context)
     }
 }
 
+static const epx__remote_t by_net = {
+    .step_begin = remote_step_begin,
+    .signal = remote_signal,
+    .help = remote_help,
+    .help_end = remote_help_end,
+    .tell = remote_tell,
+    .wake = remote_wake,
+    .has_left = remote_has_left,
+    .is_gone = remote_is_gone,
+    .pledge = remote_pledge,
+    .is_told = remote_is_told,
+    .close = remote_close,
+};
+
 epx_status_t
 epx__group_join_nodes(epx_group_t *group, const epx_bootstrap_t *bootstrap,
                       const epx_network_config_t *network)
@@ -281,7 +295,11 @@ epx__group_join_nodes(epx_group_t *group, const epx_bootstrap_t *bootstrap,
                                               : epx__group_segment(group),
         .num_channels = EPX__GROUP_CHANNELS,
         .num_card_channels = group->card_net.num_channels,
-        .gpudirect = group->card_net.orders_puts ? network->gpudirect : 0,
+        .orders_puts = group->card_net.orders_puts,
+        .exports_dmabuf = group->card_net.exports_dmabuf,
+        .card_block = group->card_net.block,
+        .card_block_bytes = group->card_net.block_bytes,
+        .gpudirect = network->gpudirect,
         .enter = enter_thread,
         .enter_context = group,
         .timeout_ns = group->timeout_ns,
@@ -302,31 +320,11 @@ epx__group_join_nodes(epx_group_t *group, const epx_bootstrap_t *bootstrap,
     epx__net_t *net;
     epx_status_t status;
 
-    if (group->card_net.num_channels > 0 && !group->card_net.orders_puts &&
-        network->gpudirect > 0) {
-        return epx__fail(EPX_ERR_UNSUPPORTED,
-                         "the network cannot be let at the card of rank %d "
-                         "(gpudirect is 1): it does not order what others "
-                         "write to it",
-                         group->rank);
-    }
     list_settings(network, settings, texts);
     status = epx__net_open(&net, &config);
     if (status == EPX_OK) {
-        group->remote = (epx__remote_t){
-            .context = net,
-            .step_begin = remote_step_begin,
-            .signal = remote_signal,
-            .help = remote_help,
-            .help_end = remote_help_end,
-            .tell = remote_tell,
-            .wake = remote_wake,
-            .has_left = remote_has_left,
-            .is_gone = remote_is_gone,
-            .pledge = remote_pledge,
-            .is_told = remote_is_told,
-            .close = remote_close,
-        };
+        group->remote = by_net;
+        group->remote.context = net;
         epx__store_u32(&group->has_remote, 1);
         if (epx__group_is_broken(group)) {
             epx__net_interrupt(net); /* which nobody else has done yet */

@@ -249,7 +249,8 @@ typedef struct epx__net_card {
     uint64_t group_id[2];
     int32_t rank;
     int32_t status; /* EPX_OK, or why it cannot take part */
-    uint64_t num_channels;
+    uint32_t num_channels;
+    uint32_t num_card_channels;
     uint64_t count_row_bytes;
     char backend[16];
     struct sockaddr_storage beat_address;

@@ -25,12 +25,15 @@ check_card(const epx__net_t *net, const epx__net_card_t *own,
     }
     if (memcmp(card->backend, own->backend, sizeof(own->backend)) != 0 ||
         card->num_channels != own->num_channels ||
+        card->num_card_channels != own->num_card_channels ||
         card->count_row_bytes != own->count_row_bytes) {
-        return epx__fail(EPX_ERR_MISMATCH,
-                         "rank %d uses %.16s with %" PRIu64
-                         " channels, rank %d %.16s with %" PRIu64,
-                         net->config.rank, own->backend, own->num_channels,
-                         rank, card->backend, card->num_channels);
+        return epx__fail(
+            EPX_ERR_MISMATCH,
+            "rank %d uses %.16s with %" PRIu32 " channels, %" PRIu32
+            " of them for cards, rank %d %.16s with %" PRIu32 " and %" PRIu32,
+            net->config.rank, own->backend, own->num_channels,
+            own->num_card_channels, rank, card->backend, card->num_channels,
+            card->num_card_channels);
     }
     if (card->wire != own->wire) {
         return epx__fail(EPX_ERR_MISMATCH,
@@ -131,6 +134,7 @@ epx__net_meet(epx__net_t *net, const epx__net_config_t *config,
         .group_id = { config->group_id[0], config->group_id[1] },
         .rank = config->rank,
         .num_channels = config->num_channels,
+        .num_card_channels = config->num_card_channels,
         .count_row_bytes = config->map->count_row_bytes
     };
     (void)strncpy(own->backend, net->backend->name, sizeof(own->backend) - 1);

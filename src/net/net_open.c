@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <sched.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -169,26 +170,62 @@ choose_wire(epx__net_t *net)
     return EPX_OK;
 }
 
-/* Once the backend is open. */
+/* Whether the network can be let at this rank's card; the backend is open. */
+static bool
+may_reach_card(const epx__net_t *net, const char **why_p)
+{
+    const epx__net_config_t *config = &net->config;
+
+    if (!config->orders_puts) {
+        *why_p = "the card does not order what others write to it";
+        return false;
+    }
+    if (net->puts == NULL) {
+        *why_p = "the host copies active messages; puts it does not: "
+                 "EPX_NET_WIRE=rma";
+        return false;
+    }
+    return net->puts->reaches_card(net->state, config, config->gpudirect < 0,
+                                   why_p);
+}
+
+/* That it says it can is not all: it may have no room for the memory. */
+static bool
+can_share_card(const epx__net_t *net, const char **why_p)
+{
+    const epx__net_config_t *config = &net->config;
+    epx__net_note_t note = { 0 };
+    void *share;
+
+    if (net->puts->share(net->state, config->card_block,
+                         config->card_block_bytes, true, &note,
+                         &share) != EPX_OK) {
+        *why_p = epx_last_error();
+        return false;
+    }
+    net->puts->unshare(net->state, share);
+    return true;
+}
+
 static epx_status_t
 look_for_card(epx__net_t *net)
 {
     const epx__net_config_t *config = &net->config;
-    const char *why = "active messages are copied by the host; puts are not: "
-                      "EPX_NET_WIRE=rma";
+    const char *why = "";
+    char text[256];
 
     if (config->gpudirect == 0 || config->num_card_channels == 0) {
         return EPX_OK;
     }
-    net->reaches_card = net->puts != NULL &&
-                        net->puts->reaches_card(net->state, config,
-                                                config->gpudirect < 0, &why);
-    return net->reaches_card || config->gpudirect < 0
-               ? EPX_OK
-               : epx__fail(EPX_ERR_UNSUPPORTED,
-                           "the network cannot be let at the memory of rank "
-                           "%d's card (gpudirect is 1): %s",
-                           config->rank, why);
+    net->reaches_card = may_reach_card(net, &why) && can_share_card(net, &why);
+    if (net->reaches_card || config->gpudirect < 0) {
+        return EPX_OK;
+    }
+    (void)snprintf(text, sizeof(text), "%s", why);
+    return epx__fail(EPX_ERR_UNSUPPORTED,
+                     "the network cannot be let at the memory of rank %d's "
+                     "card (gpudirect is 1): %s",
+                     config->rank, text);
 }
 
 bool

@@ -150,6 +150,10 @@ open_group(run_t *run)
         config.node = 1 + shape_node(run->shape, run->self->rank);
         config.network = &network;
         network.device = "lo";
+        /* Ranks may differ. */
+        if (getenv("EPX_TEST_GPUDIRECT") != NULL) {
+            network.gpudirect = run->self->rank % 2;
+        }
     }
     config.device = memory->device;
     config.device_ordinal = memory->ordinal;

@@ -103,7 +103,7 @@ tail=', "layout": "[a-z]+", "quantize": null, "routing": "uniform"'
 tail+=', "launch": "(call|graph)", "in_a_row": [0-9]+, "hosts": [0-9]+'
 tail+=', "sms": null, "sm_us": null, "net_bytes": (null|[0-9]+)'
 tail+=', "wire_bytes": (null|[0-9]+), "peer_way": (null|"[a-z]+")'
-tail+=', "combine_quantize": null}$'
+tail+=', "combine_quantize": null, "overlap_us": [0-9]+}$'
 
 expect_json() { # OP FABRIC PEER, where the operation moves rows
     expect_match out "^\{\"op\": \"$1\", \"engine\": \"cpu\", \"fabric\": \
@@ -389,12 +389,13 @@ case_card() {
     expect "the exit status" $status 0
     for launch in threads procs; do
         for layout in rank expert slots; do
-            # Processes take turns on a card, slowly.
-            [ $launch = threads ] || [ $layout = rank ] || continue
             for options in "--mode ht" "--mode ll" "--mode ll --send-only" \
                 "--graph" "--mode ll --graph" "--buffers outside" \
-                "--mode ll --graph --send-only" \
+                "--mode ll --graph --send-only --overlap 50" \
                 "--dtype fp8" "--quantize=ue8m0"; do
+                # Processes take turns on a card, slowly.
+                [ $launch = threads ] || [ "$layout $options" = "rank --graph" ] ||
+                    [ "$layout $options" = "slots --mode ll" ] || continue
                 # shellcheck disable=SC2086 # several words
                 quietly --device cuda:0 --check --$launch --ranks 3 \
                     --workers 2 --layout $layout $options "${small[@]}"
@@ -402,7 +403,7 @@ case_card() {
         done
     done
     for launch in threads procs; do
-        quietly --device cuda --soak 5 --$launch --ranks 3 --workers 2 \
+        quietly --device cuda --soak 3 --$launch --ranks 3 --workers 2 \
             "${shapes[@]}"
     done
     quietly --device cuda --json --graph --signals --vs memcpy "${small[@]}"

@@ -31,6 +31,12 @@ sim_t *sim_create(int32_t num_ranks, uint64_t seed, const sim_faults_t *faults);
 /* After all nets are closed. */
 void sim_destroy(sim_t *sim);
 
+/* Rewrite what messages of the first wire carry, header apart. */
+typedef void sim_tamper_fn_t(void *context, int32_t from,
+                             const epx__net_header_t *header,
+                             unsigned char *payload);
+void sim_tamper(sim_t *sim, sim_tamper_fn_t *fn, void *context);
+
 /* Nothing reaches or leaves the rank, while it is cut off. */
 void sim_cut(sim_t *sim, int32_t rank, bool is_cut);
 

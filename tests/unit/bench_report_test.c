@@ -80,7 +80,7 @@ test_json(void **state)
            "\"sms\": 66, \"sm_us\": 132.0, "
            "\"net_bytes\": 1000, \"wire_bytes\": 1050, "
            "\"peer_way\": \"put\", "
-           "\"combine_quantize\": \"logfmt10\"}\n");
+           "\"combine_quantize\": \"logfmt10\", \"overlap_us\": 0}\n");
     line = (struct bench_line){ .op = "plan",
                                 .gbps = NAN,
                                 .ceiling_gbps = NAN,
@@ -102,7 +102,7 @@ test_json(void **state)
            "\"sms\": null, \"sm_us\": null, "
            "\"net_bytes\": null, \"wire_bytes\": null, "
            "\"peer_way\": null, "
-           "\"combine_quantize\": \"logfmt10\"}\n");
+           "\"combine_quantize\": \"logfmt10\", \"overlap_us\": 0}\n");
 }
 
 int

@@ -96,6 +96,7 @@ bench_report_json(FILE *file, const struct bench_run *run,
         { "wire_bytes", DOUBLE, NULL, 0, bytes_or_nan(line->wire_bytes), 0 },
         { "peer_way", TEXT, line->peer_way, 0, 0, 0 },
         { "combine_quantize", TEXT, o->logfmt ? "logfmt10" : NULL, 0, 0, 0 },
+        { "overlap_us", WHOLE, NULL, o->overlap_us, 0, 0 },
     };
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
         fputs(i ? ", " : "{", file);

@@ -9,8 +9,8 @@
 //     4. each block tells every rank that it is done; block 0 waits for the
 //        blocks of all ranks, in a send-only dispatch for this rank's alone
 // With several nodes ranks are those of this one, and rows for others go to
-// pinned memory of the host, which takes the place of a rank; what comes from
-// there, later kernels forward (cuda_rail.cu).
+// memory that the network reads, which takes the place of a rank; what comes
+// from there, later kernels forward (cuda_rail.cu).
 // cuda_wait_launch waits for the others of a send-only dispatch.
 #include "engine/cuda/cuda_count.cuh"
 #include "engine/cuda/cuda_launch.cuh"

@@ -81,8 +81,8 @@ close_entered(epx_group_t *group)
 
     cuda_plans_reclaim(group, true);
     for (cuda_plan_t *plan = engine->retired; plan != NULL;) {
-        /* The device or the group has failed: only the host's memory is left
-         * to free. */
+        /* The device or the group has failed: only memory that is not the
+         * heap's is left to free. */
         cuda_plan_t *after = plan->next;
 
         cuda_rail_close(plan);
@@ -277,7 +277,10 @@ open_view(epx_group_t *group)
 void
 cuda_enter_thread(const epx_group_t *group)
 {
-    (void)epx__cuda_device_enter(group->device_ordinal);
+    if (epx__cuda_device_enter(group->device_ordinal) != EPX_OK) {
+        epx__log(EPX__LOG_WARN, "a thread cannot turn to the card: %s",
+                 epx_last_error());
+    }
 }
 
 static epx_status_t

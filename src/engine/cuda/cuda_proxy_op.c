@@ -321,7 +321,8 @@ send_lane(const cuda_proxy_t *proxy, cuda_errand_t *errand, epx__lane_t lane,
 
     for (int32_t i = 0; i < end.count && status == EPX_OK; i++) {
         char *region = cuda_region(end.regions, i);
-        struct iovec *ranges = errand->ranges[lane] + CUDA_NUM_PARTS * i;
+        struct iovec *ranges =
+            errand->ranges[lane] + (ptrdiff_t)CUDA_NUM_PARTS * i;
         cuda_parcel_t parcel;
 
         if (cuda_is_out(proxy, end.ranks[i]) || errand->has_sent[lane][i] ||
@@ -344,19 +345,8 @@ send_lane(const cuda_proxy_t *proxy, cuda_errand_t *errand, epx__lane_t lane,
     return status;
 }
 
-/* The most tokens of a parcel, whatever its head says. */
-static uint64_t
-most_tokens(const cuda_errand_t *errand, epx__lane_t lane,
-            const cuda_regions_t *regions)
-{
-    uint64_t row_bytes = errand->rail.kinds[lane].row_bytes;
-
-    /* Without rows there are some bytes for each in the head. */
-    return row_bytes > 0 ? regions->row_bytes / row_bytes : regions->bytes;
-}
-
-/* A peer's parcel, whose numbers are checked before a kernel sees them, nor its
- * rows are waited for.  With `sent`, it answers that one. */
+/* The head of a peer's parcel, before a kernel sees it and before its rows are
+ * waited for.  With `sent`, it answers that one. */
 static epx_status_t
 check_parcel(const cuda_errand_t *errand, epx__lane_t lane, int32_t rank,
              const cuda_regions_t *regions, const char *region, uint64_t bytes,
@@ -365,7 +355,7 @@ check_parcel(const cuda_errand_t *errand, epx__lane_t lane, int32_t rank,
     const cuda_parcel_head_t *head = (const void *)region;
     const cuda_parcel_head_t *asked = (const void *)sent;
     bool ok = bytes >= sizeof(*head) && head->step == errand->step &&
-              head->count <= most_tokens(errand, lane, regions) &&
+              head->count <= regions->max_tokens &&
               parcel_of(errand, lane, region).bytes == bytes;
 
     if (ok && asked != NULL) {

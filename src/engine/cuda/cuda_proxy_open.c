@@ -6,6 +6,7 @@
 #include "core/clock.h"
 #include "core/thread.h"
 #include "engine/cuda/cuda_kept.h"
+#include "fabric/cuda/cuda_driver.h"
 
 #include <stdlib.h>
 
@@ -125,29 +126,42 @@ open_memory(cuda_proxy_t *proxy)
                : epx__fail(EPX_ERR_NO_MEMORY, "no memory for other nodes");
 }
 
+/* What a net tries whether it can be let at the card with. */
+#define TRIAL_BYTES ((size_t)1 << 21)
+
 /* What the network writes to the card, and then tells the host of, a kernel may
- * not see at once: either the card keeps that order, or it is to be asked. */
+ * not see at once.  Some cards keep that order, but not where the host's memory
+ * is reached by another way than the card's; so they are asked, if they can be.
+ */
 static epx_status_t
-look_at_order(cuda_proxy_t *proxy)
+open_card_net(cuda_proxy_t *proxy)
 {
     epx_group_t *group = proxy->group;
-    int order = cudaGPUDirectRDMAWritesOrderingNone, ways = 0;
-    cudaError_t error = cudaDeviceGetAttribute(
-        &order, cudaDevAttrGPUDirectRDMAWritesOrdering, group->device_ordinal);
+    epx__card_net_t *net = &group->card_net;
+    CUdevice card;
+    CUresult result =
+        epx__cuda_driver()->device_get(&card, group->device_ordinal);
 
-    if (error == cudaSuccess) {
-        error = cudaDeviceGetAttribute(
-            &ways, cudaDevAttrGPUDirectRDMAFlushWritesOptions,
-            group->device_ordinal);
+    if (result != CUDA_SUCCESS) {
+        return epx__cuda_driver_fail(result, "cannot find the card");
     }
-    proxy->needs_flush = order < cudaGPUDirectRDMAWritesOrderingOwner;
-    group->card_net = (epx__card_net_t){
-        .num_channels = CUDA_ROW_CHANNELS,
-        .orders_puts = !proxy->needs_flush ||
-                       (ways & cudaFlushGPUDirectRDMAWritesOptionHost) != 0,
-        .enter_thread = cuda_enter_thread,
-    };
-    return epx__cuda_check(error, "cannot ask the card about its order");
+    proxy->needs_flush =
+        (epx__cuda_attribute(
+             card, CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_FLUSH_WRITES_OPTIONS) &
+         CU_FLUSH_GPU_DIRECT_RDMA_WRITES_OPTION_HOST) != 0;
+    net->orders_puts =
+        proxy->needs_flush ||
+        epx__cuda_attribute(
+            card, CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_WRITES_ORDERING) >=
+            CU_GPU_DIRECT_RDMA_WRITES_ORDERING_OWNER;
+    net->exports_dmabuf =
+        epx__cuda_attribute(card, CU_DEVICE_ATTRIBUTE_DMA_BUF_SUPPORTED) != 0;
+    net->num_channels = CUDA_ROW_CHANNELS;
+    net->enter_thread = cuda_enter_thread;
+    net->block_bytes = TRIAL_BYTES;
+    return epx__cuda_check(
+        cuda_kept_take(group->device_ordinal, TRIAL_BYTES, 0, &net->block),
+        "no memory of the card for rows between nodes");
 }
 
 epx_status_t
@@ -175,7 +189,7 @@ cuda_proxy_open(epx_group_t *group)
                          group->num_ranks);
     }
     find_peers(proxy);
-    status = look_at_order(proxy);
+    status = open_card_net(proxy);
     if (status == EPX_OK) {
         status = open_memory(proxy);
     }
@@ -257,6 +271,7 @@ cuda_proxy_close(epx_group_t *group)
     }
     cuda_kept_give(proxy->relay);
     cuda_kept_give(proxy->mail);
+    cuda_kept_give(group->card_net.block);
     free(group->net_control);
     group->net_control = NULL;
     free(proxy->far);

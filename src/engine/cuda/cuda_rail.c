@@ -33,6 +33,7 @@ regions_for(const cuda_parcel_kind_t *kind, int64_t num_tokens)
     return (cuda_regions_t){
         .bytes = epx__round_up(parcel.bytes, EPX__PAGE),
         .row_bytes = epx__round_up(parcel.row_bytes, EPX__PAGE),
+        .max_tokens = (uint64_t)num_tokens,
     };
 }
 
@@ -86,18 +87,26 @@ make_room(const epx_group_t *group, uint64_t bytes, uint64_t row_bytes,
     return status;
 }
 
+static uint64_t
+larger(uint64_t a, uint64_t b)
+{
+    return a > b ? a : b;
+}
+
 /* Room for so many bytes at least: what there was before stays until the plan
  * goes, as kernels may be working with it. */
 static epx_status_t
 grow(cuda_plan_t *plan, uint64_t bytes, uint64_t row_bytes)
 {
     int count = plan->num_rooms;
-    const cuda_room_t *last = count > 0 ? &plan->rooms[count - 1] : NULL;
+    cuda_room_t last = { 0 };
     cuda_room_t *rooms;
     epx_status_t status;
 
-    if (last != NULL && last->heads.bytes >= bytes &&
-        last->rows.bytes >= row_bytes) {
+    if (count > 0) {
+        last = plan->rooms[count - 1];
+    }
+    if (last.heads.bytes >= bytes && last.rows.bytes >= row_bytes) {
         return EPX_OK;
     }
     rooms = realloc(plan->rooms, ((size_t)count + 1) * sizeof(*rooms));
@@ -105,7 +114,10 @@ grow(cuda_plan_t *plan, uint64_t bytes, uint64_t row_bytes)
         return epx__fail(EPX_ERR_NO_MEMORY, "no memory for a plan");
     }
     plan->rooms = rooms;
-    status = make_room(plan->base.group, bytes, row_bytes, &rooms[count]);
+    /* By half at least, so that there are few. */
+    status =
+        make_room(plan->base.group, larger(bytes, last.heads.bytes * 3 / 2),
+                  larger(row_bytes, last.rows.bytes * 3 / 2), &rooms[count]);
     plan->num_rooms += status == EPX_OK;
     return status;
 }

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * What goes between the nodes of a CUDA group, as its kernels and its proxy, a
- * thread of the host (cuda_proxy.c), both see it.  All of it lies in pinned
- * memory of the host, which the device maps:
+ * thread of the host (cuda_proxy.c), both see it.  It lies in pinned memory of
+ * the host, which the device maps, but for rows where the network reaches the
+ * card:
  *
  *     mail      a control region (core/control.h) of which words are used:
  *               this rank's own, which the proxy sends, and those of the ranks
@@ -20,8 +21,6 @@
  *     OUT        u32 scales[n][S]
  *
  *     both       rows [n], if they have any bytes
- *
- * Where the network reaches the card's memory the rows lie there.
  */
 #ifndef EPX_ENGINE_CUDA_RAIL_H
 #define EPX_ENGINE_CUDA_RAIL_H
@@ -86,12 +85,13 @@ cuda_parcel(const cuda_parcel_kind_t *kind, uint32_t has_weights,
     return p;
 }
 
-/* Room for parcels, one behind the other; bytes are of each. */
+/* Room for parcels of max_tokens, one behind the other; bytes are of each. */
 typedef struct cuda_regions {
     char *heads;
     uint64_t bytes;
     char *rows;
     uint64_t row_bytes;
+    uint64_t max_tokens;
 } cuda_regions_t;
 
 EPX__INLINE char *

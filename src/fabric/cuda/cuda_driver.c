@@ -60,3 +60,14 @@ epx__cuda_driver(void)
 {
     return &driver;
 }
+
+int
+epx__cuda_attribute(CUdevice device, CUdevice_attribute attribute)
+{
+    int value = 0;
+
+    return epx__cuda_driver()->device_get_attribute(&value, attribute,
+                                                    device) == CUDA_SUCCESS
+               ? value
+               : 0;
+}

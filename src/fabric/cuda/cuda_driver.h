@@ -42,4 +42,7 @@ epx_status_t epx__cuda_driver_load(void);
 /* Those that epx__cuda_driver_load has found, else NULLs. */
 const epx__cuda_driver_t *epx__cuda_driver(void);
 
+/* What the driver says of a card, once it is loaded; 0: it does not say. */
+int epx__cuda_attribute(CUdevice device, CUdevice_attribute attribute);
+
 #endif

@@ -91,16 +91,6 @@ allowed_kinds(uint32_t *kinds_p)
                      word);
 }
 
-static bool
-has_attribute(CUdevice device, CUdevice_attribute attribute)
-{
-    int value = 0;
-
-    return epx__cuda_driver()->device_get_attribute(&value, attribute,
-                                                    device) == CUDA_SUCCESS &&
-           value != 0;
-}
-
 /* Those that the driver offers for the card, which has been entered. */
 static uint32_t
 offered_kinds(int32_t ordinal)
@@ -111,7 +101,7 @@ offered_kinds(int32_t ordinal)
     if (epx__cuda_driver()->device_get(&device, ordinal) != CUDA_SUCCESS) {
         return kinds;
     }
-    if (has_attribute(
+    if (epx__cuda_attribute(
             device,
             CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED) &&
         epx__cuda_can_share(ordinal,
@@ -119,11 +109,11 @@ offered_kinds(int32_t ordinal)
         kinds |= EPX__MEMORY_POSIX_FD;
     }
     /* The documented sign that IPC handles of memory work, too. */
-    if (has_attribute(device, CU_DEVICE_ATTRIBUTE_IPC_EVENT_SUPPORTED)) {
+    if (epx__cuda_attribute(device, CU_DEVICE_ATTRIBUTE_IPC_EVENT_SUPPORTED)) {
         kinds |= EPX__MEMORY_IPC;
     }
-    if (has_attribute(device,
-                      CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_FABRIC_SUPPORTED) &&
+    if (epx__cuda_attribute(device,
+                            CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_FABRIC_SUPPORTED) &&
         epx__cuda_can_share(ordinal, CU_MEM_HANDLE_TYPE_FABRIC)) {
         kinds |= EPX__MEMORY_FABRIC;
     }

@@ -415,8 +415,9 @@ ucx_open(epx__net_t *net, const epx__net_config_t *config, void **state_p,
         ucx->peers[rank].ucx = ucx;
         ucx->peers[rank].rank = rank;
     }
-    if (config->num_card_channels > 0 && config->gpudirect != 0) {
-        epx__ucx_expect_card(library);
+    if (config->num_card_channels > 0 && config->gpudirect != 0 &&
+        config->wire == EPX__NET_WIRE_RMA) {
+        epx__ucx_expect_card();
     }
     status = make_context(ucx, config);
     if (status == EPX_OK) {

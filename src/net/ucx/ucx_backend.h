@@ -62,8 +62,6 @@ void epx__ucx_release_reaches(ucx_t *ucx);
 void epx__ucx_release_shares(ucx_t *ucx);
 
 /* --- ucx_card.c --- */
-/* Before the context is made, where memory of cards may be put. */
-void epx__ucx_expect_card(const epx__ucx_library_t *ucx);
 bool epx__ucx_reaches_card(void *state, const epx__net_config_t *config,
                            bool is_short, const char **why_p);
 

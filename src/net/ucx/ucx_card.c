@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: MIT */
 /* Whether UCX can be let at the memory of a card, GPUDirect RDMA. */
-#include "core/env.h"
 #include "net/ucx/ucx_backend.h"
 
 #include <stdlib.h>
@@ -8,24 +7,18 @@
 
 #define ON_CARD (UINT64_C(1) << UCS_MEMORY_TYPE_CUDA)
 
+/* UCT_MD_FLAG_REG_DMABUF, which UCX 1.13 has not: the adapter registers what
+ * the driver exports. */
+#define BY_DMABUF (UINT64_C(1) << 10)
+
 /* Before, puts take any memory for the host's: openucx/ucx issue 9533. */
 #define OLDEST_MINOR 16
-
-void
-epx__ucx_expect_card(const epx__ucx_library_t *ucx)
-{
-    /* UCX notes what is allocated by hooks, which miss calls of a runtime that
-     * is linked statically; so it is to ask the driver instead. */
-    if (epx__env_string("UCX_MEMTYPE_CACHE") == NULL) {
-        (void)ucx->ucs_global_opts_set_value("MEMTYPE_CACHE", "n");
-    }
-}
 
 /* Whether an adapter registers the memory of cards, so that it reads and writes
  * it itself. */
 static bool
-registers(const epx__ucx_library_t *ucx, uct_component_h component,
-          const char *adapter)
+registers(const epx__ucx_library_t *ucx, const epx__net_config_t *config,
+          uct_component_h component, const char *adapter)
 {
     uct_md_config_t *settings = NULL;
     uct_md_attr_t attributes = { 0 };
@@ -42,7 +35,9 @@ registers(const epx__ucx_library_t *ucx, uct_component_h component,
     }
     status = ucx->uct_md_query(domain, &attributes);
     ucx->uct_md_close(domain);
-    return status == UCS_OK && (attributes.cap.reg_mem_types & ON_CARD) != 0;
+    return status == UCS_OK && ((attributes.cap.reg_mem_types & ON_CARD) != 0 ||
+                                (config->exports_dmabuf &&
+                                 (attributes.cap.flags & BY_DMABUF) != 0));
 }
 
 /* Count a component's adapters that the config names, and those of them that
@@ -71,7 +66,7 @@ count_adapters(const epx__ucx_library_t *ucx, const epx__net_config_t *config,
 
             if (epx__ucx_names(config, adapter)) {
                 *named_p += 1;
-                *good_p += registers(ucx, component, adapter);
+                *good_p += registers(ucx, config, component, adapter);
             }
         }
     }

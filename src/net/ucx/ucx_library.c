@@ -110,3 +110,15 @@ epx__ucx_library(const epx__ucx_library_t **library_p)
     *library_p = &library;
     return status;
 }
+
+void
+epx__ucx_expect_card(void)
+{
+    (void)pthread_mutex_lock(&lock);
+    /* UCX notes what is allocated by hooks, which miss calls of a runtime that
+     * is linked statically; so it is to ask the driver instead. */
+    if (epx__env_string("UCX_MEMTYPE_CACHE") == NULL) {
+        (void)library.ucs_global_opts_set_value("MEMTYPE_CACHE", "n");
+    }
+    (void)pthread_mutex_unlock(&lock);
+}

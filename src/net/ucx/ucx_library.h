@@ -61,4 +61,8 @@ typedef struct epx__ucx_library {
 /* EPX_ERR_UNSUPPORTED where there is no UCX 1.13 or later. */
 epx_status_t epx__ucx_library(const epx__ucx_library_t **library_p);
 
+/* Once it is loaded, and before a context is made whose puts may be from and to
+ * cards.  It counts for the process. */
+void epx__ucx_expect_card(void);
+
 #endif

@@ -79,26 +79,38 @@ typedef struct place {
     bool only_interfaces; /* all of them are */
 } place_t;
 
+/* The next entry of a list with commas; false: there are no more. */
+static bool
+next_entry(const char **at_p, const char **entry_p, size_t *length_p)
+{
+    const char *at = *at_p;
+
+    *entry_p = at;
+    *length_p = strcspn(at, ",");
+    *at_p = at + *length_p + (at[*length_p] == ',');
+    return *at != '\0';
+}
+
 static void
 look_at_devices(place_t *place)
 {
     const char *at = place->device;
+    const char *named;
+    size_t length;
 
     /* What is not excluded may be an interface. */
     place->has_interfaces = *at == '^';
     place->only_interfaces = *at != '^';
-    while (*at != '\0') {
-        size_t length = strcspn(at, ",");
+    while (next_entry(&at, &named, &length)) {
         struct sockaddr_storage address;
         char entry[64], name[64];
         bool is_interface;
 
-        (void)snprintf(entry, sizeof(entry), "%.*s", (int)length, at);
+        (void)snprintf(entry, sizeof(entry), "%.*s", (int)length, named);
         is_interface = epx__net_interface(entry, name, sizeof(name), &address);
         place->only_interfaces = place->only_interfaces && is_interface;
         place->has_interfaces =
             place->has_interfaces || is_interface || strcmp(entry, "all") == 0;
-        at += length + (at[length] == ',');
     }
 }
 
@@ -185,6 +197,16 @@ epx__ucx_settings(const epx__ucx_library_t *ucx,
     return EPX_OK;
 }
 
+/* Whether an entry is that name, or that and more behind a separator. */
+static bool
+is_named(const char *entry, size_t length, const char *name, char separator)
+{
+    size_t own = strlen(name);
+
+    return length >= own && strncmp(entry, name, own) == 0 &&
+           (length == own || entry[own] == separator);
+}
+
 /* Whether a list of transports names one that does puts by itself: whoever
  * takes all on a device of InfiniBand or RoCE gets one. */
 static bool
@@ -192,19 +214,15 @@ names_rdma(const char *transports)
 {
     static const char *const names[] = { "all", "ib", "rc", "dc" };
     const char *at = transports;
+    const char *named;
+    size_t length;
 
-    while (*at != '\0' && *transports != '^') {
-        size_t length = strcspn(at, ",");
-
+    while (*transports != '^' && next_entry(&at, &named, &length)) {
         for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
-            size_t name = strlen(names[i]);
-
-            if (length >= name && strncmp(at, names[i], name) == 0 &&
-                (length == name || at[name] == '_')) {
+            if (is_named(named, length, names[i], '_')) {
                 return true;
             }
         }
-        at += length + (at[length] == ',');
     }
     return false;
 }
@@ -222,9 +240,9 @@ epx__ucx_has_native_puts(const epx__net_config_t *config)
 bool
 epx__ucx_names(const epx__net_config_t *config, const char *adapter)
 {
-    size_t name = strlen(adapter);
     bool is_listed = false, is_excluding;
-    const char *at;
+    const char *at, *named;
+    size_t length;
     place_t place;
 
     find_place(config, &place);
@@ -233,15 +251,10 @@ epx__ucx_names(const epx__net_config_t *config, const char *adapter)
     }
     is_excluding = *place.device == '^';
     at = place.device + is_excluding;
-    while (*at != '\0') {
-        size_t length = strcspn(at, ",");
-
+    while (next_entry(&at, &named, &length)) {
         /* With a port, or without. */
-        is_listed = is_listed ||
-                    (length == 3 && strncmp(at, "all", length) == 0) ||
-                    (length >= name && strncmp(at, adapter, name) == 0 &&
-                     (length == name || at[name] == ':'));
-        at += length + (at[length] == ',');
+        is_listed = is_listed || is_named(named, length, "all", ',') ||
+                    is_named(named, length, adapter, ':');
     }
     return is_listed != is_excluding;
 }

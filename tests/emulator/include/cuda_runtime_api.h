@@ -46,20 +46,6 @@ enum cudaDeviceAttr {
     cudaDevAttrMultiProcessorCount = 16,
     cudaDevAttrComputeCapabilityMajor = 75,
     cudaDevAttrMaxSharedMemoryPerBlockOptin = 97,
-    cudaDevAttrGPUDirectRDMAFlushWritesOptions = 117,
-    cudaDevAttrGPUDirectRDMAWritesOrdering = 118,
-};
-
-enum { cudaFlushGPUDirectRDMAWritesOptionHost = 1 };
-enum {
-    cudaGPUDirectRDMAWritesOrderingNone = 0,
-    cudaGPUDirectRDMAWritesOrderingOwner = 100,
-};
-enum cudaFlushGPUDirectRDMAWritesTarget {
-    cudaFlushGPUDirectRDMAWritesTargetCurrentDevice = 0,
-};
-enum cudaFlushGPUDirectRDMAWritesScope {
-    cudaFlushGPUDirectRDMAWritesToOwner = 100,
 };
 
 enum cudaFuncAttribute {
@@ -80,6 +66,12 @@ cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *properties,
                                     int device);
 cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attribute,
                                    int device);
+enum cudaFlushGPUDirectRDMAWritesTarget {
+    cudaFlushGPUDirectRDMAWritesTargetCurrentDevice = 0,
+};
+enum cudaFlushGPUDirectRDMAWritesScope {
+    cudaFlushGPUDirectRDMAWritesToOwner = 100,
+};
 cudaError_t cudaDeviceFlushGPUDirectRDMAWrites(
     enum cudaFlushGPUDirectRDMAWritesTarget target,
     enum cudaFlushGPUDirectRDMAWritesScope scope);
