@@ -1,14 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 #include "sim.h"
+#include "sim_card.h"
 
 #include "core/clock.h"
 
-#ifdef SIM_HAS_CARD
-#include "emulator/flush.h"
-#include <cuda_runtime_api.h>
-#endif
 #include <pthread.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -43,14 +39,6 @@ typedef struct item {
     unsigned char payload[];
 } item_t;
 
-/* What has been put to a card, whose kernels do not see it yet. */
-typedef struct unseen {
-    struct unseen *next;
-    uint64_t address;
-    uint64_t bytes;
-    unsigned char payload[];
-} unseen_t;
-
 /* Memory that peers may put to. */
 typedef struct share {
     struct share *next;
@@ -83,39 +71,16 @@ struct sim {
     uint64_t num_messages;
     sim_tamper_fn_t *tamper;
     void *tamper_context;
-    unseen_t *unseen; /* oldest first */
-    unseen_t **last_unseen;
     node_t *nodes;
 };
 
 static sim_t *used;
 
-#ifdef SIM_HAS_CARD
-/* What was put to cards is seen, in the order in which it was. */
-static void
-flush_card(void)
-{
-    (void)pthread_mutex_lock(&used->mutex);
-    while (used->unseen != NULL) {
-        unseen_t *unseen = used->unseen;
-
-        used->unseen = unseen->next;
-        memcpy((char *)(uintptr_t)unseen->address, unseen->payload,
-               unseen->bytes);
-        free(unseen);
-    }
-    used->last_unseen = &used->unseen;
-    (void)pthread_mutex_unlock(&used->mutex);
-}
-#endif
-
 void
 sim_use(sim_t *sim)
 {
     used = sim;
-#ifdef SIM_HAS_CARD
-    emulator_on_flush(sim != NULL ? flush_card : NULL);
-#endif
+    sim_card_use(sim != NULL);
 }
 
 static uint64_t
@@ -146,7 +111,6 @@ sim_create(int32_t num_ranks, uint64_t seed, const sim_faults_t *faults)
 
     (void)pthread_mutex_init(&sim->mutex, NULL);
     sim->num_ranks = num_ranks;
-    sim->last_unseen = &sim->unseen;
     sim->seed = seed;
     sim->faults = *faults;
     sim->nodes = calloc((size_t)num_ranks, sizeof(*sim->nodes));
@@ -166,12 +130,6 @@ sim_create(int32_t num_ranks, uint64_t seed, const sim_faults_t *faults)
 void
 sim_destroy(sim_t *sim)
 {
-    while (sim->unseen != NULL) {
-        unseen_t *unseen = sim->unseen;
-
-        sim->unseen = unseen->next;
-        free(unseen);
-    }
     for (int32_t rank = 0; rank < sim->num_ranks; rank++) {
         node_t *node = &sim->nodes[rank];
 
@@ -430,51 +388,16 @@ is_lent(const node_t *to, uint64_t address, uint64_t bytes)
     return false;
 }
 
-#ifdef SIM_HAS_CARD
-static enum cudaMemoryType
-type_of(uint64_t address)
-{
-    struct cudaPointerAttributes is = { cudaMemoryTypeUnregistered, 0 };
-
-    (void)cudaPointerGetAttributes(&is, (const void *)(uintptr_t)address);
-    return is.type;
-}
-#endif
-
-/* Locked.  Whether the memory is a card's, whose kernels see what is put there
- * once it has been flushed; rows on a card go nowhere but to rows. */
-static bool
-is_on_card(uint64_t address, bool is_from_card)
-{
-#ifdef SIM_HAS_CARD
-    enum cudaMemoryType type = type_of(address);
-
-    if (is_from_card && type == cudaMemoryTypeUnregistered) {
-        (void)fprintf(stderr, "rows of a card were put into a box\n");
-        abort();
-    }
-    return type == cudaMemoryTypeDevice;
-#else
-    (void)address;
-    (void)is_from_card;
-    return false;
-#endif
-}
-
 static void
-write_there(sim_t *sim, uint64_t address, const char *from, uint64_t bytes,
+write_there(uint64_t address, const char *from, uint64_t bytes,
             bool is_from_card)
 {
     char *to = (char *)(uintptr_t)address;
 
-    if (is_on_card(address, is_from_card)) {
-        unseen_t *unseen = malloc(sizeof(*unseen) + bytes);
-
-        *unseen = (unseen_t){ .address = address, .bytes = bytes };
-        memcpy(unseen->payload, from, bytes);
-        *sim->last_unseen = unseen;
-        sim->last_unseen = &unseen->next;
-    } else if (bytes == sizeof(uint64_t)) { /* words land whole */
+    if (sim_card_put(address, from, bytes, is_from_card)) {
+        return;
+    }
+    if (bytes == sizeof(uint64_t)) { /* words land whole */
         uint64_t word;
 
         memcpy(&word, from, sizeof(word));
@@ -499,7 +422,7 @@ come_to_put(node_t *node, item_t *item)
     ok = is_linked && !item->is_cancelled &&
          is_lent(to, item->address, item->bytes);
     if (ok && !is_cut) {
-        write_there(sim, item->address, item->from, bytes, item->is_from_card);
+        write_there(item->address, item->from, bytes, item->is_from_card);
     }
     (void)pthread_mutex_unlock(&sim->mutex);
     if (ok && (is_cut || item->is_slow)) {
@@ -571,34 +494,15 @@ sim_start(node_t *node, item_t *item, epx__net_put_t *put)
     (void)pthread_mutex_unlock(&sim->mutex);
 }
 
-/* Where a card is emulated, what is said to lie on it does, and nothing else.
- */
-static void
-check_place(const void *memory, bool is_said)
-{
-#ifdef SIM_HAS_CARD
-    enum cudaMemoryType type = type_of((uint64_t)(uintptr_t)memory);
-
-    if ((type == cudaMemoryTypeDevice) != is_said) {
-        (void)fprintf(stderr, "memory at %p is of type %d, said to be %s\n",
-                      memory, (int)type, is_said ? "a card's" : "the host's");
-        abort();
-    }
-#else
-    (void)memory;
-    (void)is_said;
-#endif
-}
-
 static void
 sim_put(void *argument, int32_t rank, void *reach, uint64_t address,
-        const struct iovec *range, bool is_said, epx__net_put_t *put)
+        const struct iovec *range, bool is_on_card, epx__net_put_t *put)
 {
     item_t *item = new_item(IS_PUT, rank, 0, 0);
 
     (void)reach;
-    check_place(range->iov_base, is_said);
-    item->is_from_card = is_said;
+    sim_card_check(range->iov_base, is_on_card);
+    item->is_from_card = is_on_card;
     item->address = address;
     item->from = range->iov_base;
     item->bytes = range->iov_len;
@@ -630,13 +534,13 @@ sim_reaches_card(void *argument, const epx__net_config_t *config, bool is_short,
 }
 
 static epx_status_t
-sim_share(void *argument, void *memory, uint64_t bytes, bool is_said,
+sim_share(void *argument, void *memory, uint64_t bytes, bool is_on_card,
           epx__net_note_t *note, void **share_p)
 {
     node_t *node = argument;
     share_t *share;
 
-    check_place(memory, is_said);
+    sim_card_check(memory, is_on_card);
     if (++node->num_shared == node->sim->faults.unshared_at) {
         return epx__fail(EPX_ERR_SYSTEM, "the memory cannot be shared");
     }
