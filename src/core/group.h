@@ -104,15 +104,19 @@ typedef struct epx__renewal {
 
 /* What a net has to know of an engine whose rows may lie on a card. */
 typedef struct epx__card_net {
-    uint32_t num_channels; /* of the net's, for such rows; 0: none */
+    /* The last of the net's channels are for such rows; 0: none.  On the second
+     * wire all that they carry is put from and to its place, however short it
+     * is, and no thread of the host touches it. */
+    uint32_t num_channels;
     /* Whether what the network writes to the card is there for kernels before
      * what it then tells the host; only then is it let at the card. */
     bool orders_puts;
     bool exports_dmabuf; /* the driver can, of the card's memory */
     void *block;         /* some of that memory, to try with; page-aligned */
     uint64_t block_bytes;
-    /* What a thread of the net does first; it never leaves. */
-    void (*enter_thread)(const epx_group_t *group);
+    /* What a thread of the net does first, with that; it never leaves. */
+    void (*enter_thread)(int32_t ordinal);
+    int32_t ordinal;
 } epx__card_net_t;
 
 struct epx_group {

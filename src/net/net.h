@@ -100,22 +100,10 @@ typedef struct epx__net_config {
     const epx__map_t *map;
     void *segment; /* this rank's control region; outlives the net */
     uint32_t num_channels;
-    /* The last of them are for rows that may lie on a card: on the second wire
-     * all that they carry is put from and to its place, however short it is,
-     * and no thread of the host touches it. */
-    uint32_t num_card_channels;
-    /* Whether what is put to this rank's card is there for its kernels before
-     * what the net then tells: only then is the network let at it. */
-    bool orders_puts;
-    bool exports_dmabuf; /* the card's driver can, of its memory */
-    void *card_block;    /* some of that memory, to try with */
-    uint64_t card_block_bytes;
+    epx__card_net_t card_net; /* alike on all ranks: its num_channels */
     /* Whether the network is let at this rank's card: -1: where it can; 0: no;
      * 1: an error where it cannot.  See epx__net_reaches_card. */
     int32_t gpudirect;
-    /* What the net's thread does first; may be NULL. */
-    void (*enter)(void *context);
-    void *enter_context;
 
     uint64_t timeout_ns;    /* of open; and of sends that wait for room */
     uint64_t beat_ns;       /* between heartbeats; 0: none */

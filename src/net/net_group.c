@@ -253,16 +253,6 @@ remote_close(void *context)
     epx__net_close(context);
 }
 
-static void
-enter_thread(void *context)
-{
-    const epx_group_t *group = context;
-
-    if (group->card_net.enter_thread != NULL) {
-        group->card_net.enter_thread(group);
-    }
-}
-
 static const epx__remote_t by_net = {
     .step_begin = remote_step_begin,
     .signal = remote_signal,
@@ -294,14 +284,8 @@ epx__group_join_nodes(epx_group_t *group, const epx_bootstrap_t *bootstrap,
         .segment = group->net_control != NULL ? group->net_control
                                               : epx__group_segment(group),
         .num_channels = EPX__GROUP_CHANNELS,
-        .num_card_channels = group->card_net.num_channels,
-        .orders_puts = group->card_net.orders_puts,
-        .exports_dmabuf = group->card_net.exports_dmabuf,
-        .card_block = group->card_net.block,
-        .card_block_bytes = group->card_net.block_bytes,
+        .card_net = group->card_net,
         .gpudirect = network->gpudirect,
-        .enter = enter_thread,
-        .enter_context = group,
         .timeout_ns = group->timeout_ns,
         .beat_ns = group->lost_after_ns / EPX__BEATS,
         .lost_after_ns = group->lost_after_ns,

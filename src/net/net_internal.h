@@ -215,7 +215,8 @@ struct epx__net {
 static inline bool
 epx__net_is_for_card(const epx__net_t *net, uint32_t channel)
 {
-    return channel >= net->config.num_channels - net->config.num_card_channels;
+    return channel >=
+           net->config.num_channels - net->config.card_net.num_channels;
 }
 
 /* The second wire: whether so much of a channel goes to the box, with its

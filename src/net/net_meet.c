@@ -134,7 +134,7 @@ epx__net_meet(epx__net_t *net, const epx__net_config_t *config,
         .group_id = { config->group_id[0], config->group_id[1] },
         .rank = config->rank,
         .num_channels = config->num_channels,
-        .num_card_channels = config->num_card_channels,
+        .num_card_channels = config->card_net.num_channels,
         .count_row_bytes = config->map->count_row_bytes
     };
     (void)strncpy(own->backend, net->backend->name, sizeof(own->backend) - 1);

@@ -176,7 +176,7 @@ may_reach_card(const epx__net_t *net, const char **why_p)
 {
     const epx__net_config_t *config = &net->config;
 
-    if (!config->orders_puts) {
+    if (!config->card_net.orders_puts) {
         *why_p = "the card does not order what others write to it";
         return false;
     }
@@ -197,8 +197,8 @@ can_share_card(const epx__net_t *net, const char **why_p)
     epx__net_note_t note = { 0 };
     void *share;
 
-    if (net->puts->share(net->state, config->card_block,
-                         config->card_block_bytes, true, &note,
+    if (net->puts->share(net->state, config->card_net.block,
+                         config->card_net.block_bytes, true, &note,
                          &share) != EPX_OK) {
         *why_p = epx_last_error();
         return false;
@@ -214,7 +214,7 @@ look_for_card(epx__net_t *net)
     const char *why = "";
     char text[256];
 
-    if (config->gpudirect == 0 || config->num_card_channels == 0) {
+    if (config->gpudirect == 0 || config->card_net.num_channels == 0) {
         return EPX_OK;
     }
     net->reaches_card = may_reach_card(net, &why) && can_share_card(net, &why);

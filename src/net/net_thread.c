@@ -423,8 +423,8 @@ epx__net_thread_main(void *argument)
     int64_t spin_ns = net->config.spin_ns;
     int64_t park_ns = PARK_NS;
 
-    if (net->config.enter != NULL) {
-        net->config.enter(net->config.enter_context);
+    if (net->config.card_net.enter_thread != NULL) {
+        net->config.card_net.enter_thread(net->config.card_net.ordinal);
     }
     /* More is for a thread with a core of its own: those that wait help. */
     if (net->config.core < 0 && spin_ns > SPIN_NS) {

@@ -227,7 +227,7 @@ be_born(victim_t *v, epx__net_wire_t wire)
         .allgather = gather,
         .map = &v->map,
         .num_channels = NUM_CHANNELS,
-        .num_card_channels = NUM_CARD_CHANNELS,
+        .card_net.num_channels = NUM_CARD_CHANNELS,
         .timeout_ns = 1,
         .lost_after_ns = (uint64_t)EPX__NS_PER_SEC,
         .core = -1,

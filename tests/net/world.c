@@ -71,7 +71,7 @@ rank_open(rank_t *rank)
         .allgather_context = rank->allgather_context,
         .map = &rank->map,
         .num_channels = world->num_channels,
-        .num_card_channels = world->num_card_channels,
+        .card_net.num_channels = world->num_card_channels,
         .timeout_ns = world->timeout_ns,
         .beat_ns = world->beat_ns,
         .lost_after_ns = world->lost_after_ns,

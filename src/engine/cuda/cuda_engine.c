@@ -275,9 +275,9 @@ open_view(epx_group_t *group)
 }
 
 void
-cuda_enter_thread(const epx_group_t *group)
+cuda_enter_thread(int32_t ordinal)
 {
-    if (epx__cuda_device_enter(group->device_ordinal) != EPX_OK) {
+    if (epx__cuda_device_enter(ordinal) != EPX_OK) {
         epx__log(EPX__LOG_WARN, "a thread cannot turn to the card: %s",
                  epx_last_error());
     }

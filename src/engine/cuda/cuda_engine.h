@@ -124,7 +124,7 @@ typedef struct cuda_op {
 
 /* cuda_engine.c: what a thread of this library's own does first, which never
  * leaves. */
-void cuda_enter_thread(const epx_group_t *group);
+void cuda_enter_thread(int32_t ordinal);
 
 /* cuda_op.c: record the seat's event behind the plan's last operation.  That is
  * done only when somebody has to wait for it, since it costs every operation.

@@ -281,7 +281,7 @@ cuda_proxy_main(void *argument)
     int64_t deadline = INT64_MAX; /* once it is to end */
     bool ends, busy, open;
 
-    cuda_enter_thread(group);
+    cuda_enter_thread(group->device_ordinal);
     do {
         epx_status_t status;
 

@@ -107,10 +107,11 @@ open_lane(const cuda_proxy_t *proxy, const cuda_errand_t *errand,
     epx_status_t status = EPX_OK;
 
     for (int32_t i = 0; i < end.count && status == EPX_OK; i++) {
+        if (cuda_is_out(proxy, end.ranks[i])) {
+            continue;
+        }
         for (int part = 0; part < CUDA_NUM_PARTS && status == EPX_OK; part++) {
-            if (!cuda_is_out(proxy, end.ranks[i])) {
-                status = open_part(proxy, errand, lane, part, &end, i);
-            }
+            status = open_part(proxy, errand, lane, part, &end, i);
         }
     }
     return status;
@@ -124,10 +125,10 @@ close_lane(const cuda_proxy_t *proxy, const cuda_errand_t *errand,
     epx_status_t status = EPX_OK;
 
     for (int32_t i = 0; i < end.count && status == EPX_OK; i++) {
+        if (cuda_is_out(proxy, end.ranks[i])) {
+            continue;
+        }
         for (int part = 0; part < CUDA_NUM_PARTS && status == EPX_OK; part++) {
-            if (cuda_is_out(proxy, end.ranks[i])) {
-                continue;
-            }
             /* Its turn has come whole: nothing writes to it. */
             status = epx__net_slot_close(
                 cuda_proxy_net(proxy), channel_of(lane, part, errand->step),

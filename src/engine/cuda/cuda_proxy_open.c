@@ -158,6 +158,7 @@ open_card_net(cuda_proxy_t *proxy)
         epx__cuda_attribute(card, CU_DEVICE_ATTRIBUTE_DMA_BUF_SUPPORTED) != 0;
     net->num_channels = CUDA_ROW_CHANNELS;
     net->enter_thread = cuda_enter_thread;
+    net->ordinal = group->device_ordinal;
     net->block_bytes = TRIAL_BYTES;
     return epx__cuda_check(
         cuda_kept_take(group->device_ordinal, TRIAL_BYTES, 0, &net->block),

@@ -415,7 +415,7 @@ ucx_open(epx__net_t *net, const epx__net_config_t *config, void **state_p,
         ucx->peers[rank].ucx = ucx;
         ucx->peers[rank].rank = rank;
     }
-    if (config->num_card_channels > 0 && config->gpudirect != 0 &&
+    if (config->card_net.num_channels > 0 && config->gpudirect != 0 &&
         config->wire == EPX__NET_WIRE_RMA) {
         epx__ucx_expect_card();
     }

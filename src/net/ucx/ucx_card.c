@@ -36,7 +36,7 @@ registers(const epx__ucx_library_t *ucx, const epx__net_config_t *config,
     status = ucx->uct_md_query(domain, &attributes);
     ucx->uct_md_close(domain);
     return status == UCS_OK && ((attributes.cap.reg_mem_types & ON_CARD) != 0 ||
-                                (config->exports_dmabuf &&
+                                (config->card_net.exports_dmabuf &&
                                  (attributes.cap.flags & BY_DMABUF) != 0));
 }
 
@@ -46,22 +46,22 @@ static void
 count_adapters(const epx__ucx_library_t *ucx, const epx__net_config_t *config,
                uct_component_h component, int *named_p, int *good_p)
 {
-    uct_component_attr_t component_is = {
+    uct_component_attr_t about = {
         .field_mask = UCT_COMPONENT_ATTR_FIELD_NAME |
                       UCT_COMPONENT_ATTR_FIELD_MD_RESOURCE_COUNT,
     };
     uct_md_resource_desc_t *adapters;
 
-    if (ucx->uct_component_query(component, &component_is) != UCS_OK ||
-        strcmp(component_is.name, "ib") != 0) {
+    if (ucx->uct_component_query(component, &about) != UCS_OK ||
+        strcmp(about.name, "ib") != 0) {
         return;
     }
-    adapters = calloc(component_is.md_resource_count + 1, sizeof(*adapters));
-    component_is.field_mask = UCT_COMPONENT_ATTR_FIELD_MD_RESOURCES;
-    component_is.md_resources = adapters;
+    adapters = calloc(about.md_resource_count + 1, sizeof(*adapters));
+    about.field_mask = UCT_COMPONENT_ATTR_FIELD_MD_RESOURCES;
+    about.md_resources = adapters;
     if (adapters != NULL &&
-        ucx->uct_component_query(component, &component_is) == UCS_OK) {
-        for (unsigned i = 0; i < component_is.md_resource_count; i++) {
+        ucx->uct_component_query(component, &about) == UCS_OK) {
+        for (unsigned i = 0; i < about.md_resource_count; i++) {
             const char *adapter = adapters[i].md_name;
 
             if (epx__ucx_names(config, adapter)) {
