@@ -45,32 +45,29 @@ typedef struct times {
     size_t count;
 } times_t;
 
-static bool
-is_free(int32_t port)
+/* A port that nobody else gets while the descriptor returned is open: it is
+ * bound and does not listen, which keeps it from all but those who bind to just
+ * this port. */
+static int
+reserve_port(int32_t *port_p)
 {
-    const struct sockaddr_in address = {
+    struct sockaddr_in address = {
         .sin_family = AF_INET,
-        .sin_port = htons((uint16_t)port),
         .sin_addr.s_addr = htonl(INADDR_LOOPBACK),
     };
+    socklen_t bytes = sizeof(address);
     int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
     int on = 1;
-    bool is;
 
-    (void)setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
-    is = bind(fd, (const struct sockaddr *)&address, sizeof(address)) == 0;
-    (void)close(fd);
-    return is;
-}
-
-/* Two in a row, below those that the kernel hands out. */
-static int32_t
-free_ports(int32_t port)
-{
-    while (!is_free(port) || !is_free(port + 1)) {
-        port = port < 32000 ? port + 2 : 20000;
+    if (fd < 0 ||
+        setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on)) != 0 ||
+        bind(fd, (struct sockaddr *)&address, bytes) != 0 ||
+        getsockname(fd, (struct sockaddr *)&address, &bytes) != 0) {
+        perror("fault: no port on 127.0.0.1");
+        exit(1);
     }
-    return port;
+    *port_p = ntohs(address.sin_port);
+    return fd;
 }
 
 static void
@@ -133,7 +130,6 @@ draw_round(fault_round_t *round, const options_t *options, uint64_t seed)
     if (round->second < 0) {
         round->num_newcomers = (int32_t)rng_int(&rng, 0, FAULT_MAX_NEWCOMERS);
     }
-    round->port = free_ports(20000 + 2 * (int32_t)rng_int(&rng, 0, 5999));
     /* Nobody is told of a rank that never came but by the clock. */
     round->timeout_ns = round->phase > FAULT_IN_GATHER ? UINT64_C(60000000000)
                         : FAULT_ON_CARD /* whose driver takes seconds */
@@ -217,6 +213,8 @@ run_round(fault_round_t *round)
     int64_t deadline_ns = fault_now_ns() + INT64_C(90000000000);
     int32_t num_processes = round->num_ranks + round->num_newcomers;
     pid_t pids[FAULT_MAX_RANKS + FAULT_MAX_NEWCOMERS] = { 0 };
+    int guards[2] = { reserve_port(&round->port),
+                      reserve_port(&round->new_port) };
     bool is_well = true;
 
     (void)fflush(NULL);
@@ -245,6 +243,8 @@ run_round(fault_round_t *round)
     if (round->kind != FAULT_STOP_CONTINUE) {
         end_victim(round, pids[round->victim], deadline_ns);
     }
+    (void)close(guards[0]);
+    (void)close(guards[1]);
     for (int32_t rank = 0; rank < num_processes; rank++) {
         const fault_report_t *report = &round->reports[rank];
 
@@ -288,7 +288,8 @@ note_times(const fault_round_t *round, times_t *times)
     for (int32_t rank = 0; rank < round->num_ranks; rank++) {
         int64_t told = round->reports[rank].told_ns;
 
-        if (told != 0 && rank != round->victim && rank != round->second) {
+        if (told != 0 && round->struck_ns != 0 && rank != round->victim &&
+            rank != round->second) {
             times->ns[times->count++] = told - round->struck_ns;
         }
     }

@@ -526,7 +526,7 @@ start_anew(const life_t *life)
 
     set_environment(round, life->rank - (life->rank > round->victim),
                     round->num_ranks - 1 + round->num_newcomers,
-                    round->port + 1);
+                    round->new_port);
     config.device = FAULT_DEVICE;
     config.heap_bytes = 16 << 20;
     config.num_workers = 1;
