@@ -184,14 +184,27 @@ holdings_now(void)
     return now;
 }
 
+static bool
+holds_more(const holdings_t *now, const holdings_t *before)
+{
+    return (!FAULT_ON_CARD && /* whose driver keeps its own */
+            (now->fds != before->fds || now->threads != before->threads)) ||
+           now->segments != 0;
+}
+
+/* The system lists a thread for a moment after it has been joined. */
 static void
 check_holdings(const life_t *life, const char *when, const holdings_t *before)
 {
+    const struct timespec nap = { 0, 1000000 };
+    int64_t give_up_ns = fault_now_ns() + INT64_C(1000000000);
     holdings_t now = holdings_now();
 
-    if ((!FAULT_ON_CARD && /* whose driver keeps its own */
-         (now.fds != before->fds || now.threads != before->threads)) ||
-        now.segments != 0) {
+    while (holds_more(&now, before) && fault_now_ns() < give_up_ns) {
+        (void)nanosleep(&nap, NULL);
+        now = holdings_now();
+    }
+    if (holds_more(&now, before)) {
         fault_complain(life->round, life->rank,
                        "%s: %d descriptors, %d threads, %d segments; before it "
                        "had %d, %d and 0",
