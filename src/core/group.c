@@ -426,7 +426,7 @@ static void
 spin(const epx_group_t *group)
 {
     if (group->remote.help != NULL && group->spin_ns > 0) {
-        group->remote.help(group->remote.context);
+        (void)group->remote.help(group->remote.context);
     } else {
         epx__pause();
     }

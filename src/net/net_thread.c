@@ -323,24 +323,25 @@ epx__net_crank_leave(epx__net_t *net)
     }
 }
 
-int64_t
+bool
 epx__net_help(epx__net_t *net)
 {
     int64_t now = epx__now_ns();
     int64_t wake_ns = INT64_MAX;
+    bool any = false;
 
     if (net->config.is_manual) {
-        return now;
+        return false;
     }
     /* Whether or not it is free: the thread makes way. */
     __atomic_store_n(&net->helped_ns, now, __ATOMIC_RELAXED);
     if (take_crank(net)) {
-        (void)progress(net, now, false, &wake_ns);
+        any = progress(net, now, false, &wake_ns);
         leave_crank(net);
     } else {
         epx__pause();
     }
-    return now;
+    return any;
 }
 
 void

@@ -33,7 +33,8 @@ help_until(epx__net_t *net, uint32_t event, int64_t deadline_ns)
         return false;
     }
     do {
-        now = epx__net_help(net);
+        (void)epx__net_help(net);
+        now = epx__now_ns();
         if (epx__load_u32(&net->event) != event) {
             return true;
         }
