@@ -426,7 +426,7 @@ static void
 spin(const epx_group_t *group)
 {
     if (group->remote.help != NULL && group->spin_ns > 0) {
-        (void)group->remote.help(group->remote.context);
+        group->remote.help(group->remote.context);
     } else {
         epx__pause();
     }

@@ -65,9 +65,8 @@ typedef struct epx__remote {
     epx_status_t (*signal)(void *context, int32_t peer, uint64_t step,
                            epx__gate_t gate, epx__payload_t payload,
                            const void *from, size_t bytes);
-    /* What a thread that spins does meanwhile; whether there was anything to
-     * do.  And when it is to sleep. */
-    bool (*help)(void *context);
+    /* What a thread that spins does meanwhile, and when it is to sleep. */
+    void (*help)(void *context);
     void (*help_end)(void *context);
     /* The group has failed: tell those ranks, and end this rank's own waits. */
     void (*tell)(void *context, uint32_t epoch, const epx__error_t *error,

@@ -324,10 +324,10 @@ epx_status_t epx__net_forget(epx__net_t *net, epx__net_done_t *done,
  * A thread that waits for a peer may as well do the net's work: that saves the
  * way from one thread to the other, which takes longer than the message's.  The
  * waits above do so as long as config.spin_ns lets them spin, and epx__wait_all
- * does when it is told how (epx_group.help).  Returns at once, whether
- * there was anything to do.
+ * does when it is told how (epx_group.help).  Returns at once, the time at
+ * which it began.
  */
-bool epx__net_help(epx__net_t *net);
+int64_t epx__net_help(epx__net_t *net);
 /* It will not for a while: the net's thread takes over now, not soon. */
 void epx__net_help_end(epx__net_t *net);
 

@@ -198,10 +198,10 @@ remote_signal(void *context, int32_t peer, uint64_t step, epx__gate_t gate,
     return epx__net_signal(context, peer, step, gate, payload, from, bytes);
 }
 
-static bool
+static void
 remote_help(void *context)
 {
-    return epx__net_help(context);
+    (void)epx__net_help(context);
 }
 
 static void

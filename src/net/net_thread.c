@@ -323,25 +323,24 @@ epx__net_crank_leave(epx__net_t *net)
     }
 }
 
-bool
+int64_t
 epx__net_help(epx__net_t *net)
 {
     int64_t now = epx__now_ns();
     int64_t wake_ns = INT64_MAX;
-    bool any = false;
 
     if (net->config.is_manual) {
-        return false;
+        return now;
     }
     /* Whether or not it is free: the thread makes way. */
     __atomic_store_n(&net->helped_ns, now, __ATOMIC_RELAXED);
     if (take_crank(net)) {
-        any = progress(net, now, false, &wake_ns);
+        (void)progress(net, now, false, &wake_ns);
         leave_crank(net);
     } else {
         epx__pause();
     }
-    return any;
+    return now;
 }
 
 void

@@ -33,8 +33,7 @@ help_until(epx__net_t *net, uint32_t event, int64_t deadline_ns)
         return false;
     }
     do {
-        (void)epx__net_help(net);
-        now = epx__now_ns();
+        now = epx__net_help(net);
         if (epx__load_u32(&net->event) != event) {
             return true;
         }

@@ -3,9 +3,7 @@
  * when the round is. */
 #include "engine/cpu/cpu_pool.h"
 #include "api_common.h"
-#include "engine/cpu/cpu_share.h"
 
-#include <pthread.h>
 #include <stdlib.h>
 
 enum { MOST_WORKERS = 6, ROUNDS = 2000, ITEMS = 4001 };
@@ -74,7 +72,7 @@ opens_and_closes(void **state)
 /* ---- sharing ---- */
 
 typedef struct job {
-    cpu_share_t share;
+    epx__share_t share;
     unsigned char taken[ITEMS];
 } job_t;
 
@@ -84,7 +82,8 @@ take_items(void *context, int32_t worker)
     job_t *job = context;
     int64_t begin, end;
 
-    while (cpu_share_next(&job->share, worker, &begin, &end)) {
+    (void)worker;
+    while (epx__share_next(&job->share, &begin, &end)) {
         for (int64_t i = begin; i < end; i++) {
             job->taken[i]++;
         }
@@ -122,64 +121,6 @@ every_item_is_taken_once(void **state)
     epx__pool_close(pool);
 }
 
-/* A network that always has work. */
-typedef struct network {
-    pthread_t caller;
-    int64_t calls;
-    int64_t calls_of_others;
-} network_t;
-
-static bool
-help(void *context)
-{
-    network_t *network = context;
-
-    if (pthread_equal(pthread_self(), network->caller)) {
-        network->calls++;
-    } else {
-        (void)__atomic_fetch_add(&network->calls_of_others, 1,
-                                 __ATOMIC_RELAXED);
-    }
-    return true;
-}
-
-static void
-check_help(epx__pool_t *pool, const epx_group_t *group, int32_t num_workers)
-{
-    static job_t job;
-    network_t *network = group->remote.context;
-    bool helps = num_workers > 1 && group->spin_ns > 0;
-
-    memset(&job, 0, sizeof(job));
-    *network = (network_t){ .caller = pthread_self() };
-    job.share = cpu_share(group, ITEMS, num_workers);
-    epx__pool_run(pool, num_workers, take_items, &job);
-    for (int64_t i = 0; i < ITEMS; i++) {
-        assert_int_equal(job.taken[i], 1);
-    }
-    assert_int_equal(network->calls > 0, helps);
-    assert_int_equal(network->calls_of_others, 0);
-}
-
-static void
-the_caller_alone_helps_the_network(void **state)
-{
-    static epx_group_t group;
-    epx__pool_t *pool = NULL;
-    network_t network;
-
-    (void)state;
-    group.remote = (epx__remote_t){ .context = &network, .help = help };
-    WORKS(epx__pool_open(MOST_WORKERS, 0, &pool));
-    for (int32_t n = 1; n <= MOST_WORKERS; n++) {
-        group.spin_ns = 0; /* may not turn the crank */
-        check_help(pool, &group, n);
-        group.spin_ns = 1;
-        check_help(pool, &group, n);
-    }
-    epx__pool_close(pool);
-}
-
 int
 main(void)
 {
@@ -187,7 +128,6 @@ main(void)
         cmocka_unit_test(each_worker_works_once_a_round),
         cmocka_unit_test(opens_and_closes),
         cmocka_unit_test(every_item_is_taken_once),
-        cmocka_unit_test(the_caller_alone_helps_the_network),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -18,7 +18,7 @@ typedef struct job {
     uint64_t row_bytes;
     bool streams;
     int64_t first; /* of the tokens */
-    cpu_share_t tokens;
+    epx__share_t tokens;
 } job_t;
 
 static const char *
@@ -270,7 +270,8 @@ combine_work(void *context, int32_t worker)
     const epx_combine_args_t *args = &job->plan->combine.args;
     int64_t begin, end;
 
-    while (cpu_share_next(&job->tokens, worker, &begin, &end)) {
+    (void)worker;
+    while (epx__share_next(&job->tokens, &begin, &end)) {
         for (int64_t t = job->first + begin; t < job->first + end; t++) {
             combine_token(job, t);
             if (args->out_topk_weights != NULL) {
@@ -294,7 +295,8 @@ pull_rows(const cpu_plan_t *plan, int64_t begin, int64_t end)
         .reduce = cpu_reduce_fn(plan),
         .row_bytes = row_bytes_of(plan),
         .first = begin,
-        .tokens = cpu_share(group, end - begin, num_workers),
+        .tokens = { .num_items = end - begin,
+                    .grain = cpu_grain(end - begin, num_workers) },
     };
     uint64_t bytes = (uint64_t)(end - begin) * job.row_bytes;
     cpu_store_timer_t timer = cpu_store_start(&engine->combine_stores, bytes);

@@ -23,7 +23,7 @@ typedef struct job {
     cpu_plan_t *plan;
     cpu_engine_t *engine;
     cpu_row_format_t format;
-    cpu_share_t tokens;
+    epx__share_t tokens;
     bool is_cut_short; /* ranks are being masked */
 } job_t;
 
@@ -65,7 +65,7 @@ send_work(void *context, int32_t worker)
     void *scratch = cpu_scratch(job->engine, worker);
     int64_t begin, end;
 
-    while (cpu_share_next(&job->tokens, worker, &begin, &end)) {
+    while (epx__share_next(&job->tokens, &begin, &end)) {
         for (int64_t t = begin; t < end; t++) {
             cpu_token_t token =
                 cpu_own_token(plan, plan->dispatch.args.topk_weights, t);
@@ -94,7 +94,8 @@ send_rows(cpu_plan_t *plan)
         .plan = plan,
         .engine = engine,
         .format = cpu_row_format(plan),
-        .tokens = cpu_share(group, plan->num_tokens, num_workers),
+        .tokens = { .num_items = plan->num_tokens,
+                    .grain = cpu_grain(plan->num_tokens, num_workers) },
     };
     cpu_store_timer_t timer = cpu_store_start(
         &engine->dispatch_stores,

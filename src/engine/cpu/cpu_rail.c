@@ -100,7 +100,7 @@ typedef struct packer {
     const float *topk_weights;
     bool packs_rows;
     char *to; /* the parcel, without its rows if they are sent from x */
-    cpu_share_t share;
+    epx__share_t share;
 } packer_t;
 
 static int32_t
@@ -179,7 +179,7 @@ pack_work(void *context, int32_t worker)
     void *scratch = cpu_scratch(cpu_engine(packer->plan->base.group), worker);
     int64_t begin, end;
 
-    while (cpu_share_next(&packer->share, worker, &begin, &end)) {
+    while (epx__share_next(&packer->share, &begin, &end)) {
         for (int64_t i = begin; i < end; i++) {
             pack_token(packer, i, scratch);
         }
@@ -263,7 +263,8 @@ send_parcel(cpu_plan_t *plan, cpu_lane_t *lane, const cpu_parcel_kind_t *kind,
                                                      : packer.parcel.rows);
     ranges = cpu_lane_out(lane, ((uint64_t)packer.parcel.count + 1) *
                                     sizeof(*ranges));
-    packer.share = cpu_share(group, packer.parcel.count, num_workers);
+    packer.share.num_items = packer.parcel.count;
+    packer.share.grain = cpu_grain(packer.parcel.count, num_workers);
     epx__pool_run(engine->pool, num_workers, pack_work, &packer);
     return cpu_lane_send(
         group, lane, rail, post->lane_channel[EPX__LANE_OUT] + (uint32_t)chunk,

@@ -31,7 +31,7 @@ typedef struct job {
     cpu_parcel_t parcel;
     const char *chunk;
     cpu_row_format_t format;
-    cpu_share_t share;
+    epx__share_t share;
 } job_t;
 
 static void
@@ -48,7 +48,8 @@ forward_work(void *context, int32_t worker)
     cpu_route_t routes[EPX_MAX_TOPK];
     int64_t begin, end;
 
-    while (cpu_share_next(&job->share, worker, &begin, &end)) {
+    (void)worker;
+    while (epx__share_next(&job->share, &begin, &end)) {
         for (int64_t i = begin; i < end; i++) {
             const float *of_token =
                 job->kind.has_weights
@@ -81,7 +82,8 @@ forward_chunk(cpu_plan_t *plan, const cpu_forward_t *forward,
         .parcel = *parcel,
         .chunk = chunk,
         .format = cpu_row_format(plan),
-        .share = cpu_share(group, parcel->count, num_workers),
+        .share = { .num_items = parcel->count,
+                   .grain = cpu_grain(parcel->count, num_workers) },
     };
     cpu_store_timer_t timer;
 
