@@ -5,7 +5,8 @@
  *     fault [--rounds N] [--seed S] [--bound-ms B] [--kind 0|1|2] [--masks 0|1]
  *
  * The survivors of each fault must be told within the bound.  Ends with how
- * long that took.  Every round is a function of its seed, times apart.
+ * long that took.  Every round is a function of its seed, times and ports
+ * apart.
  */
 #include "fault.h"
 #include "conformance/rng.h"
@@ -45,9 +46,9 @@ typedef struct times {
     size_t count;
 } times_t;
 
-/* A port that nobody else gets while the descriptor returned is open: it is
- * bound and does not listen, which keeps it from all but those who bind to just
- * this port. */
+/* A port that the system gives to nobody while the descriptor returned is open.
+ * It is bound and does not listen, so that rank 0, which reuses addresses, too,
+ * may bind to it all the same. */
 static int
 reserve_port(int32_t *port_p)
 {

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT */
+#include "conformance/holdings.h"
 #include "core/atomic.h"
 #include "core/group.h"
 #include "fault.h"
 
-#include <dirent.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -149,21 +149,6 @@ typedef struct holdings {
     int segments;
 } holdings_t;
 
-static int
-count_entries(const char *path)
-{
-    DIR *directory = opendir(path);
-    int count = 0;
-
-    while (directory != NULL && readdir(directory) != NULL) {
-        count++;
-    }
-    if (directory != NULL) {
-        (void)closedir(directory);
-    }
-    return count;
-}
-
 static holdings_t
 holdings_now(void)
 {
@@ -177,34 +162,21 @@ holdings_now(void)
     if (maps != NULL) {
         (void)fclose(maps);
     }
-    now.fds = count_entries("/proc/self/fd");
+    now.fds = count_descriptors();
     if (FAULT_DEVICE == EPX_DEVICE_CPU) { /* the emulation keeps its own */
-        now.threads = count_entries("/proc/self/task");
+        now.threads = count_threads();
     }
     return now;
 }
 
-static bool
-holds_more(const holdings_t *now, const holdings_t *before)
-{
-    return (!FAULT_ON_CARD && /* whose driver keeps its own */
-            (now->fds != before->fds || now->threads != before->threads)) ||
-           now->segments != 0;
-}
-
-/* The system lists a thread for a moment after it has been joined. */
 static void
 check_holdings(const life_t *life, const char *when, const holdings_t *before)
 {
-    const struct timespec nap = { 0, 1000000 };
-    int64_t give_up_ns = fault_now_ns() + INT64_C(1000000000);
     holdings_t now = holdings_now();
 
-    while (holds_more(&now, before) && fault_now_ns() < give_up_ns) {
-        (void)nanosleep(&nap, NULL);
-        now = holdings_now();
-    }
-    if (holds_more(&now, before)) {
+    if ((!FAULT_ON_CARD && /* whose driver keeps its own */
+         (now.fds != before->fds || now.threads != before->threads)) ||
+        now.segments != 0) {
         fault_complain(life->round, life->rank,
                        "%s: %d descriptors, %d threads, %d segments; before it "
                        "had %d, %d and 0",

@@ -2,26 +2,10 @@
 /* Two hundred rounds of making and destroying everything leave no descriptor,
  * thread or mapping behind. */
 #include "api_world.h"
-#include <dirent.h>
+#include "conformance/holdings.h"
 #include <stdio.h>
-#include <time.h>
 
 enum { RANKS = 2, WARM_UP = 20, ROUNDS = 200, HIDDEN = 8, ROWS = 8 };
-
-static int
-count_entries(const char *folder)
-{
-    DIR *directory = opendir(folder);
-    int count = 0;
-
-    while (directory && readdir(directory)) {
-        count++;
-    }
-    if (directory) {
-        closedir(directory);
-    }
-    return count;
-}
 
 static int
 count_lines(const char *path)
@@ -45,28 +29,10 @@ typedef struct usage {
     int mappings;
 } usage_t;
 
-/* The least of some looks: the system lists a thread for a moment after it has
- * been joined. */
-static int
-count_threads(void)
-{
-    const struct timespec nap = { 0, 1000000 };
-    int least = count_entries("/proc/self/task");
-
-    for (int i = 0; i < 20; i++) {
-        int count;
-
-        (void)nanosleep(&nap, NULL);
-        count = count_entries("/proc/self/task");
-        least = count < least ? count : least;
-    }
-    return least;
-}
-
 static usage_t
 usage_now(void)
 {
-    return (usage_t){ count_entries("/proc/self/fd"), count_threads(),
+    return (usage_t){ count_descriptors(), count_threads(),
                       count_lines("/proc/self/maps") };
 }
 
