@@ -9,11 +9,11 @@
  * apart.
  */
 #include "fault.h"
+#include "conformance/holdings.h"
 #include "conformance/rng.h"
 
 #include <errno.h>
 #include <inttypes.h>
-#include <netinet/in.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -45,31 +45,6 @@ typedef struct times {
     int64_t *ns;
     size_t count;
 } times_t;
-
-/* A port that the system gives to nobody while the descriptor returned is open.
- * It is bound and does not listen, so that rank 0, which reuses addresses, too,
- * may bind to it all the same. */
-static int
-reserve_port(int32_t *port_p)
-{
-    struct sockaddr_in address = {
-        .sin_family = AF_INET,
-        .sin_addr.s_addr = htonl(INADDR_LOOPBACK),
-    };
-    socklen_t bytes = sizeof(address);
-    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    int on = 1;
-
-    if (fd < 0 ||
-        setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on)) != 0 ||
-        bind(fd, (struct sockaddr *)&address, bytes) != 0 ||
-        getsockname(fd, (struct sockaddr *)&address, &bytes) != 0) {
-        perror("fault: no port on 127.0.0.1");
-        exit(1);
-    }
-    *port_p = ntohs(address.sin_port);
-    return fd;
-}
 
 static void
 draw_round(fault_round_t *round, const options_t *options, uint64_t seed)
@@ -214,10 +189,14 @@ run_round(fault_round_t *round)
     int64_t deadline_ns = fault_now_ns() + INT64_C(90000000000);
     int32_t num_processes = round->num_ranks + round->num_newcomers;
     pid_t pids[FAULT_MAX_RANKS + FAULT_MAX_NEWCOMERS] = { 0 };
-    int guards[2] = { reserve_port(&round->port),
-                      reserve_port(&round->new_port) };
+    int guards[2] = { port_reserve("127.0.0.1", &round->port),
+                      port_reserve("127.0.0.1", &round->new_port) };
     bool is_well = true;
 
+    if (guards[0] < 0 || guards[1] < 0) {
+        perror("fault: no port on 127.0.0.1");
+        exit(1);
+    }
     (void)fflush(NULL);
     for (int32_t rank = 0; rank < num_processes; rank++) {
         pids[rank] = fork();

@@ -86,8 +86,8 @@ typedef struct fault_round {
     uint32_t second_delay_us;
     int32_t num_newcomers; /* to the new group */
     int32_t hidden;
-    int32_t port;     /* where the group's ranks meet */
-    int32_t new_port; /* and those of the next group */
+    uint16_t port;     /* where the group's ranks meet */
+    uint16_t new_port; /* and those of the next group */
     uint64_t timeout_ns;
     int64_t bound_ns; /* from the fault to its report */
 

@@ -198,7 +198,7 @@ set_number(const char *name, int64_t value)
 
 static void
 set_environment(const fault_round_t *round, int32_t rank, int32_t num_ranks,
-                int32_t port)
+                uint16_t port)
 {
     set_number("RANK", rank);
     set_number("WORLD_SIZE", num_ranks);

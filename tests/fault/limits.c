@@ -4,10 +4,10 @@
  * using a group: both ranks end with a sentence or do their work, nothing is
  * left behind, and once there is enough it all works.
  */
+#include "conformance/holdings.h"
 #include "conformance/world.h"
 #include "fault.h"
 
-#include <dirent.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -38,21 +38,6 @@ never(void *context, int32_t layer, fault_point_t point)
     (void)context;
     (void)layer;
     (void)point;
-}
-
-static int
-count_descriptors(void)
-{
-    DIR *directory = opendir("/proc/self/fd");
-    int count = 0;
-
-    while (directory != NULL && readdir(directory) != NULL) {
-        count++;
-    }
-    if (directory != NULL) {
-        (void)closedir(directory);
-    }
-    return count;
 }
 
 /* Bytes of address space in use. */

@@ -2,6 +2,7 @@
 foreach(behaviour environment handshake launch rendezvous secret star strangers
                   threads)
   epx_test(bootstrap_${behaviour} bootstrap_${behaviour}.c bootstrap_util.c)
+  target_link_libraries(bootstrap_${behaviour} PRIVATE epx_world)
 endforeach()
 
 find_package(MPI COMPONENTS C QUIET)

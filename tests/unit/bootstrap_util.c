@@ -3,7 +3,6 @@
 
 #include "bootstrap/net.h"
 
-#include <dirent.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <signal.h>
@@ -108,34 +107,6 @@ outcome_check(const outcome_t *outcome, epx_status_t status, const char *part)
     }
 }
 
-int
-port_reserve(const char *numeric, uint16_t *port_p)
-{
-    epx__address_t addresses[EPX__MAX_ADDRESSES];
-    epx__address_t *address = addresses;
-    epx__reason_t why;
-    int on = 1;
-    int fd;
-
-    assert_true(epx__resolve(numeric, 0, in_ms(5000), addresses, &why) > 0);
-    fd = socket(address->storage.ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (fd < 0) {
-        return -1;
-    }
-    /* Bound but not listening: it keeps the port from others, but not from
-     * those who bind to just this port with the same option. */
-    (void)setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
-    if (bind(fd, (struct sockaddr *)&address->storage, address->bytes) != 0 ||
-        getsockname(fd, (struct sockaddr *)&address->storage,
-                    &address->bytes) != 0) {
-        (void)close(fd);
-        return -1;
-    }
-    /* sin_port and sin6_port lie at the same place. */
-    *port_p = ntohs(((struct sockaddr_in *)&address->storage)->sin_port);
-    return fd;
-}
-
 int64_t
 in_ms(int64_t ms)
 {
@@ -156,18 +127,4 @@ identity_make(int32_t rank, int32_t num_ranks)
     memset(identity.job, 7, sizeof(identity.job));
     memset(identity.secret, 42, sizeof(identity.secret));
     return identity;
-}
-
-int
-count_descriptors(void)
-{
-    DIR *directory = opendir("/proc/self/fd");
-    int count = 0;
-
-    assert_non_null(directory);
-    while (readdir(directory) != NULL) {
-        count++;
-    }
-    (void)closedir(directory);
-    return count;
 }

@@ -12,6 +12,7 @@
 #include <cmocka.h>
 
 #include "bootstrap/rendezvous.h"
+#include "conformance/holdings.h"
 #include "core/clock.h"
 
 #include <sys/types.h>
@@ -52,16 +53,10 @@ void outcome_set(outcome_t *outcome, epx_status_t status);
 void outcome_check(const outcome_t *outcome, epx_status_t status,
                    const char *part);
 
-/* A port of a numeric address that nobody else gets while the descriptor
- * returned is open; -1 when this machine has no such address. */
-int port_reserve(const char *numeric, uint16_t *port_p);
-
 int64_t in_ms(int64_t ms);
 void sleep_ms(int64_t ms);
 
 /* Rank `rank` of num_ranks of the job that all tests use. */
 epx__identity_t identity_make(int32_t rank, int32_t num_ranks);
-
-int count_descriptors(void);
 
 #endif

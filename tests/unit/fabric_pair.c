@@ -3,7 +3,6 @@
 
 #include "core/clock.h"
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -181,18 +180,4 @@ pair_make_decoy(const pair_t *pair, size_t bytes, int seals)
     assert_int_equal(pwrite(fd, &header, sizeof(header), 0), sizeof(header));
     assert_int_equal(fcntl(fd, F_ADD_SEALS, seals), 0);
     return fd;
-}
-
-int
-pair_count_descriptors(void)
-{
-    DIR *directory = opendir("/proc/self/fd");
-    int count = 0;
-
-    assert_non_null(directory);
-    while (readdir(directory) != NULL) {
-        count++;
-    }
-    (void)closedir(directory);
-    return count;
 }

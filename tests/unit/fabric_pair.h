@@ -8,6 +8,7 @@
 #define TESTS_UNIT_FABRIC_PAIR_H
 
 #include "api_common.h"
+#include "conformance/holdings.h"
 #include "fabric/fabric.h"
 
 enum { PAIR_RANKS = 2, PAIR_EXPERTS = 4, PAIR_HEAP = 1 << 16, PAIR_SEALS = 7 };
@@ -64,7 +65,5 @@ void pair_say(int connection, const void *data, size_t bytes, const int *fds,
 
 /* A segment that could be rank 1's, but is not. */
 int pair_make_decoy(const pair_t *pair, size_t bytes, int seals);
-
-int pair_count_descriptors(void);
 
 #endif

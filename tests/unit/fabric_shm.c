@@ -81,7 +81,7 @@ segments_cannot_be_resized(void **state)
 static void
 nothing_is_left_behind(void **state)
 {
-    int fds = pair_count_descriptors();
+    int fds = count_descriptors();
     pair_t *pair = pair_open();
     int fd;
 
@@ -89,21 +89,21 @@ nothing_is_left_behind(void **state)
     assert_false(maps_a_named_segment());
     pair_assert_joins(pair);
     assert_int_equal(count_segments(&fd), 0);
-    assert_int_equal(pair_count_descriptors(), fds);
+    assert_int_equal(count_descriptors(), fds);
     assert_false(maps_a_named_segment());
     pair_close(pair);
-    assert_int_equal(pair_count_descriptors(), fds);
+    assert_int_equal(count_descriptors(), fds);
 }
 
 /* Also when it never came to connect. */
 static void
 half_made_groups_leave_nothing(void **state)
 {
-    int fds = pair_count_descriptors();
+    int fds = count_descriptors();
 
     (void)state;
     pair_close(pair_open());
-    assert_int_equal(pair_count_descriptors(), fds);
+    assert_int_equal(count_descriptors(), fds);
 }
 
 /* ---- segments that are not right ---- */
@@ -251,7 +251,7 @@ create_group(const world_rank_t *self, epx_group_t **group_p)
 static void
 group_without_segments(world_rank_t *self, void *context)
 {
-    int fds = pair_count_descriptors();
+    int fds = count_descriptors();
     epx_group_t *group;
     int fd;
 
@@ -260,9 +260,9 @@ group_without_segments(world_rank_t *self, void *context)
         return;
     }
     /* Those by which it watches its peer; none of a segment. */
-    if (pair_count_descriptors() > fds + 2 || count_segments(&fd) != 0) {
+    if (count_descriptors() > fds + 2 || count_segments(&fd) != 0) {
         world_fail(self, "%d descriptors before, %d with a group", fds,
-                   pair_count_descriptors());
+                   count_descriptors());
     }
     if (strcmp(group->reach.fabric->name, "shm") != 0) {
         world_fail(self, "the fabric is %s", group->reach.fabric->name);

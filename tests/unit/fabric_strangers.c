@@ -24,7 +24,7 @@ check_stranger(void (*spoil)(pair_hello_t *hello, size_t *bytes_p,
     int decoy = pair_make_decoy(pair, pair->bytes, PAIR_SEALS);
     int decoys[] = { decoy, decoy, decoy };
     int connection = pair_connect_to(pair, 0);
-    int fds = pair_count_descriptors();
+    int fds = count_descriptors();
     char answer[256];
 
     assert_true(connection >= 0);
@@ -37,7 +37,7 @@ check_stranger(void (*spoil)(pair_hello_t *hello, size_t *bytes_p,
     pair_assert_joins(pair);
     assert_true(recv(connection, answer, sizeof(answer), 0) <= 0);
     /* the ranks have closed 2 listeners and 2 segments, and kept no decoy */
-    assert_int_equal(pair_count_descriptors(), fds - 4);
+    assert_int_equal(count_descriptors(), fds - 4);
     (void)close(connection);
     (void)close(decoy);
     pair_close(pair);
