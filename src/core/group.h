@@ -68,6 +68,9 @@ typedef struct epx__remote {
     /* What a thread that spins does meanwhile, and when it is to sleep. */
     void (*help)(void *context);
     void (*help_end)(void *context);
+    /* What a thread that works does now and then; whether there was anything
+     * to be done. */
+    bool (*attend)(void *context);
     /* The group has failed: tell those ranks, and end this rank's own waits. */
     void (*tell)(void *context, uint32_t epoch, const epx__error_t *error,
                  bool has_aborted);

@@ -243,6 +243,9 @@ typedef struct epx__net_send {
     epx__gate_t arrive_gate;
     uint64_t arrive_step;
     epx__net_done_t *done; /* may be NULL */
+    /* The caller attends to the net soon: nothing is sent by the call itself.
+     */
+    bool is_for_later;
 } epx__net_send_t;
 
 /*
@@ -330,6 +333,12 @@ epx_status_t epx__net_forget(epx__net_t *net, epx__net_done_t *done,
 int64_t epx__net_help(epx__net_t *net);
 /* It will not for a while: the net's thread takes over now, not soon. */
 void epx__net_help_end(epx__net_t *net);
+/*
+ * What a thread that has other work, too, does now and then: after a wait that
+ * helped, the net's thread keeps away for up to a millisecond.  Returns whether
+ * there was anything to do; false while another thread is at it.
+ */
+bool epx__net_attend(epx__net_t *net);
 
 /* A futex word that changes whenever a turn has come whole, a send is done, or
  * a peer is gone: read it, look, then sleep while it is still the same. */

@@ -210,6 +210,12 @@ remote_help_end(void *context)
     epx__net_help_end(context);
 }
 
+static bool
+remote_attend(void *context)
+{
+    return epx__net_attend(context);
+}
+
 static void
 remote_tell(void *context, uint32_t epoch, const epx__error_t *error,
             bool has_aborted)
@@ -258,6 +264,7 @@ static const epx__remote_t by_net = {
     .signal = remote_signal,
     .help = remote_help,
     .help_end = remote_help_end,
+    .attend = remote_attend,
     .tell = remote_tell,
     .wake = remote_wake,
     .has_left = remote_has_left,

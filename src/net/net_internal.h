@@ -33,6 +33,7 @@ typedef struct epx__net_job {
     struct iovec one; /* what ranges points to, of a signal */
     uint64_t bytes;   /* of all ranges */
     epx__net_done_t *done;
+    bool is_for_later;
 } epx__net_job_t;
 
 /* Many producers, one consumer: cell n is free for submission s when its turn
@@ -118,7 +119,7 @@ typedef struct epx__net_peer {
     uint64_t started;  /* bit i: next_received + i has come */
     uint64_t finished; /* and has landed */
     uint32_t ack_due;  /* messages that landed since the last header */
-    int64_t ack_due_ns;
+    int64_t ack_by_ns;
     const char *doom;           /* why it is bad; not yet acted on */
     epx__net_verdict_t verdict; /* where its own lands */
     epx__pledge_t pledge_in;    /* the same */

@@ -4,6 +4,12 @@
 #include "core/group.h"
 #include "net/net_internal.h"
 
+/* How long an acknowledgement waits for a message that takes it along.  That of
+ * a piece waits for the rest of its turn: a message of its own would cost more
+ * than it is worth, unless the sender needs credit. */
+#define ACK_DELAY_NS (10 * EPX__NS_PER_MS / 1000)
+#define ACK_PART_NS  (500 * EPX__NS_PER_MS / 1000)
+
 uint64_t
 epx__net_refuse(epx__net_t *net, int32_t rank, const char *why)
 {
@@ -75,19 +81,22 @@ place(epx__net_t *net, int32_t rank, const epx__net_header_t *header,
 }
 
 static void
-note_ack_due(epx__net_t *net, int32_t rank)
+note_ack_due(epx__net_t *net, int32_t rank, bool is_part)
 {
     epx__net_peer_t *peer = &net->peers[rank];
+    int64_t by_ns = net->now_ns + (is_part ? ACK_PART_NS : ACK_DELAY_NS);
 
-    if (peer->ack_due++ == 0) {
-        peer->ack_due_ns = net->now_ns;
+    if (peer->ack_due++ == 0 || by_ns < peer->ack_by_ns) {
+        peer->ack_by_ns = by_ns;
     }
     epx__net_mark(net, rank);
 }
 
-/* The message counts: it will be acknowledged. */
+/* The message counts: it will be acknowledged.  Part: more is to come of its
+ * turn. */
 static void
-take_in(epx__net_t *net, int32_t rank, const epx__net_header_t *header)
+take_in(epx__net_t *net, int32_t rank, const epx__net_header_t *header,
+        bool is_part)
 {
     epx__net_peer_t *peer = &net->peers[rank];
 
@@ -99,7 +108,7 @@ take_in(epx__net_t *net, int32_t rank, const epx__net_header_t *header)
         peer->started >>= 1;
         peer->next_received++;
     }
-    note_ack_due(net, rank);
+    note_ack_due(net, rank, is_part);
 }
 
 uint64_t
@@ -141,7 +150,7 @@ epx__net_came(epx__net_t *net, int32_t rank, const void *bytes_of_header,
     }
     if (epx__net_is_duplicate(&view, header.sequence)) {
         epx__net_count(&net->stats.duplicates, 1);
-        note_ack_due(net, rank); /* the sender may have missed it */
+        note_ack_due(net, rank, false); /* the sender may have missed it */
         return EPX__NET_DROP;
     }
     peer->started |= UINT64_C(1) << (header.sequence - peer->next_received);
@@ -149,7 +158,7 @@ epx__net_came(epx__net_t *net, int32_t rank, const void *bytes_of_header,
     /* Strays are of ranks that do not know yet that this one is leaving, say:
      * nobody waits for the bytes. */
     if (is_stray || !place(net, rank, &header, to_p)) {
-        take_in(net, rank, &header);
+        take_in(net, rank, &header, false);
         return EPX__NET_DROP;
     }
     return header.sequence;
@@ -180,7 +189,8 @@ finish_turn(epx__net_t *net, int32_t rank, epx__net_half_t *half)
     }
 }
 
-static void
+/* Returns whether more of its turn is to come. */
+static bool
 land_piece(epx__net_t *net, int32_t rank, const epx__net_header_t *header,
            bool ok)
 {
@@ -197,6 +207,7 @@ land_piece(epx__net_t *net, int32_t rank, const epx__net_header_t *header,
     if (is_whole || __atomic_load_n(&half->open_turn, __ATOMIC_SEQ_CST) == 0) {
         epx__net_event_raise(net);
     }
+    return !is_whole;
 }
 
 void
@@ -205,9 +216,10 @@ epx__net_landed(epx__net_t *net, int32_t rank, uint64_t landing, bool ok)
     epx__net_peer_t *peer = &net->peers[rank];
     const epx__net_header_t *header =
         &peer->landings[landing % EPX__NET_WINDOW];
+    bool is_part = false;
 
     if (header->kind == EPX__NET_KIND_PIECE) {
-        land_piece(net, rank, header, ok);
+        is_part = land_piece(net, rank, header, ok);
     } else if (header->kind == EPX__NET_KIND_BYE) {
         __atomic_store_n(&peer->state, EPX__PEER_LEFT, __ATOMIC_RELEASE);
         epx__net_wake_gates(net);
@@ -222,6 +234,6 @@ epx__net_landed(epx__net_t *net, int32_t rank, uint64_t landing, bool ok)
         arrive(net, rank, header->step, header->gate);
     }
     if (ok) { /* else its link is lost, too */
-        take_in(net, rank, header);
+        take_in(net, rank, header, is_part);
     }
 }

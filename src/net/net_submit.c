@@ -60,7 +60,7 @@ epx__net_submit(epx__net_t *net, int32_t rank, int ring,
 
         if (epx__net_ring_push(&peer->rings[ring], job)) {
             /* The caller's thread sends it, unless another is at it. */
-            if (!epx__net_serve_now(net, rank)) {
+            if (job->is_for_later || !epx__net_serve_now(net, rank)) {
                 epx__net_mark(net, rank);
             }
             return EPX_OK;
@@ -139,6 +139,7 @@ epx__net_send(epx__net_t *net, const epx__net_send_t *send)
         .ranges = send->ranges,
         .num_ranges = send->num_ranges,
         .done = send->done,
+        .is_for_later = send->is_for_later,
     };
     epx_status_t status = check_peer(net, send->peer);
 

@@ -9,10 +9,9 @@
 #include <sys/epoll.h>
 #include <unistd.h>
 
-/* How long an acknowledgement waits for a message that takes it along, and how
- * many may wait. */
-#define ACK_DELAY_NS (10 * EPX__NS_PER_MS / 1000)
-#define ACK_DUE_MAX  (EPX__NET_WINDOW / 4)
+/* How many messages may wait for their acknowledgement: the sender is never
+ * short of credit. */
+#define ACK_DUE_MAX (EPX__NET_CREDIT_PIECES / 2)
 
 /* How long the thread looks on when nothing comes any more. */
 #define SPIN_NS (50 * EPX__NS_PER_MS / 1000)
@@ -100,14 +99,16 @@ epx__net_link_lost(epx__net_t *net, int32_t rank, const char *why)
     epx__net_lose(net, rank, EPX_ERR_PEER_LOST, text);
 }
 
-/* Do what is to be done for one peer; idle: nothing else is. */
-static void
+/* Do what is to be done for one peer; idle: nothing else is.  Returns whether
+ * anything was, but to look whether an acknowledgement can wait. */
+static bool
 serve(epx__net_t *net, int32_t rank, bool idle)
 {
     epx__net_peer_t *peer = &net->peers[rank];
+    uint64_t next_sent = peer->next_sent;
 
     if (epx__net_state(peer) == EPX__PEER_NONE) {
-        return; /* only to wake the thread */
+        return true; /* only to wake the thread */
     }
     if (peer->doom != NULL && epx__net_state(peer) != EPX__PEER_GONE) {
         char text[256];
@@ -117,19 +118,19 @@ serve(epx__net_t *net, int32_t rank, bool idle)
     }
     if (epx__net_state(peer) == EPX__PEER_GONE) {
         epx__net_drop_all(net, rank);
-        return;
+        return true;
     }
     epx__net_pump(net, rank);
-    if (peer->ack_due == 0) {
-        return;
+    if (peer->ack_due == 0 || peer->ack_is_posted) {
+        return true;
     }
-    if (!peer->ack_is_posted &&
-        (idle || peer->ack_due >= ACK_DUE_MAX ||
-         net->now_ns - peer->ack_due_ns >= ACK_DELAY_NS)) {
+    if (idle || peer->ack_due >= ACK_DUE_MAX ||
+        net->now_ns >= peer->ack_by_ns) {
         epx__net_send_ack(net, rank);
-    } else if (!peer->ack_is_posted) {
-        epx__net_mark(net, rank); /* look again */
+        return true;
     }
+    epx__net_mark(net, rank); /* look again */
+    return peer->next_sent != next_sent;
 }
 
 /* Returns whether a peer had anything to be done. */
@@ -145,11 +146,10 @@ serve_all(epx__net_t *net, bool idle)
         if (bits == 0) {
             continue;
         }
-        any = true;
         bits =
             __atomic_exchange_n(&net->ready[first / 64], 0, __ATOMIC_SEQ_CST);
         while (bits != 0) {
-            serve(net, first + __builtin_ctzll(bits), idle);
+            any = serve(net, first + __builtin_ctzll(bits), idle) || any;
             bits &= bits - 1;
         }
     }
@@ -323,21 +323,31 @@ epx__net_crank_leave(epx__net_t *net)
     }
 }
 
+bool
+epx__net_attend(epx__net_t *net)
+{
+    int64_t wake_ns = INT64_MAX;
+    bool any;
+
+    if (net->config.is_manual || !take_crank(net)) {
+        return false;
+    }
+    any = progress(net, epx__now_ns(), false, &wake_ns);
+    leave_crank(net);
+    return any;
+}
+
 int64_t
 epx__net_help(epx__net_t *net)
 {
     int64_t now = epx__now_ns();
-    int64_t wake_ns = INT64_MAX;
 
     if (net->config.is_manual) {
         return now;
     }
     /* Whether or not it is free: the thread makes way. */
     __atomic_store_n(&net->helped_ns, now, __ATOMIC_RELAXED);
-    if (take_crank(net)) {
-        (void)progress(net, now, false, &wake_ns);
-        leave_crank(net);
-    } else {
+    if (!epx__net_attend(net)) {
         epx__pause();
     }
     return now;
@@ -358,7 +368,7 @@ epx__net_serve_now(epx__net_t *net, int32_t rank)
         return false;
     }
     net->now_ns = epx__now_ns();
-    serve(net, rank, false);
+    (void)serve(net, rank, false);
     leave_crank(net);
     /* What was sent may need more than events of the backend tell. */
     epx__net_wake(net);

@@ -3,7 +3,10 @@
  * when the round is. */
 #include "engine/cpu/cpu_pool.h"
 #include "api_common.h"
+#include "core/clock.h"
+#include "engine/cpu/cpu_share.h"
 
+#include <pthread.h>
 #include <stdlib.h>
 
 enum { MOST_WORKERS = 6, ROUNDS = 2000, ITEMS = 4001 };
@@ -29,7 +32,7 @@ run_rounds(int32_t num_workers, int64_t spin_ns)
     round_t round = { { 0 }, 0 };
     int expected[MOST_WORKERS] = { 0 };
 
-    WORKS(epx__pool_open(num_workers, spin_ns, &pool));
+    WORKS(epx__pool_open(num_workers, spin_ns, NULL, NULL, &pool));
     for (int i = 1; i <= ROUNDS; i++) {
         int32_t used = 1 + i % num_workers;
 
@@ -64,16 +67,56 @@ opens_and_closes(void **state)
 
     (void)state;
     for (int i = 0; i < 60; i++) {
-        WORKS(epx__pool_open(1 + i % MOST_WORKERS, i % 2 * 10000, &pool));
+        WORKS(epx__pool_open(1 + i % MOST_WORKERS, i % 2 * 10000, NULL, NULL,
+                             &pool));
         epx__pool_close(pool);
     }
+}
+
+/* ---- waiting for the others ---- */
+
+enum { MOST_CALLS = 3 };
+
+static bool
+count_meanwhile(void *context)
+{
+    (void)__atomic_add_fetch((int *)context, 1, __ATOMIC_SEQ_CST);
+    return true;
+}
+
+/* Only the others, who are not done before the caller has used its time. */
+static void
+await_calls(void *context, int32_t worker)
+{
+    const int *calls = context;
+    int64_t deadline = epx__now_ns() + 10 * EPX__NS_PER_SEC;
+
+    while (worker > 0 &&
+           __atomic_load_n(calls, __ATOMIC_SEQ_CST) < MOST_CALLS &&
+           epx__now_ns() < deadline) {
+    }
+}
+
+static void
+the_caller_uses_the_time(void **state)
+{
+    epx__pool_t *pool = NULL;
+    int calls = 0;
+
+    (void)state;
+    WORKS(epx__pool_open(2, 10 * EPX__NS_PER_SEC, count_meanwhile, &calls,
+                         &pool));
+    epx__pool_run(pool, 2, await_calls, &calls);
+    assert_true(calls >= MOST_CALLS);
+    epx__pool_close(pool);
 }
 
 /* ---- sharing ---- */
 
 typedef struct job {
-    epx__share_t share;
+    cpu_share_t share;
     unsigned char taken[ITEMS];
+    int64_t num_taken[MOST_WORKERS];
 } job_t;
 
 static void
@@ -82,26 +125,26 @@ take_items(void *context, int32_t worker)
     job_t *job = context;
     int64_t begin, end;
 
-    (void)worker;
-    while (epx__share_next(&job->share, &begin, &end)) {
+    while (cpu_share_next(&job->share, worker, &begin, &end)) {
         for (int64_t i = begin; i < end; i++) {
             job->taken[i]++;
         }
+        job->num_taken[worker] += end - begin;
     }
 }
 
 static void
-check_share(epx__pool_t *pool, int64_t items, int64_t grain)
+run_job(job_t *job, epx__pool_t *pool, int32_t num_workers, cpu_share_t share)
 {
-    static job_t job;
-
-    memset(&job, 0, sizeof(job));
-    job.share.num_items = items;
-    job.share.grain = grain;
-    epx__pool_run(pool, MOST_WORKERS, take_items, &job);
+    memset(job, 0, sizeof(*job));
+    job->share = share;
+    job->share.is_timed = true;
+    epx__pool_run(pool, num_workers, take_items, job);
     for (int64_t i = 0; i < ITEMS; i++) {
-        assert_int_equal(job.taken[i], i < items);
+        assert_int_equal(job->taken[i], i < share.num_items);
     }
+    assert_int_equal(job->share.num_timed, job->num_taken[num_workers - 1]);
+    assert_true(job->share.spent_ns >= 0);
 }
 
 static void
@@ -109,13 +152,76 @@ every_item_is_taken_once(void **state)
 {
     static const int64_t counts[] = { 0, 1, 2, 63, 64, 65, 1000, ITEMS };
     static const int64_t grains[] = { 1, 2, 7, 64, ITEMS, ITEMS + 1 };
+    static epx_group_t on_one_node;
+    static job_t job;
     epx__pool_t *pool = NULL;
+    cpu_share_t share;
 
     (void)state;
-    WORKS(epx__pool_open(MOST_WORKERS, 0, &pool));
+    WORKS(epx__pool_open(MOST_WORKERS, 0, NULL, NULL, &pool));
     for (size_t c = 0; c < sizeof(counts) / sizeof(*counts); c++) {
+        share = cpu_share_of(&on_one_node, counts[c], MOST_WORKERS);
+        run_job(&job, pool, MOST_WORKERS, share);
         for (size_t g = 0; g < sizeof(grains) / sizeof(*grains); g++) {
-            check_share(pool, counts[c], grains[g]);
+            share.grain = grains[g];
+            run_job(&job, pool, MOST_WORKERS, share);
+        }
+    }
+    epx__pool_close(pool);
+}
+
+/* A network that has something to do a few times. */
+typedef struct network {
+    pthread_t caller;
+    int64_t left;
+    int64_t num_calls;
+    int64_t num_calls_of_others;
+} network_t;
+
+static bool
+attend(void *context)
+{
+    network_t *network = context;
+
+    if (!pthread_equal(pthread_self(), network->caller)) {
+        (void)__atomic_fetch_add(&network->num_calls_of_others, 1,
+                                 __ATOMIC_RELAXED);
+        return false;
+    }
+    network->num_calls++;
+    return network->left-- > 0;
+}
+
+static void
+worker_0_attends_to_the_network(void **state)
+{
+    static const int64_t works[] = { 0, 3, INT64_MAX };
+    static const int64_t counts[] = { 0, 1, ITEMS };
+    static epx_group_t group;
+    static job_t job;
+    epx__pool_t *pool = NULL;
+    network_t network;
+
+    (void)state;
+    group.remote = (epx__remote_t){ .context = &network, .attend = attend };
+    WORKS(epx__pool_open(MOST_WORKERS, 0, NULL, NULL, &pool));
+    for (int i = 0; i < 3 * 3 * MOST_WORKERS; i++) {
+        int64_t work = works[i % 3];
+        int64_t count = counts[i / 3 % 3];
+        int32_t num_workers = 1 + i / 9;
+
+        network = (network_t){ .caller = pthread_self(), .left = work };
+        run_job(&job, pool, num_workers,
+                cpu_share_of(&group, count, num_workers));
+        assert_int_equal(network.num_calls_of_others, 0);
+        if (num_workers == 1) {
+            assert_int_equal(network.num_calls, 0);
+            assert_int_equal(job.num_taken[0], count);
+        } else if (work == INT64_MAX) {
+            assert_int_equal(job.num_taken[0], 0);
+        }
+        if (count == 0) {
+            assert_int_equal(network.num_calls, 0);
         }
     }
     epx__pool_close(pool);
@@ -127,7 +233,9 @@ main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(each_worker_works_once_a_round),
         cmocka_unit_test(opens_and_closes),
+        cmocka_unit_test(the_caller_uses_the_time),
         cmocka_unit_test(every_item_is_taken_once),
+        cmocka_unit_test(worker_0_attends_to_the_network),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

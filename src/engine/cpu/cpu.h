@@ -8,6 +8,7 @@
 #include "engine/cpu/cpu_kernels.h"
 #include "engine/cpu/cpu_lane.h"
 #include "engine/cpu/cpu_pool.h"
+#include "engine/cpu/cpu_share.h"
 #include "engine/cpu/cpu_store_choice.h"
 
 typedef struct cpu_engine {
@@ -171,15 +172,6 @@ static inline bool
 cpu_is_rank_major(const cpu_plan_t *plan)
 {
     return plan->base.key.layout == EPX_LAYOUT_RANK_MAJOR;
-}
-
-/* Tokens that a worker takes at a time. */
-static inline int64_t
-cpu_grain(int64_t num_tokens, int32_t num_workers)
-{
-    int64_t grain = num_tokens / ((int64_t)num_workers * 8);
-
-    return grain < 1 ? 1 : grain > 64 ? 64 : grain;
 }
 
 static inline int32_t

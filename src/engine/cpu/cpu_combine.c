@@ -18,7 +18,7 @@ typedef struct job {
     uint64_t row_bytes;
     bool streams;
     int64_t first; /* of the tokens */
-    epx__share_t tokens;
+    cpu_share_t tokens;
 } job_t;
 
 static const char *
@@ -270,8 +270,7 @@ combine_work(void *context, int32_t worker)
     const epx_combine_args_t *args = &job->plan->combine.args;
     int64_t begin, end;
 
-    (void)worker;
-    while (epx__share_next(&job->tokens, &begin, &end)) {
+    while (cpu_share_next(&job->tokens, worker, &begin, &end)) {
         for (int64_t t = job->first + begin; t < job->first + end; t++) {
             combine_token(job, t);
             if (args->out_topk_weights != NULL) {
@@ -295,11 +294,11 @@ pull_rows(const cpu_plan_t *plan, int64_t begin, int64_t end)
         .reduce = cpu_reduce_fn(plan),
         .row_bytes = row_bytes_of(plan),
         .first = begin,
-        .tokens = { .num_items = end - begin,
-                    .grain = cpu_grain(end - begin, num_workers) },
+        .tokens = cpu_share_of(group, end - begin, num_workers),
     };
     uint64_t bytes = (uint64_t)(end - begin) * job.row_bytes;
-    cpu_store_timer_t timer = cpu_store_start(&engine->combine_stores, bytes);
+    cpu_store_timer_t timer =
+        cpu_store_start(&engine->combine_stores, bytes, &job.tokens);
 
     job.streams = timer.streams && (uintptr_t)args->out % EPX_ROW_ALIGN == 0;
     epx__pool_run(engine->pool, num_workers, combine_work, &job);

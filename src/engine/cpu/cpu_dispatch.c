@@ -23,7 +23,7 @@ typedef struct job {
     cpu_plan_t *plan;
     cpu_engine_t *engine;
     cpu_row_format_t format;
-    epx__share_t tokens;
+    cpu_share_t tokens;
     bool is_cut_short; /* ranks are being masked */
 } job_t;
 
@@ -65,7 +65,7 @@ send_work(void *context, int32_t worker)
     void *scratch = cpu_scratch(job->engine, worker);
     int64_t begin, end;
 
-    while (epx__share_next(&job->tokens, &begin, &end)) {
+    while (cpu_share_next(&job->tokens, worker, &begin, &end)) {
         for (int64_t t = begin; t < end; t++) {
             cpu_token_t token =
                 cpu_own_token(plan, plan->dispatch.args.topk_weights, t);
@@ -94,17 +94,20 @@ send_rows(cpu_plan_t *plan)
         .plan = plan,
         .engine = engine,
         .format = cpu_row_format(plan),
-        .tokens = { .num_items = plan->num_tokens,
-                    .grain = cpu_grain(plan->num_tokens, num_workers) },
+        .tokens = cpu_share_of(group, plan->num_tokens, num_workers),
     };
     cpu_store_timer_t timer = cpu_store_start(
         &engine->dispatch_stores,
-        (uint64_t)plan->num_sent_rows * (uint64_t)job.format.row_bytes);
+        (uint64_t)plan->num_sent_rows * (uint64_t)job.format.row_bytes,
+        &job.tokens);
 
     job.format.streams = timer.streams;
     epx__pool_run(engine->pool, num_workers, send_work, &job);
+    if (job.is_cut_short) {
+        return epx__group_check(group);
+    }
     cpu_store_stop(&timer);
-    return job.is_cut_short ? epx__group_check(group) : EPX_OK;
+    return EPX_OK;
 }
 
 /* Every post is in: see where rows go on each rank of this node. */
@@ -179,6 +182,7 @@ send_direct(cpu_plan_t *plan, epx__post_t *post)
     if (status == EPX_OK) {
         status = send_rows(plan);
     }
+    (void)cpu_attend(group); /* to what no worker has sent */
     if (status == EPX_OK && !spans_nodes(plan)) {
         epx__signal_near(group, op->step, EPX__GATE_DONE);
     }

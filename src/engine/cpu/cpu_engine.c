@@ -103,6 +103,12 @@ cpu_close(epx_group_t *group)
     group->engine_state = NULL;
 }
 
+static bool
+meanwhile(void *group)
+{
+    return cpu_attend(group);
+}
+
 static epx_status_t
 cpu_open(epx_group_t *group)
 {
@@ -119,8 +125,8 @@ cpu_open(epx_group_t *group)
     if (engine == NULL || engine->posts == NULL || engine->targets == NULL) {
         status = epx__fail(EPX_ERR_NO_MEMORY, "no memory for the CPU engine");
     } else {
-        status =
-            epx__pool_open(group->num_workers, group->spin_ns, &engine->pool);
+        status = epx__pool_open(group->num_workers, group->spin_ns, meanwhile,
+                                group, &engine->pool);
         if (status == EPX_OK) {
             status = cpu_rails_open(group);
         }

@@ -368,7 +368,7 @@ cpu_lane_check(int32_t rank, epx__lane_t kind, const epx__post_t *post)
 epx_status_t
 cpu_lane_send(epx_group_t *group, cpu_lane_t *lane, int32_t peer,
               uint32_t channel, uint64_t turn, const struct iovec *ranges,
-              uint32_t num_ranges)
+              uint32_t num_ranges, bool is_for_later)
 {
     epx__net_send_t send = {
         .peer = peer,
@@ -377,6 +377,7 @@ cpu_lane_send(epx_group_t *group, cpu_lane_t *lane, int32_t peer,
         .ranges = ranges,
         .num_ranges = num_ranges,
         .done = &lane->done,
+        .is_for_later = is_for_later,
     };
 
     for (uint32_t i = 0; i < num_ranges; i++) {

@@ -104,10 +104,12 @@ void cpu_lane_announce(const cpu_lane_t *lane, epx__post_t *post);
 epx_status_t cpu_lane_check(int32_t rank, epx__lane_t kind,
                             const epx__post_t *post);
 
-/* Send a turn of a peer's channel; it is counted in lane->done. */
+/* Send a turn of a peer's channel; it is counted in lane->done.  For later:
+ * once somebody attends to the network. */
 epx_status_t cpu_lane_send(epx_group_t *group, cpu_lane_t *lane, int32_t peer,
                            uint32_t channel, uint64_t turn,
-                           const struct iovec *ranges, uint32_t num_ranges);
+                           const struct iovec *ranges, uint32_t num_ranges,
+                           bool is_for_later);
 /* Until what this rank has sent is acknowledged, if the caller's memory is part
  * of it: what lies in the lane need not be waited for. */
 epx_status_t cpu_lane_wait_sent(epx_group_t *group, cpu_lane_t *lane,

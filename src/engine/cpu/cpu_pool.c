@@ -7,7 +7,6 @@
 #include "core/thread.h"
 
 #include <pthread.h>
-#include <stdbool.h>
 #include <stdlib.h>
 
 #define FOREVER_NS (INT64_C(3600) * EPX__NS_PER_SEC)
@@ -21,6 +20,8 @@ typedef struct thread {
 struct epx__pool {
     int32_t num_threads;
     int64_t spin_ns;
+    epx__meanwhile_fn_t meanwhile;
+    void *meanwhile_context;
     /* A new round: fn, context and num_workers are written before, released
      * by `round` and acquired by the workers. */
     uint32_t round;
@@ -34,15 +35,16 @@ struct epx__pool {
 
 /* Until *word is no longer `value`. */
 static void
-wait_while(const epx__pool_t *pool, uint32_t *word, uint32_t value)
+wait_while(const epx__pool_t *pool, uint32_t *word, uint32_t value,
+           epx__meanwhile_fn_t meanwhile)
 {
     int64_t start = epx__now_ns();
 
     while (epx__load_u32(word) == value) {
-        if (epx__now_ns() - start < pool->spin_ns) {
-            epx__pause();
-        } else {
+        if (epx__now_ns() - start >= pool->spin_ns) {
             epx__futex_wait(word, value, FOREVER_NS);
+        } else if (meanwhile == NULL || !meanwhile(pool->meanwhile_context)) {
+            epx__pause();
         }
     }
 }
@@ -54,7 +56,7 @@ thread_main(void *argument)
     epx__pool_t *pool = self->pool;
 
     for (uint32_t round = 0;; round++) {
-        wait_while(pool, &pool->round, round);
+        wait_while(pool, &pool->round, round, NULL);
         if (pool->stopping) {
             return NULL;
         }
@@ -76,7 +78,9 @@ start_round(epx__pool_t *pool)
 }
 
 epx_status_t
-epx__pool_open(int32_t num_workers, int64_t spin_ns, epx__pool_t **pool_p)
+epx__pool_open(int32_t num_workers, int64_t spin_ns,
+               epx__meanwhile_fn_t meanwhile, void *context,
+               epx__pool_t **pool_p)
 {
     size_t bytes =
         sizeof(epx__pool_t) + (size_t)(num_workers - 1) * sizeof(thread_t);
@@ -87,6 +91,8 @@ epx__pool_open(int32_t num_workers, int64_t spin_ns, epx__pool_t **pool_p)
                          num_workers);
     }
     pool->spin_ns = spin_ns;
+    pool->meanwhile = meanwhile;
+    pool->meanwhile_context = context;
     for (int32_t i = 0; i < num_workers - 1; i++) {
         thread_t *thread = &pool->threads[i];
         epx_status_t status;
@@ -132,6 +138,6 @@ epx__pool_run(epx__pool_t *pool, int32_t num_workers, epx__work_fn_t fn,
     start_round(pool);
     fn(context, 0);
     while ((running = epx__load_u32(&pool->running)) != 0) {
-        wait_while(pool, &pool->running, running);
+        wait_while(pool, &pool->running, running, pool->meanwhile);
     }
 }

@@ -8,7 +8,10 @@
 
 /* A region has as many chunks as are so long: what hides behind the network has
  * to be worth the waits for them. */
-#define CHUNK_BYTES (UINT64_C(1) << 20)
+#define CHUNK_BYTES (UINT64_C(1) << 18)
+
+/* Less is packed by one worker sooner than by several, who have to be told. */
+#define PACK_BYTES (UINT64_C(1) << 15)
 
 /* ---- the arrays of a parcel ---- */
 
@@ -100,7 +103,7 @@ typedef struct packer {
     const float *topk_weights;
     bool packs_rows;
     char *to; /* the parcel, without its rows if they are sent from x */
-    epx__share_t share;
+    cpu_share_t share;
 } packer_t;
 
 static int32_t
@@ -179,7 +182,7 @@ pack_work(void *context, int32_t worker)
     void *scratch = cpu_scratch(cpu_engine(packer->plan->base.group), worker);
     int64_t begin, end;
 
-    while (epx__share_next(&packer->share, &begin, &end)) {
+    while (cpu_share_next(&packer->share, worker, &begin, &end)) {
         for (int64_t i = begin; i < end; i++) {
             pack_token(packer, i, scratch);
         }
@@ -255,20 +258,22 @@ send_parcel(cpu_plan_t *plan, cpu_lane_t *lane, const cpu_parcel_kind_t *kind,
         .packs_rows = packs_rows(plan),
     };
     struct iovec *ranges;
+    uint64_t packed =
+        packer.packs_rows ? packer.parcel.bytes : packer.parcel.rows;
+    int32_t packers = packed < PACK_BYTES ? 1 : num_workers;
 
     lane->lends = lane->lends || (kind->row_bytes > 0 && !packer.packs_rows);
     packer.tokens =
         plan->node_tokens + node * plan->token_capacity + packer.parcel.begin;
-    packer.to = cpu_lane_out(lane, packer.packs_rows ? packer.parcel.bytes
-                                                     : packer.parcel.rows);
+    packer.to = cpu_lane_out(lane, packed);
     ranges = cpu_lane_out(lane, ((uint64_t)packer.parcel.count + 1) *
                                     sizeof(*ranges));
-    packer.share.num_items = packer.parcel.count;
-    packer.share.grain = cpu_grain(packer.parcel.count, num_workers);
-    epx__pool_run(engine->pool, num_workers, pack_work, &packer);
-    return cpu_lane_send(
-        group, lane, rail, post->lane_channel[EPX__LANE_OUT] + (uint32_t)chunk,
-        post->lane_turn[EPX__LANE_OUT], ranges, list_ranges(&packer, ranges));
+    packer.share = cpu_share_of(group, packer.parcel.count, packers);
+    epx__pool_run(engine->pool, packers, pack_work, &packer);
+    return cpu_lane_send(group, lane, rail,
+                         post->lane_channel[EPX__LANE_OUT] + (uint32_t)chunk,
+                         post->lane_turn[EPX__LANE_OUT], ranges,
+                         list_ranges(&packer, ranges), num_workers > 1);
 }
 
 static epx_status_t

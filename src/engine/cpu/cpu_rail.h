@@ -80,7 +80,8 @@ cpu_token_t cpu_forward_token(const cpu_plan_t *plan,
  * whose post is here. */
 cpu_parcel_kind_t cpu_rail_kind(const cpu_plan_t *plan, int32_t rank);
 
-/* Check the peers' posts, and send this rank's tokens to its rails. */
+/* Check the peers' posts, and send this rank's tokens to its rails.  Some are
+ * left to those who attend to the network next. */
 epx_status_t cpu_rail_send(cpu_plan_t *plan, cpu_lane_t *lane);
 
 /* Called for a chunk of a source that has come, its heads in place. */

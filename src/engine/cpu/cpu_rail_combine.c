@@ -92,7 +92,7 @@ typedef struct job {
     const float *topk_weights; /* of the region's tokens; NULL: none */
     char *to;
     struct iovec *rows; /* [parcel.count] where each token's is */
-    epx__share_t share;
+    cpu_share_t share;
 } job_t;
 
 /* Whether the token's only row, of this rank, can be sent in place of its sum.
@@ -160,8 +160,7 @@ sum_work(void *context, int32_t worker)
     job_t *job = context;
     int64_t begin, end;
 
-    (void)worker;
-    while (epx__share_next(&job->share, &begin, &end)) {
+    while (cpu_share_next(&job->share, worker, &begin, &end)) {
         for (int64_t i = begin; i < end; i++) {
             sum_token(job, i);
         }
@@ -244,13 +243,13 @@ send_sums(cpu_plan_t *plan, int32_t f, const float *topk_weights, int chunk)
     }
     job.rows = ranges + num_ranges;
     num_ranges += job.parcel.count;
-    job.share.num_items = job.parcel.count;
-    job.share.grain = cpu_grain(job.parcel.count, num_workers);
+    job.share = cpu_share_of(group, job.parcel.count, num_workers);
     epx__pool_run(engine->pool, num_workers, sum_work, &job);
     return cpu_lane_send(group, lane, forward->rank,
                          post->lane_channel[EPX__LANE_BACK] + (uint32_t)chunk,
                          post->lane_turn[EPX__LANE_BACK], ranges,
-                         join_ranges(lane, ranges, num_ranges));
+                         join_ranges(lane, ranges, num_ranges),
+                         num_workers > 1);
 }
 
 /* Memory for the sums of all sources, and their weights side by side. */
@@ -291,6 +290,7 @@ sum_for_others(cpu_plan_t *plan)
             status = send_sums(plan, f, weights[f], c);
         }
     }
+    (void)cpu_attend(plan->base.group); /* to what none of them has sent */
     return status;
 }
 

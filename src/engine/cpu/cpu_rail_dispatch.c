@@ -31,7 +31,7 @@ typedef struct job {
     cpu_parcel_t parcel;
     const char *chunk;
     cpu_row_format_t format;
-    epx__share_t share;
+    cpu_share_t share;
 } job_t;
 
 static void
@@ -48,8 +48,7 @@ forward_work(void *context, int32_t worker)
     cpu_route_t routes[EPX_MAX_TOPK];
     int64_t begin, end;
 
-    (void)worker;
-    while (epx__share_next(&job->share, &begin, &end)) {
+    while (cpu_share_next(&job->share, worker, &begin, &end)) {
         for (int64_t i = begin; i < end; i++) {
             const float *of_token =
                 job->kind.has_weights
@@ -82,14 +81,13 @@ forward_chunk(cpu_plan_t *plan, const cpu_forward_t *forward,
         .parcel = *parcel,
         .chunk = chunk,
         .format = cpu_row_format(plan),
-        .share = { .num_items = parcel->count,
-                   .grain = cpu_grain(parcel->count, num_workers) },
+        .share = cpu_share_of(group, parcel->count, num_workers),
     };
     cpu_store_timer_t timer;
 
-    timer =
-        cpu_store_start(&engine->dispatch_stores,
-                        (uint64_t)parcel->count * (uint64_t)job.kind.row_bytes);
+    timer = cpu_store_start(
+        &engine->dispatch_stores,
+        (uint64_t)parcel->count * (uint64_t)job.kind.row_bytes, &job.share);
     job.format.streams = timer.streams;
     epx__pool_run(engine->pool, num_workers, forward_work, &job);
     cpu_store_stop(&timer);

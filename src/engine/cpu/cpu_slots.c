@@ -58,10 +58,10 @@ typedef struct slot {
 typedef struct job {
     cpu_plan_t *plan;
     cpu_row_format_t format;
-    char **far_slots;   /* [R] sending: those for ranks of other nodes */
-    epx__share_t share; /* of tokens when sending, of sources when packing */
-    bool bad_peer;      /* some slot held an impossible value */
-    bool is_cut_short;  /* ranks are being masked */
+    char **far_slots;  /* [R] sending: those for ranks of other nodes */
+    cpu_share_t share; /* of tokens when sending, of sources when packing */
+    bool bad_peer;     /* some slot held an impossible value */
+    bool is_cut_short; /* ranks are being masked */
 } job_t;
 
 /* The slots for a source's tokens, among those of a rank. */
@@ -130,7 +130,7 @@ send_work(void *context, int32_t worker)
     void *scratch = cpu_scratch(cpu_engine(plan->base.group), worker);
     int64_t begin, end;
 
-    while (epx__share_next(&job->share, &begin, &end)) {
+    while (cpu_share_next(&job->share, worker, &begin, &end)) {
         for (int64_t t = begin; t < end; t++) {
             const cpu_route_t *routes = plan->routes + t * topk;
             cpu_source_row_t source = cpu_source_row(plan, scratch, t);
@@ -257,7 +257,7 @@ send_far_slots(cpu_plan_t *plan, const job_t *job)
                                 plan->sent_tokens[r] * plan->slot_bytes };
             status = cpu_lane_send(group, lane, r, plan->peer_channels[r],
                                    turn_of(plan, plan->peer_turns[r]),
-                                   &ranges[r], 1);
+                                   &ranges[r], 1, false);
         }
     }
     return status;
@@ -397,8 +397,7 @@ cpu_slots_send(cpu_plan_t *plan, epx__post_t *post)
         }
     }
     plan->num_slot_dispatches++;
-    job.share.num_items = plan->num_tokens;
-    job.share.grain = cpu_grain(plan->num_tokens, num_workers);
+    job.share = cpu_share_of(group, plan->num_tokens, num_workers);
     epx__pool_run(cpu_engine(group)->pool, num_workers, send_work, &job);
     if (job.is_cut_short) {
         return epx__group_check(group);
@@ -551,7 +550,7 @@ receive_work(void *context, int32_t worker)
     cpu_target_t own = cpu_target_own(plan);
     int64_t begin, end;
 
-    while (epx__share_next(&job->share, &begin, &end)) {
+    while (cpu_share_next(&job->share, worker, &begin, &end)) {
         if (!unpack_source(job, &own, (int32_t)begin, next_row)) {
             __atomic_store_n(&job->bad_peer, true, __ATOMIC_RELAXED);
         }
@@ -572,8 +571,8 @@ cpu_slots_receive(cpu_plan_t *plan)
             return status;
         }
     }
-    job.share.num_items = group->num_ranks;
-    job.share.grain = 1;
+    job.share = cpu_share_of(group, group->num_ranks, num_workers);
+    job.share.grain = 1; /* a source may have sent far more than another */
     epx__pool_run(cpu_engine(group)->pool, num_workers, receive_work, &job);
     if (group->nodes.num_nodes > 1) {
         (void)each_far_rank(plan, release_far_slot);

@@ -12,9 +12,10 @@
 #ifndef EPX_ENGINE_CPU_STORE_CHOICE_H
 #define EPX_ENGINE_CPU_STORE_CHOICE_H
 
+#include "engine/cpu/cpu_share.h"
+
 #include <stdbool.h>
 #include <stdint.h>
-#include <time.h>
 
 #define CPU_STORE_CLASSES 48
 #define CPU_STORE_TRIAL \
@@ -43,20 +44,10 @@ cpu_store_class(cpu_store_choice_t *choice, uint64_t bytes)
 /* One operation that is being measured. */
 typedef struct cpu_store_timer {
     cpu_store_class_t *class;
+    const cpu_share_t *share;
     uint64_t bytes;
-    int64_t start_ns;
     bool streams;
 } cpu_store_timer_t;
-
-/* The caller's processor time: waiting for a core says nothing of stores. */
-static inline int64_t
-cpu_store_clock_ns(void)
-{
-    struct timespec ts;
-
-    (void)clock_gettime(CLOCK_THREAD_CPUTIME_ID, &ts);
-    return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
-}
 
 /* Whether the class's next operation belongs to a trial. */
 static inline bool
@@ -80,24 +71,31 @@ cpu_store_choose(cpu_store_class_t *class)
     return class->streams;
 }
 
-/* Choose for an operation that writes `bytes`, and start its clock. */
+/* Choose for an operation that writes `bytes`, all items of the share alike. */
 static inline cpu_store_timer_t
-cpu_store_start(cpu_store_choice_t *choice, uint64_t bytes)
+cpu_store_start(cpu_store_choice_t *choice, uint64_t bytes, cpu_share_t *share)
 {
     cpu_store_class_t *class = cpu_store_class(choice, bytes);
 
-    return (cpu_store_timer_t){ class, bytes, cpu_store_clock_ns(),
-                                cpu_store_choose(class) };
+    share->is_timed = true;
+    return (cpu_store_timer_t){ class, share, bytes, cpu_store_choose(class) };
 }
 
+/* Once the work is done.  Nothing is learnt if other workers took it all. */
 static inline void
 cpu_store_stop(const cpu_store_timer_t *timer)
 {
+    const cpu_share_t *share = timer->share;
     cpu_store_class_t *class = timer->class;
     double *mean = &class->cost[timer->streams];
-    double cost = (double)(cpu_store_clock_ns() - timer->start_ns) /
-                  (double)(timer->bytes + 1);
+    double bytes, cost;
 
+    if (share->num_timed == 0) {
+        return;
+    }
+    bytes = (double)timer->bytes * (double)share->num_timed /
+            (double)share->num_items;
+    cost = (double)share->spent_ns / (bytes + 1);
     *mean = cpu_store_is_trial(class) ? cost : *mean + (cost - *mean) / 4;
     class->num_uses++;
 }
