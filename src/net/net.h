@@ -339,6 +339,9 @@ void epx__net_help_end(epx__net_t *net);
  * there was anything to do; false while another thread is at it.
  */
 bool epx__net_attend(epx__net_t *net);
+/* Acknowledge now what has come: its senders wait for that, and this thread is
+ * about to turn to something else. */
+void epx__net_acknowledge(epx__net_t *net);
 
 /* A futex word that changes whenever a turn has come whole, a send is done, or
  * a peer is gone: read it, look, then sleep while it is still the same. */

@@ -268,7 +268,7 @@ lend_half(epx__net_t *net, uint32_t channel, int32_t source, uint64_t turn,
     lent->told.pending = 1;
     note.one = (struct iovec){ &lent->note, sizeof(lent->note) };
     note.done = &lent->told;
-    status = epx__net_submit(net, source, 0, &note);
+    status = epx__net_submit(net, source, 0, &note, false);
     if (status != EPX_OK) {
         lent->told.pending = 0;
     }

@@ -22,6 +22,9 @@
 /* Pieces that a peer has not acknowledged, by their bytes. */
 #define EPX__NET_CREDIT_PIECES 8
 
+/* How long an acknowledgement waits for a message that takes it along. */
+#define EPX__NET_ACK_NS (10 * EPX__NS_PER_MS / 1000)
+
 /* Ranges of a piece on the second wire, where each is a put. */
 #define EPX__NET_PUT_RANGES 256
 
@@ -33,7 +36,6 @@ typedef struct epx__net_job {
     struct iovec one; /* what ranges points to, of a signal */
     uint64_t bytes;   /* of all ranges */
     epx__net_done_t *done;
-    bool is_for_later;
 } epx__net_job_t;
 
 /* Many producers, one consumer: cell n is free for submission s when its turn
@@ -345,8 +347,9 @@ epx_status_t epx__net_slot_take_back(epx__net_t *net, uint32_t channel,
                                      int32_t source, int64_t deadline_ns);
 
 /* --- net_submit.c --- */
+/* For later: the caller's thread sends nothing now. */
 epx_status_t epx__net_submit(epx__net_t *net, int32_t rank, int ring,
-                             const epx__net_job_t *job);
+                             const epx__net_job_t *job, bool is_for_later);
 
 /* --- net_receive.c --- */
 /* The peer is bad: it has sent a message WHY.  Returns EPX__NET_DROP. */

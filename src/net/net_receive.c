@@ -4,11 +4,10 @@
 #include "core/group.h"
 #include "net/net_internal.h"
 
-/* How long an acknowledgement waits for a message that takes it along.  That of
- * a piece waits for the rest of its turn: a message of its own would cost more
- * than it is worth, unless the sender needs credit. */
-#define ACK_DELAY_NS (10 * EPX__NS_PER_MS / 1000)
-#define ACK_PART_NS  (500 * EPX__NS_PER_MS / 1000)
+/* How long the acknowledgement of a piece waits for the rest of its turn, where
+ * more comes: a message of its own costs more than it is worth, unless the
+ * sender needs credit. */
+#define ACK_PART_NS (500 * EPX__NS_PER_MS / 1000)
 
 uint64_t
 epx__net_refuse(epx__net_t *net, int32_t rank, const char *why)
@@ -84,7 +83,7 @@ static void
 note_ack_due(epx__net_t *net, int32_t rank, bool is_part)
 {
     epx__net_peer_t *peer = &net->peers[rank];
-    int64_t by_ns = net->now_ns + (is_part ? ACK_PART_NS : ACK_DELAY_NS);
+    int64_t by_ns = net->now_ns + (is_part ? ACK_PART_NS : EPX__NET_ACK_NS);
 
     if (peer->ack_due++ == 0 || by_ns < peer->ack_by_ns) {
         peer->ack_by_ns = by_ns;
@@ -189,7 +188,7 @@ finish_turn(epx__net_t *net, int32_t rank, epx__net_half_t *half)
     }
 }
 
-/* Returns whether more of its turn is to come. */
+/* Returns whether its turn is whole. */
 static bool
 land_piece(epx__net_t *net, int32_t rank, const epx__net_header_t *header,
            bool ok)
@@ -207,7 +206,7 @@ land_piece(epx__net_t *net, int32_t rank, const epx__net_header_t *header,
     if (is_whole || __atomic_load_n(&half->open_turn, __ATOMIC_SEQ_CST) == 0) {
         epx__net_event_raise(net);
     }
-    return !is_whole;
+    return is_whole;
 }
 
 void
@@ -219,7 +218,7 @@ epx__net_landed(epx__net_t *net, int32_t rank, uint64_t landing, bool ok)
     bool is_part = false;
 
     if (header->kind == EPX__NET_KIND_PIECE) {
-        is_part = land_piece(net, rank, header, ok);
+        is_part = !land_piece(net, rank, header, ok);
     } else if (header->kind == EPX__NET_KIND_BYE) {
         __atomic_store_n(&peer->state, EPX__PEER_LEFT, __ATOMIC_RELEASE);
         epx__net_wake_gates(net);

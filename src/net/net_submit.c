@@ -45,10 +45,11 @@ check_peer(epx__net_t *net, int32_t rank)
     return epx__net_peer_status(net, rank);
 }
 
-/* Rings are emptied at once, but for what a peer's window holds back. */
+/* Rings are emptied at once, but for what a peer's window holds back and what
+ * is for later. */
 epx_status_t
 epx__net_submit(epx__net_t *net, int32_t rank, int ring,
-                const epx__net_job_t *job)
+                const epx__net_job_t *job, bool is_for_later)
 {
     epx__net_peer_t *peer = &net->peers[rank];
     int64_t deadline = 0;
@@ -60,7 +61,7 @@ epx__net_submit(epx__net_t *net, int32_t rank, int ring,
 
         if (epx__net_ring_push(&peer->rings[ring], job)) {
             /* The caller's thread sends it, unless another is at it. */
-            if (job->is_for_later || !epx__net_serve_now(net, rank)) {
+            if (is_for_later || !epx__net_serve_now(net, rank)) {
                 epx__net_mark(net, rank);
             }
             return EPX_OK;
@@ -107,7 +108,7 @@ epx__net_signal(epx__net_t *net, int32_t peer, uint64_t step, epx__gate_t gate,
     /* Nobody writes to what is sent. */
     job.one = (struct iovec){ (void *)(uintptr_t)from, job.bytes };
     job.num_ranges = job.bytes > 0;
-    return epx__net_submit(net, peer, 0, &job);
+    return epx__net_submit(net, peer, 0, &job, false);
 }
 
 /* The bytes of the ranges; false: more than there can be. */
@@ -139,7 +140,6 @@ epx__net_send(epx__net_t *net, const epx__net_send_t *send)
         .ranges = send->ranges,
         .num_ranges = send->num_ranges,
         .done = send->done,
-        .is_for_later = send->is_for_later,
     };
     epx_status_t status = check_peer(net, send->peer);
 
@@ -165,7 +165,7 @@ epx__net_send(epx__net_t *net, const epx__net_send_t *send)
     if (send->done != NULL) {
         (void)epx__add_u32(&send->done->pending, 1);
     }
-    status = epx__net_submit(net, send->peer, 1, &job);
+    status = epx__net_submit(net, send->peer, 1, &job, send->is_for_later);
     if (status != EPX_OK && send->done != NULL) {
         (void)epx__add_u32(&send->done->pending, (uint32_t)-1);
     }

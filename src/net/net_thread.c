@@ -9,8 +9,7 @@
 #include <sys/epoll.h>
 #include <unistd.h>
 
-/* How many messages may wait for their acknowledgement: the sender is never
- * short of credit. */
+/* So many messages are acknowledged at once: half of what credit allows. */
 #define ACK_DUE_MAX (EPX__NET_CREDIT_PIECES / 2)
 
 /* How long the thread looks on when nothing comes any more. */
@@ -99,8 +98,8 @@ epx__net_link_lost(epx__net_t *net, int32_t rank, const char *why)
     epx__net_lose(net, rank, EPX_ERR_PEER_LOST, text);
 }
 
-/* Do what is to be done for one peer; idle: nothing else is.  Returns whether
- * anything was, but to look whether an acknowledgement can wait. */
+/* Do what is to be done for one peer; idle: nothing else is.  Returns false if
+ * that was to see that an acknowledgement can wait. */
 static bool
 serve(epx__net_t *net, int32_t rank, bool idle)
 {
@@ -167,7 +166,8 @@ anything_ready(const epx__net_t *net)
     return false;
 }
 
-/* A peer answers every message at once, whatever its engine does. */
+/* A peer answers every message within a millisecond or so, whatever its engine
+ * does. */
 static void
 look_for_silence(epx__net_t *net, int64_t now)
 {
@@ -323,18 +323,35 @@ epx__net_crank_leave(epx__net_t *net)
     }
 }
 
-bool
-epx__net_attend(epx__net_t *net)
+/* Unless another thread is at it; returns whether there was anything to do. */
+static bool
+turn_crank(epx__net_t *net, int64_t now)
 {
     int64_t wake_ns = INT64_MAX;
     bool any;
 
-    if (net->config.is_manual || !take_crank(net)) {
+    if (!take_crank(net)) {
         return false;
     }
-    any = progress(net, epx__now_ns(), false, &wake_ns);
+    any = progress(net, now, false, &wake_ns);
     leave_crank(net);
     return any;
+}
+
+bool
+epx__net_attend(epx__net_t *net)
+{
+    return !net->config.is_manual && turn_crank(net, epx__now_ns());
+}
+
+void
+epx__net_acknowledge(epx__net_t *net)
+{
+    if (!net->config.is_manual && take_crank(net)) {
+        net->now_ns = epx__now_ns();
+        (void)serve_all(net, true);
+        leave_crank(net);
+    }
 }
 
 int64_t
@@ -347,7 +364,7 @@ epx__net_help(epx__net_t *net)
     }
     /* Whether or not it is free: the thread makes way. */
     __atomic_store_n(&net->helped_ns, now, __ATOMIC_RELAXED);
-    if (!epx__net_attend(net)) {
+    if (!turn_crank(net, now)) {
         epx__pause();
     }
     return now;
@@ -440,16 +457,24 @@ epx__net_thread_main(void *argument)
     if (net->config.core < 0 && spin_ns > SPIN_NS) {
         spin_ns = SPIN_NS;
     }
+    /* Who rests acknowledges at once. */
+    if (spin_ns < EPX__NET_ACK_NS) {
+        spin_ns = EPX__NET_ACK_NS;
+    }
 
     while (!net->has_closed) {
         int64_t now = epx__now_ns();
         int64_t wake_ns = INT64_MAX;
 
-        if (is_helped(net, now) || !take_crank(net)) {
+        if (is_helped(net, now)) {
             park(net, &park_ns);
             continue;
         }
         park_ns = PARK_NS;
+        if (!take_crank(net)) { /* who has it may not come back to it */
+            epx__futex_wait(&net->parked, epx__load_u32(&net->parked), PARK_NS);
+            continue;
+        }
         if (!progress(net, now, false, &wake_ns) &&
             now - net->busy_ns >= spin_ns) {
             rest(net);

@@ -33,7 +33,7 @@
 #include <stdint.h>
 
 #define EPX__NET_MAGIC   UINT32_C(0x6e787065) /* "epxn" */
-#define EPX__NET_VERSION 3
+#define EPX__NET_VERSION 4
 #define EPX__NET_WINDOW  64 /* messages in flight; the bits of acked_bits */
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,

@@ -143,7 +143,7 @@ run_job(job_t *job, epx__pool_t *pool, int32_t num_workers, cpu_share_t share)
     for (int64_t i = 0; i < ITEMS; i++) {
         assert_int_equal(job->taken[i], i < share.num_items);
     }
-    assert_int_equal(job->share.num_timed, job->num_taken[num_workers - 1]);
+    assert_int_equal(job->share.num_timed, job->num_taken[share.timed_worker]);
     assert_true(job->share.spent_ns >= 0);
 }
 

@@ -182,9 +182,10 @@ send_direct(cpu_plan_t *plan, epx__post_t *post)
     if (status == EPX_OK) {
         status = send_rows(plan);
     }
-    (void)cpu_attend(group); /* to what no worker has sent */
     if (status == EPX_OK && !spans_nodes(plan)) {
         epx__signal_near(group, op->step, EPX__GATE_DONE);
+    } else if (status == EPX_OK) {
+        (void)cpu_attend(group); /* to what no worker has sent */
     }
     return status;
 }

@@ -161,32 +161,48 @@ run_route(void *payload)
                           task->args.route.topk_idx);
 }
 
+/* A send-only operation has begun: the caller sees to the network no more. */
+static epx_status_t
+let_go(const epx_group_t *group)
+{
+    if (group->remote.help_end != NULL) {
+        group->remote.help_end(group->remote.context);
+    }
+    return EPX_OK;
+}
+
 static epx_status_t
 run_dispatch(void *payload)
 {
     const task_t *task = payload;
+    epx_group_t *group = task->plan->base.group;
     epx_status_t status;
 
-    task->plan->base.group->wait_ns = task->args.dispatch.wait_ns;
+    group->wait_ns = task->args.dispatch.wait_ns;
     status = cpu_dispatch_start(task->plan, &task->args.dispatch);
-    if (status != EPX_OK || (task->args.dispatch.flags & EPX_SEND_ONLY) != 0) {
+    if (status != EPX_OK) {
         return status;
     }
-    return cpu_dispatch_finish(task->plan);
+    return (task->args.dispatch.flags & EPX_SEND_ONLY) != 0
+               ? let_go(group)
+               : cpu_dispatch_finish(task->plan);
 }
 
 static epx_status_t
 run_combine(void *payload)
 {
     const task_t *task = payload;
+    epx_group_t *group = task->plan->base.group;
     epx_status_t status;
 
-    task->plan->base.group->wait_ns = task->args.combine.wait_ns;
+    group->wait_ns = task->args.combine.wait_ns;
     status = cpu_combine_start(task->plan, &task->args.combine);
-    if (status != EPX_OK || (task->args.combine.flags & EPX_SEND_ONLY) != 0) {
+    if (status != EPX_OK) {
         return status;
     }
-    return cpu_combine_finish(task->plan);
+    return (task->args.combine.flags & EPX_SEND_ONLY) != 0
+               ? let_go(group)
+               : cpu_combine_finish(task->plan);
 }
 
 static epx_status_t

@@ -389,8 +389,12 @@ cpu_lane_send(epx_group_t *group, cpu_lane_t *lane, int32_t peer,
 epx_status_t
 cpu_lane_wait_sent(epx_group_t *group, cpu_lane_t *lane, const char *what)
 {
-    return lane->lends ? wait_acknowledged(group, lane, what)
-                       : settle(group, EPX_OK);
+    if (!lane->lends) {
+        return settle(group, EPX_OK);
+    }
+    /* Peers most likely lend, too. */
+    epx__net_acknowledge(epx__group_net(group));
+    return wait_acknowledged(group, lane, what);
 }
 
 epx_status_t

@@ -290,7 +290,9 @@ sum_for_others(cpu_plan_t *plan)
             status = send_sums(plan, f, weights[f], c);
         }
     }
-    (void)cpu_attend(plan->base.group); /* to what none of them has sent */
+    if (status == EPX_OK) {
+        (void)cpu_attend(plan->base.group); /* to what none of them has sent */
+    }
     return status;
 }
 

@@ -3,21 +3,24 @@
 #ifndef EPX_ENGINE_CPU_CPU_SHARE_H
 #define EPX_ENGINE_CPU_CPU_SHARE_H
 
+#include "core/clock.h"
 #include "core/group.h"
 
+#include <stdbool.h>
+#include <stdint.h>
 #include <time.h>
 
 /* Pieces of `grain` items, so that a worker that is held up does not hold up
  * the rest. */
 typedef struct cpu_share {
-    epx_group_t
-        *group; /* whose network worker 0 attends to; NULL: nobody does */
+    /* Whose network worker 0 attends to; NULL: nobody does. */
+    epx_group_t *group;
     int64_t num_items;
     int64_t grain;
     int64_t next;
-    /* The last worker does nothing else if there are others, so that its time
-     * tells what the work costs; all of this is its own. */
-    int32_t last_worker;
+    /* A worker that does nothing else, so that its time tells what the work
+     * costs; what follows is its own. */
+    int32_t timed_worker;
     bool is_timed;
     int64_t num_timed; /* items that it took */
     int64_t start_ns;  /* its processor time before the first */
@@ -38,14 +41,15 @@ static inline cpu_share_t
 cpu_share_of(epx_group_t *group, int64_t num_items, int32_t num_workers)
 {
     int64_t grain = num_items / ((int64_t)num_workers * 8);
+    bool attends = num_workers > 1 && group->remote.attend != NULL;
 
     return (cpu_share_t){
-        .group = num_workers > 1 ? group : NULL,
+        .group = attends ? group : NULL,
         .num_items = num_items,
         .grain = grain < 1    ? 1
                  : grain > 64 ? 64
                               : grain,
-        .last_worker = num_workers - 1,
+        .timed_worker = attends ? num_workers - 1 : 0,
     };
 }
 
@@ -62,10 +66,10 @@ cpu_share_clock_ns(void)
     struct timespec ts;
 
     (void)clock_gettime(CLOCK_THREAD_CPUTIME_ID, &ts);
-    return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
+    return ts.tv_sec * EPX__NS_PER_SEC + ts.tv_nsec;
 }
 
-/* The last worker has taken so many; 0: there were none left. */
+/* The timed worker has taken so many; 0: there were none left. */
 static inline void
 cpu_share_time(cpu_share_t *share, int64_t taken)
 {
@@ -92,7 +96,7 @@ cpu_share_next(cpu_share_t *share, int32_t worker, int64_t *begin_p,
     *begin_p = __atomic_fetch_add(&share->next, share->grain, __ATOMIC_RELAXED);
     end = *begin_p + share->grain;
     *end_p = end < share->num_items ? end : share->num_items;
-    if (share->is_timed && worker == share->last_worker) {
+    if (share->is_timed && worker == share->timed_worker) {
         cpu_share_time(share, *end_p > *begin_p ? *end_p - *begin_p : 0);
     }
     return *begin_p < share->num_items;

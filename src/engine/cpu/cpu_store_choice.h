@@ -71,7 +71,8 @@ cpu_store_choose(cpu_store_class_t *class)
     return class->streams;
 }
 
-/* Choose for an operation that writes `bytes`, all items of the share alike. */
+/* Choose for an operation that writes `bytes`, about as many for each item of
+ * the share. */
 static inline cpu_store_timer_t
 cpu_store_start(cpu_store_choice_t *choice, uint64_t bytes, cpu_share_t *share)
 {
@@ -81,22 +82,21 @@ cpu_store_start(cpu_store_choice_t *choice, uint64_t bytes, cpu_share_t *share)
     return (cpu_store_timer_t){ class, share, bytes, cpu_store_choose(class) };
 }
 
-/* Once the work is done.  Nothing is learnt if other workers took it all. */
+/* Once the work is done.  No time is known if other workers took it all. */
 static inline void
 cpu_store_stop(const cpu_store_timer_t *timer)
 {
     const cpu_share_t *share = timer->share;
     cpu_store_class_t *class = timer->class;
     double *mean = &class->cost[timer->streams];
-    double bytes, cost;
 
-    if (share->num_timed == 0) {
-        return;
+    if (share->num_timed > 0) {
+        double bytes = (double)timer->bytes * (double)share->num_timed /
+                       (double)share->num_items;
+        double cost = (double)share->spent_ns / (bytes + 1);
+
+        *mean = cpu_store_is_trial(class) ? cost : *mean + (cost - *mean) / 4;
     }
-    bytes = (double)timer->bytes * (double)share->num_timed /
-            (double)share->num_items;
-    cost = (double)share->spent_ns / (bytes + 1);
-    *mean = cpu_store_is_trial(class) ? cost : *mean + (cost - *mean) / 4;
     class->num_uses++;
 }
 
