@@ -40,15 +40,14 @@ cpu_attend(epx_group_t *group)
 static inline cpu_share_t
 cpu_share_of(epx_group_t *group, int64_t num_items, int32_t num_workers)
 {
-    int64_t grain = num_items / ((int64_t)num_workers * 8);
     bool attends = num_workers > 1 && group->remote.attend != NULL;
+    int64_t grain = num_items / ((int64_t)num_workers * 8);
 
+    grain = grain < 1 ? 1 : grain > 64 ? 64 : grain;
     return (cpu_share_t){
         .group = attends ? group : NULL,
         .num_items = num_items,
-        .grain = grain < 1    ? 1
-                 : grain > 64 ? 64
-                              : grain,
+        .grain = grain,
         .timed_worker = attends ? num_workers - 1 : 0,
     };
 }
