@@ -61,13 +61,17 @@ typedef struct epx__remote {
     /* This rank starts the step. */
     void (*step_begin)(void *context, uint64_t step);
     /* epx__signal for such a rank: the payload is `bytes` at `from`, and stays
-     * as it is until this rank starts step + EPX__NUM_SLOTS. */
+     * as it is until this rank starts step + EPX__NUM_SLOTS.  With a payload it
+     * goes along with what is sent there next, or attended to, or when this
+     * rank waits. */
     epx_status_t (*signal)(void *context, int32_t peer, uint64_t step,
                            epx__gate_t gate, epx__payload_t payload,
                            const void *from, size_t bytes);
     /* What a thread that spins does meanwhile, and when it is to sleep. */
     void (*help)(void *context);
     void (*help_end)(void *context);
+    /* The thread goes on to something else, and waits for nothing. */
+    void (*leave)(void *context);
     /* What a thread that works does now and then; whether there was anything
      * to be done. */
     bool (*attend)(void *context);

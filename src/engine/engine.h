@@ -13,7 +13,7 @@
 
 /* What a module was built against: raised with any change to this table, to the
  * structs behind it or to the functions of src/core and src/fabric. */
-#define EPX__ENGINE_ABI 9
+#define EPX__ENGINE_ABI 10
 
 typedef struct epx__engine_ops {
     uint32_t abi; /* EPX__ENGINE_ABI */

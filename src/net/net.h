@@ -168,10 +168,12 @@ void epx__net_step_begin(epx__net_t *net, uint64_t step);
  * is raised.  It is read later: it must stay as it is until this rank starts
  * step + EPX__NUM_SLOTS, as this rank's own row of the step in its own control
  * region does.  A post is whole; of a count row the first `bytes` are sent.
+ * is_for_later: it goes along with what the caller sends to the peer next, or
+ * attends to.
  */
 epx_status_t epx__net_signal(epx__net_t *net, int32_t peer, uint64_t step,
                              epx__gate_t gate, epx__payload_t payload,
-                             const void *from, size_t bytes);
+                             const void *from, size_t bytes, bool is_for_later);
 
 /* -------------------------------------------------------------------------
  * Transfers, the receiver's side
@@ -199,6 +201,12 @@ epx_status_t epx__net_slot_close(epx__net_t *net, uint32_t channel,
 /* What turn n brought has been read: turn n + 2 may come. */
 void epx__net_slot_release(epx__net_t *net, uint32_t channel, int32_t source,
                            uint64_t turn);
+
+/* The same of a turn that nobody waits for any more: what still comes of it is
+ * dropped.  Waits until what is landing has landed, or deadline_ns. */
+epx_status_t epx__net_slot_give_up(epx__net_t *net, uint32_t channel,
+                                   int32_t source, uint64_t turn,
+                                   int64_t deadline_ns);
 
 /* Whether all of a turn is there (an acquire of its bytes), and how many bytes
  * that is; bytes_p may be NULL. */
@@ -243,8 +251,8 @@ typedef struct epx__net_send {
     epx__gate_t arrive_gate;
     uint64_t arrive_step;
     epx__net_done_t *done; /* may be NULL */
-    /* The caller attends to the net soon: nothing is sent by the call itself.
-     */
+    /* The caller attends to the net soon, or waits: nothing is sent by the call
+     * itself. */
     bool is_for_later;
 } epx__net_send_t;
 
@@ -333,10 +341,13 @@ epx_status_t epx__net_forget(epx__net_t *net, epx__net_done_t *done,
 int64_t epx__net_help(epx__net_t *net);
 /* It will not for a while: the net's thread takes over now, not soon. */
 void epx__net_help_end(epx__net_t *net);
+/* The same if anything is left to be sent: nothing is waited for. */
+void epx__net_leave(epx__net_t *net);
 /*
- * What a thread that has other work, too, does now and then: after a wait that
- * helped, the net's thread keeps away for up to a millisecond.  Returns whether
- * there was anything to do; false while another thread is at it.
+ * What a thread that has other work, too, does now and then: as after a wait
+ * that helped, the net's thread keeps away for up to a millisecond then.
+ * Returns whether there was anything to do; false while another thread is at
+ * it.
  */
 bool epx__net_attend(epx__net_t *net);
 /* Acknowledge now what has come: its senders wait for that, and this thread is

@@ -13,10 +13,16 @@
 /* Bytes of a backend's address, the same on every rank. */
 #define EPX__NET_ADDRESS_BYTES 4000
 
+/* Short messages that are posted together.  Payloads and headers beyond the
+ * first message's: so many bytes, in so many ranges. */
+#define EPX__NET_BUNDLE_BYTES  ((uint64_t)64 << 10)
+#define EPX__NET_BUNDLE_RANGES 24
+
 /* It stays where it is, and as it is, until epx__net_sent. */
 typedef struct epx__net_message {
     epx__net_header_t header;
-    const struct iovec *ranges; /* the payload, header.bytes in all */
+    struct epx__net_message *next; /* of its bundle, on the first wire; NULL */
+    const struct iovec *ranges;    /* the payload, header.bytes in all */
     uint32_t num_ranges;
     struct iovec one; /* what ranges points to, if it is part of a range */
     void *backend_data;
@@ -84,7 +90,8 @@ typedef struct epx__net_backend {
     /* Once all ranks have connected, time and again: whether all peers are, at
      * both ends; NULL: connect has done all. */
     bool (*settle)(void *state);
-    /* Errors come by epx__net_sent. */
+    /* Take this message there, and those that follow it; together they are a
+     * bundle, as net_wire.h says.  Errors come by epx__net_sent. */
     void (*post)(void *state, int32_t peer, epx__net_message_t *message);
     /* Do what is to be done, by the functions below.  Returns whether there was
      * anything.  may_sleep: the caller wants to sleep on fd, unless this
@@ -108,11 +115,16 @@ extern const epx__net_backend_t epx__net_ucx;
 uint64_t epx__net_came(epx__net_t *net, int32_t rank, const void *header,
                        size_t header_bytes, uint64_t bytes, void **to_p);
 
+/* A bundle came, all of which is here: `bytes` follow the first header. */
+void epx__net_came_whole(epx__net_t *net, int32_t rank, const void *header,
+                         size_t header_bytes, const void *data, uint64_t bytes);
+
 /* The bytes that came are there, or will not be; `landing` is what
  * epx__net_came returned. */
 void epx__net_landed(epx__net_t *net, int32_t rank, uint64_t landing, bool ok);
 
-/* The message is the net's again.  Not proof that it was delivered. */
+/* The message is the net's again, each of a bundle for itself.  Not proof that
+ * it was delivered. */
 void epx__net_sent(epx__net_t *net, int32_t rank, epx__net_message_t *message);
 
 /* A put or a flush is over. */

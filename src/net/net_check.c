@@ -63,21 +63,33 @@ check_rest(const epx__net_half_t *half, const epx__net_header_t *header)
                : NULL;
 }
 
-/* Whether the piece's slot is closed: that is decided here, once. */
-static bool
-is_stray(const epx__net_view_t *view, const epx__net_header_t *header)
+/* The turn that may come where the piece belongs, 0: none.  It may change, so
+ * it is read once. */
+static uint64_t
+open_turn(const epx__net_view_t *view, const epx__net_header_t *header)
 {
     return header->kind == EPX__NET_KIND_PIECE &&
-           header->channel < view->num_channels &&
-           epx__load_acquire_u64(&view->slots[header->channel]
-                                      .halves[header->turn % 2]
-                                      .open_turn) == 0;
+                   header->channel < view->num_channels
+               ? epx__load_acquire_u64(&view->slots[header->channel]
+                                            .halves[header->turn % 2]
+                                            .open_turn)
+               : 0;
+}
+
+/* Whether nobody waits for the piece any more, its slot being closed or its
+ * turn over. */
+static bool
+is_stray(const epx__net_header_t *header, uint64_t open)
+{
+    return header->kind == EPX__NET_KIND_PIECE &&
+           (open == 0 || header->turn < open);
 }
 
 static const char *
 check_piece(const epx__net_view_t *view, const epx__net_header_t *header,
-            bool strays)
+            uint64_t open)
 {
+    bool strays = is_stray(header, open);
     const epx__net_slot_t *slot;
     const epx__net_half_t *half;
 
@@ -86,8 +98,7 @@ check_piece(const epx__net_view_t *view, const epx__net_header_t *header,
     }
     slot = &view->slots[header->channel];
     half = &slot->halves[header->turn % 2];
-    if (header->turn == 0 ||
-        (!strays && header->turn != epx__load_acquire_u64(&half->open_turn))) {
+    if (header->turn == 0 || (!strays && header->turn != open)) {
         return "for a turn that is not open";
     }
     if ((!strays && header->total > slot->bytes) ||
@@ -121,7 +132,7 @@ check_note(const epx__net_view_t *view, const epx__net_header_t *header)
 
 static const char *
 check_kind(const epx__net_view_t *view, const epx__net_header_t *header,
-           bool strays)
+           uint64_t open)
 {
     switch (header->kind) {
     case EPX__NET_KIND_ACK:
@@ -144,7 +155,7 @@ check_kind(const epx__net_view_t *view, const epx__net_header_t *header,
     case EPX__NET_KIND_COUNTS:
         return check_signal(view, header);
     case EPX__NET_KIND_PIECE:
-        return check_piece(view, header, strays);
+        return check_piece(view, header, open);
     case EPX__NET_KIND_NOTE:
         return view->has_notes ? check_note(view, header)
                                : "of a kind that there is not";
@@ -168,6 +179,8 @@ epx__net_check(const epx__net_view_t *view, const void *header,
                size_t header_bytes, uint64_t bytes, epx__net_header_t *header_p,
                bool *is_stray_p)
 {
+    uint64_t open;
+
     *is_stray_p = false;
     if (header_bytes != sizeof(*header_p)) {
         return "with a header of another size";
@@ -198,6 +211,7 @@ epx__net_check(const epx__net_view_t *view, const void *header,
          header_p->sequence - view->next_received >= EPX__NET_WINDOW)) {
         return "with a sequence number that is not its turn";
     }
-    *is_stray_p = is_stray(view, header_p);
-    return check_kind(view, header_p, *is_stray_p);
+    open = open_turn(view, header_p);
+    *is_stray_p = is_stray(header_p, open);
+    return check_kind(view, header_p, open);
 }

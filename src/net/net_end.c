@@ -55,7 +55,7 @@ epx__net_tell(epx__net_t *net, uint32_t epoch, const epx__error_t *error,
 
         /* A peer whose ring is full will find out by itself. */
         if (epx__net_state(peer) == EPX__PEER_UP &&
-            epx__net_ring_push(&peer->rings[0], &job)) {
+            epx__net_queue(net, rank, 0, &job)) {
             epx__net_mark(net, rank);
         }
     }

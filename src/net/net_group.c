@@ -195,7 +195,8 @@ static epx_status_t
 remote_signal(void *context, int32_t peer, uint64_t step, epx__gate_t gate,
               epx__payload_t payload, const void *from, size_t bytes)
 {
-    return epx__net_signal(context, peer, step, gate, payload, from, bytes);
+    return epx__net_signal(context, peer, step, gate, payload, from, bytes,
+                           payload != EPX__PAYLOAD_NONE);
 }
 
 static void
@@ -208,6 +209,12 @@ static void
 remote_help_end(void *context)
 {
     epx__net_help_end(context);
+}
+
+static void
+remote_leave(void *context)
+{
+    epx__net_leave(context);
 }
 
 static bool
@@ -264,6 +271,7 @@ static const epx__remote_t by_net = {
     .signal = remote_signal,
     .help = remote_help,
     .help_end = remote_help_end,
+    .leave = remote_leave,
     .attend = remote_attend,
     .tell = remote_tell,
     .wake = remote_wake,

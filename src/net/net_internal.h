@@ -109,6 +109,10 @@ typedef struct epx__net_peer {
     uint32_t job_range;  /* of the transfer that is being cut: how far */
     uint64_t job_offset; /* in that range */
     uint64_t job_cut;    /* bytes that have been cut */
+    epx__net_message_t *bundle; /* to be posted; within a pump */
+    epx__net_message_t *bundle_end;
+    uint64_t bundle_bytes;
+    uint32_t bundle_ranges;
     epx__pledge_t pledge_out;
     epx__net_done_t pledge_done; /* shared: of that */
     epx__net_message_t ack;
@@ -190,9 +194,10 @@ struct epx__net {
     uint32_t is_asleep; /* shared: somebody must write to wake_fd */
     uint32_t crank;     /* shared: a thread does the net's work */
     uint32_t parked; /* shared futex word: where the thread waits for helpers */
-    int64_t busy_ns; /* shared: when there was something to do */
-    int64_t helped_ns;       /* shared: when a thread helped last */
-    uint32_t closing;        /* shared */
+    uint32_t under_way; /* shared: jobs in rings, messages that are posted */
+    int64_t busy_ns;    /* shared: when there was something to do */
+    int64_t helped_ns;  /* shared: when a thread helped last */
+    uint32_t closing;   /* shared */
     uint32_t is_interrupted; /* shared: waits end */
     uint32_t is_resting;     /* shared: no more of any transfer goes out */
     /* Shared: what is on its way, a failure and an abort of this rank. */
@@ -321,7 +326,7 @@ bool epx__net_is_drained(epx__net_t *net, int32_t peer);
 void epx__net_drop_all(epx__net_t *net, int32_t rank);
 
 /* --- net_put.c --- */
-/* Hand a message to the wire that the net uses. */
+/* Hand a message to the wire that the net uses; on the first a bundle. */
 void epx__net_move(epx__net_t *net, int32_t rank, epx__net_message_t *message);
 /* Whether the peer has told where the transfer belongs. */
 bool epx__net_has_place(epx__net_t *net, int32_t rank,
@@ -347,6 +352,9 @@ epx_status_t epx__net_slot_take_back(epx__net_t *net, uint32_t channel,
                                      int32_t source, int64_t deadline_ns);
 
 /* --- net_submit.c --- */
+/* Into a ring of the peer, which is to be marked then; a full one: false. */
+bool epx__net_queue(epx__net_t *net, int32_t rank, int ring,
+                    const epx__net_job_t *job);
 /* For later: the caller's thread sends nothing now. */
 epx_status_t epx__net_submit(epx__net_t *net, int32_t rank, int ring,
                              const epx__net_job_t *job, bool is_for_later);

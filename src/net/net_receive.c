@@ -4,6 +4,8 @@
 #include "core/group.h"
 #include "net/net_internal.h"
 
+#include <string.h>
+
 /* How long the acknowledgement of a piece waits for the rest of its turn, where
  * more comes: a message of its own costs more than it is worth, unless the
  * sender needs credit. */
@@ -154,8 +156,8 @@ epx__net_came(epx__net_t *net, int32_t rank, const void *bytes_of_header,
     }
     peer->started |= UINT64_C(1) << (header.sequence - peer->next_received);
     peer->landings[header.sequence % EPX__NET_WINDOW] = header;
-    /* Strays are of ranks that do not know yet that this one is leaving, say:
-     * nobody waits for the bytes. */
+    /* Strays are of ranks that do not know yet that this one is leaving, say,
+     * or has given up an operation: nobody waits for the bytes. */
     if (is_stray || !place(net, rank, &header, to_p)) {
         take_in(net, rank, &header, false);
         return EPX__NET_DROP;
@@ -195,15 +197,18 @@ land_piece(epx__net_t *net, int32_t rank, const epx__net_header_t *header,
 {
     epx__net_half_t *half =
         &net->peers[rank].slots[header->channel].halves[header->turn % 2];
+    /* Else its turn has been given up, and another has begun since. */
+    bool counts = ok && half->turn == header->turn;
     bool is_whole;
 
-    half->landed += ok ? header->bytes : 0;
-    is_whole = ok && half->landed == half->total;
+    half->landed += counts ? header->bytes : 0;
+    is_whole = counts && half->landed == half->total;
     if (is_whole) {
         finish_turn(net, rank, half);
     }
     (void)epx__add_u32(&half->writers, (uint32_t)-1);
-    if (is_whole || __atomic_load_n(&half->open_turn, __ATOMIC_SEQ_CST) == 0) {
+    if (is_whole ||
+        __atomic_load_n(&half->open_turn, __ATOMIC_SEQ_CST) != header->turn) {
         epx__net_event_raise(net);
     }
     return is_whole;
@@ -234,5 +239,50 @@ epx__net_landed(epx__net_t *net, int32_t rank, uint64_t landing, bool ok)
     }
     if (ok) { /* else its link is lost, too */
         take_in(net, rank, header, is_part);
+    }
+}
+
+/* Bytes of the payload behind a header: what that says, if there are so many.
+ */
+static uint64_t
+payload_bytes(const void *header, size_t header_bytes, uint64_t bytes)
+{
+    epx__net_header_t said;
+
+    if (header_bytes != sizeof(said)) {
+        return bytes;
+    }
+    epx__copy_in(&said, header, sizeof(said));
+    return said.bytes < bytes ? said.bytes : bytes;
+}
+
+void
+epx__net_came_whole(epx__net_t *net, int32_t rank, const void *header,
+                    size_t header_bytes, const void *data, uint64_t bytes)
+{
+    const char *at = data;
+
+    for (;;) {
+        uint64_t own = payload_bytes(header, header_bytes, bytes);
+        void *to = NULL;
+        uint64_t landing =
+            epx__net_came(net, rank, header, header_bytes, own, &to);
+
+        if (landing != EPX__NET_DROP) {
+            if (own > 0) {
+                memcpy(to, at, own);
+            }
+            epx__net_landed(net, rank, landing, true);
+        }
+        if (own == bytes) {
+            return;
+        }
+        header = at + own;
+        bytes -= own;
+        header_bytes = bytes < sizeof(epx__net_header_t)
+                           ? bytes
+                           : sizeof(epx__net_header_t);
+        at = (const char *)header + header_bytes;
+        bytes -= header_bytes;
     }
 }

@@ -48,7 +48,7 @@ epx__net_pledge(epx__net_t *net, int32_t rank, const epx__pledge_t *pledge)
     }
     peer->pledge_out = *pledge;
     (void)epx__add_u32(&peer->pledge_done.pending, 1);
-    if (!epx__net_ring_push(&peer->rings[0], &job)) {
+    if (!epx__net_queue(net, rank, 0, &job)) {
         (void)epx__add_u32(&peer->pledge_done.pending, (uint32_t)-1);
         return false;
     }

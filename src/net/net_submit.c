@@ -17,14 +17,21 @@ epx__net_wake(epx__net_t *net)
     }
 }
 
-void
-epx__net_mark(epx__net_t *net, int32_t peer)
+/* The net's thread sleeps on if it does. */
+static void
+mark_only(epx__net_t *net, int32_t peer)
 {
     uint64_t bit = UINT64_C(1) << peer % 64;
 
     /* Sequentially consistent, as is the thread's store of is_asleep: either
      * epx__net_wake sees that it sleeps, or its last look sees the bit. */
     (void)__atomic_fetch_or(&net->ready[peer / 64], bit, __ATOMIC_SEQ_CST);
+}
+
+void
+epx__net_mark(epx__net_t *net, int32_t peer)
+{
+    mark_only(net, peer);
     epx__net_wake(net);
 }
 
@@ -45,13 +52,24 @@ check_peer(epx__net_t *net, int32_t rank)
     return epx__net_peer_status(net, rank);
 }
 
+bool
+epx__net_queue(epx__net_t *net, int32_t rank, int ring,
+               const epx__net_job_t *job)
+{
+    bool ok = epx__net_ring_push(&net->peers[rank].rings[ring], job);
+
+    if (ok) {
+        (void)epx__add_u32(&net->under_way, 1);
+    }
+    return ok;
+}
+
 /* Rings are emptied at once, but for what a peer's window holds back and what
  * is for later. */
 epx_status_t
 epx__net_submit(epx__net_t *net, int32_t rank, int ring,
                 const epx__net_job_t *job, bool is_for_later)
 {
-    epx__net_peer_t *peer = &net->peers[rank];
     int64_t deadline = 0;
     epx_status_t status = EPX_OK;
 
@@ -59,9 +77,11 @@ epx__net_submit(epx__net_t *net, int32_t rank, int ring,
         uint32_t event = epx__net_event(net);
         int64_t now;
 
-        if (epx__net_ring_push(&peer->rings[ring], job)) {
+        if (epx__net_queue(net, rank, ring, job)) {
             /* The caller's thread sends it, unless another is at it. */
-            if (is_for_later || !epx__net_serve_now(net, rank)) {
+            if (is_for_later) {
+                mark_only(net, rank);
+            } else if (!epx__net_serve_now(net, rank)) {
                 epx__net_mark(net, rank);
             }
             return EPX_OK;
@@ -90,7 +110,8 @@ epx__net_submit(epx__net_t *net, int32_t rank, int ring,
 
 epx_status_t
 epx__net_signal(epx__net_t *net, int32_t peer, uint64_t step, epx__gate_t gate,
-                epx__payload_t payload, const void *from, size_t bytes)
+                epx__payload_t payload, const void *from, size_t bytes,
+                bool is_for_later)
 {
     epx__net_job_t job = { .header = { .kind = EPX__NET_KIND_SIGNAL,
                                        .gate = (uint8_t)gate,
@@ -108,7 +129,7 @@ epx__net_signal(epx__net_t *net, int32_t peer, uint64_t step, epx__gate_t gate,
     /* Nobody writes to what is sent. */
     job.one = (struct iovec){ (void *)(uintptr_t)from, job.bytes };
     job.num_ranges = job.bytes > 0;
-    return epx__net_submit(net, peer, 0, &job, false);
+    return epx__net_submit(net, peer, 0, &job, is_for_later);
 }
 
 /* The bytes of the ranges; false: more than there can be. */

@@ -333,6 +333,8 @@ turn_crank(epx__net_t *net, int64_t now)
     if (!take_crank(net)) {
         return false;
     }
+    /* The thread makes way. */
+    __atomic_store_n(&net->helped_ns, now, __ATOMIC_RELAXED);
     any = progress(net, now, false, &wake_ns);
     leave_crank(net);
     return any;
@@ -341,7 +343,14 @@ turn_crank(epx__net_t *net, int64_t now)
 bool
 epx__net_attend(epx__net_t *net)
 {
-    return !net->config.is_manual && turn_crank(net, epx__now_ns());
+    bool any = !net->config.is_manual && turn_crank(net, epx__now_ns());
+
+    /* What was sent may need more than events of the backend tell; and what was
+     * not is for whoever has the crank, who may be about to sleep. */
+    if (any || anything_ready(net)) {
+        epx__net_wake(net);
+    }
+    return any;
 }
 
 void
@@ -376,6 +385,17 @@ epx__net_help_end(epx__net_t *net)
     __atomic_store_n(&net->helped_ns, 0, __ATOMIC_RELAXED);
     (void)epx__add_u32(&net->parked, 1);
     epx__futex_wake_all(&net->parked);
+    if (epx__load_u32(&net->under_way) > 0) {
+        epx__net_wake(net);
+    }
+}
+
+void
+epx__net_leave(epx__net_t *net)
+{
+    if (epx__load_u32(&net->under_way) > 0) {
+        epx__net_help_end(net);
+    }
 }
 
 bool
@@ -402,9 +422,9 @@ is_helped(epx__net_t *net, int64_t now)
 /* Long enough not to get into the way of who helps; and no longer than that has
  * lasted, so as to be there soon. */
 static void
-park(epx__net_t *net, int64_t *park_ns)
+park(epx__net_t *net, uint32_t parked, int64_t *park_ns)
 {
-    epx__futex_wait(&net->parked, epx__load_u32(&net->parked), *park_ns);
+    epx__futex_wait(&net->parked, parked, *park_ns);
     *park_ns = 2 * *park_ns < PARK_MAX_NS ? 2 * *park_ns : PARK_MAX_NS;
 }
 
@@ -465,14 +485,16 @@ epx__net_thread_main(void *argument)
     while (!net->has_closed) {
         int64_t now = epx__now_ns();
         int64_t wake_ns = INT64_MAX;
+        /* Read before looking: who helps may end that. */
+        uint32_t parked = epx__load_u32(&net->parked);
 
         if (is_helped(net, now)) {
-            park(net, &park_ns);
+            park(net, parked, &park_ns);
             continue;
         }
         park_ns = PARK_NS;
         if (!take_crank(net)) { /* who has it may not come back to it */
-            epx__futex_wait(&net->parked, epx__load_u32(&net->parked), PARK_NS);
+            epx__futex_wait(&net->parked, parked, PARK_NS);
             continue;
         }
         if (!progress(net, now, false, &wake_ns) &&

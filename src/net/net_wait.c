@@ -30,6 +30,7 @@ help_until(epx__net_t *net, uint32_t event, int64_t deadline_ns)
     int64_t now;
 
     if (net->config.spin_ns <= 0) {
+        epx__net_help_end(net);
         return false;
     }
     do {
@@ -277,25 +278,17 @@ epx__net_slot_release(epx__net_t *net, uint32_t channel, int32_t source,
     epx__store_release_u64(&half->open_turn, turn + 2);
 }
 
-static bool
-is_quiet(epx__net_slot_t *slot)
+/* Until nothing writes to these halves of a slot any more. */
+static epx_status_t
+wait_quiet(epx__net_t *net, uint32_t channel, int32_t source,
+           const epx__net_half_t *const halves[2], int64_t deadline_ns)
 {
-    return epx__load_u32(&slot->halves[0].writers) == 0 &&
-           epx__load_u32(&slot->halves[1].writers) == 0;
-}
-
-epx_status_t
-epx__net_slot_close(epx__net_t *net, uint32_t channel, int32_t source,
-                    int64_t deadline_ns)
-{
-    epx__net_slot_t *slot = &net->peers[source].slots[channel];
-
-    shut(slot);
     for (;;) {
         uint32_t event = epx__net_event(net);
 
-        if (is_quiet(slot)) {
-            return epx__net_slot_take_back(net, channel, source, deadline_ns);
+        if (epx__load_u32(&halves[0]->writers) == 0 &&
+            epx__load_u32(&halves[1]->writers) == 0) {
+            return EPX_OK;
         }
         if (epx__now_ns() >= deadline_ns) {
             return epx__fail(EPX_ERR_TIMEOUT,
@@ -305,4 +298,32 @@ epx__net_slot_close(epx__net_t *net, uint32_t channel, int32_t source,
         }
         epx__net_event_wait(net, event, deadline_ns);
     }
+}
+
+epx_status_t
+epx__net_slot_give_up(epx__net_t *net, uint32_t channel, int32_t source,
+                      uint64_t turn, int64_t deadline_ns)
+{
+    epx__net_half_t *half = &net->peers[source].slots[channel].halves[turn % 2];
+    const epx__net_half_t *const both[2] = { half, half };
+
+    /* As in shut(). */
+    __atomic_store_n(&half->open_turn, turn + 2, __ATOMIC_SEQ_CST);
+    return wait_quiet(net, channel, source, both, deadline_ns);
+}
+
+epx_status_t
+epx__net_slot_close(epx__net_t *net, uint32_t channel, int32_t source,
+                    int64_t deadline_ns)
+{
+    epx__net_slot_t *slot = &net->peers[source].slots[channel];
+    const epx__net_half_t *const both[2] = { &slot->halves[0],
+                                             &slot->halves[1] };
+    epx_status_t status;
+
+    shut(slot);
+    status = wait_quiet(net, channel, source, both, deadline_ns);
+    return status == EPX_OK
+               ? epx__net_slot_take_back(net, channel, source, deadline_ns)
+               : status;
 }

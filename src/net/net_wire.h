@@ -10,9 +10,11 @@
  * lost in others, repeated, or overtaken.
  *
  * There are two wires for that, and a net uses one.  On the first a backend
- * takes header and payload to the peer, in a message of its own.  On the second
- * it puts them into the peer's memory: the payload of a piece straight into the
- * slot, all else into the box that the peer keeps for this source.
+ * takes header and payload to the peer: of one message, or of several short
+ * ones together, a bundle, in which each header follows the payload before.  On
+ * the second it puts them into the peer's memory: the payload of a piece
+ * straight into the slot, all else into the box that the peer keeps for this
+ * source.
  *
  *   sender                                  receiver
  *   puts: payload, header                   looks at the word of the sequence
@@ -33,7 +35,7 @@
 #include <stdint.h>
 
 #define EPX__NET_MAGIC   UINT32_C(0x6e787065) /* "epxn" */
-#define EPX__NET_VERSION 4
+#define EPX__NET_VERSION 5
 #define EPX__NET_WINDOW  64 /* messages in flight; the bits of acked_bits */
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
@@ -164,7 +166,8 @@ typedef struct epx__net_view {
  * field.  Returns NULL, or what is wrong, as the end of the sentence "rank 3
  * sent a message WHY"; *header_p is then not to be used.  `bytes` is what the
  * transport says of the payload.  What passes may be a duplicate; or a stray, a
- * piece for a slot that is closed, of which nothing must be placed.
+ * piece for a slot that is closed or for a turn of it that is over, of which
+ * nothing must be placed.
  */
 const char *epx__net_check(const epx__net_view_t *view, const void *header,
                            size_t header_bytes, uint64_t bytes,

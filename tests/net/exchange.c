@@ -114,9 +114,10 @@ signal_ready(state_t *s, uint64_t step)
                 EPX__GATE_READY);
     for (int32_t peer = 0; peer < rank->world->num_ranks; peer++) {
         if (peer != rank->rank) {
-            CHECK_OK(epx__net_signal(
-                rank->net, peer, step, EPX__GATE_READY,
-                is_post ? EPX__PAYLOAD_POST : EPX__PAYLOAD_COUNTS, own, bytes));
+            CHECK_OK(epx__net_signal(rank->net, peer, step, EPX__GATE_READY,
+                                     is_post ? EPX__PAYLOAD_POST
+                                             : EPX__PAYLOAD_COUNTS,
+                                     own, bytes, step % 4 >= 2));
         }
     }
 }
@@ -175,7 +176,7 @@ run_step(state_t *s, uint64_t step)
         epx__net_slot_release(rank->net, CHANNEL, peer, step);
         if (step % 2 != 0) {
             CHECK_OK(epx__net_signal(rank->net, peer, step, EPX__GATE_DONE,
-                                     EPX__PAYLOAD_NONE, NULL, 0));
+                                     EPX__PAYLOAD_NONE, NULL, 0, false));
         }
     }
     if (step % 2 != 0) {

@@ -94,7 +94,7 @@ signal_latency(bench_t *b, int trips)
         }
         CHECK_OK(epx__net_signal(b->rank->net, peer, b->step, EPX__GATE_READY,
                                  EPX__PAYLOAD_POST, b->from,
-                                 sizeof(epx__post_t)));
+                                 sizeof(epx__post_t), false));
         if (b->rank->rank == 0) {
             await_signal(b);
         }

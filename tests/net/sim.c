@@ -29,6 +29,7 @@ typedef struct item {
     uint64_t landing;
     void *to;
     bool is_slow;
+    bool is_bundle;
     bool is_cancelled;
     uint64_t bytes;
     epx__net_put_t *put;
@@ -243,7 +244,38 @@ delay(const sim_t *sim, uint64_t *state)
                : 0;
 }
 
-/* One of the copies of a message that reach the peer. */
+/* All that follows the first header. */
+static uint64_t
+bundle_bytes(const epx__net_message_t *message)
+{
+    uint64_t bytes = message->header.bytes;
+
+    while ((message = message->next) != NULL) {
+        bytes += sizeof(message->header) + message->header.bytes;
+    }
+    return bytes;
+}
+
+/* The header, and the payload to `at`; returns where that ends. */
+static unsigned char *
+pack(const node_t *from, const epx__net_message_t *message,
+     epx__net_header_t *header, unsigned char *at)
+{
+    const sim_t *sim = from->sim;
+    unsigned char *end = at;
+
+    for (uint32_t i = 0; i < message->num_ranges; i++) {
+        memcpy(end, message->ranges[i].iov_base, message->ranges[i].iov_len);
+        end += message->ranges[i].iov_len;
+    }
+    *header = message->header;
+    if (sim->tamper != NULL) {
+        sim->tamper(sim->tamper_context, from->rank, header, at);
+    }
+    return end;
+}
+
+/* One of the copies of a bundle that reach the peer. */
 static void
 emit(node_t *from, int32_t rank, const epx__net_message_t *message,
      uint64_t *state)
@@ -251,18 +283,18 @@ emit(node_t *from, int32_t rank, const epx__net_message_t *message,
     sim_t *sim = from->sim;
     node_t *to = &sim->nodes[rank];
     item_t *item = new_item(COMES, from->rank, from->now_ns + delay(sim, state),
-                            message->header.bytes);
+                            bundle_bytes(message));
     unsigned char *at = item->payload;
     const uint64_t one = 1;
 
-    for (uint32_t i = 0; i < message->num_ranges; i++) {
-        memcpy(at, message->ranges[i].iov_base, message->ranges[i].iov_len);
-        at += message->ranges[i].iov_len;
-    }
-    item->header = message->header;
-    if (sim->tamper != NULL) {
-        sim->tamper(sim->tamper_context, from->rank, &item->header,
-                    item->payload);
+    item->is_bundle = message->next != NULL;
+    at = pack(from, message, &item->header, at);
+    while ((message = message->next) != NULL) {
+        epx__net_header_t header;
+        unsigned char *next = pack(from, message, &header, at + sizeof(header));
+
+        memcpy(at, &header, sizeof(header));
+        at = next;
     }
     item->is_slow = happens(state, sim->faults.slow_per_mille);
     if (happens(state, sim->faults.lost_per_mille)) {
@@ -271,6 +303,18 @@ emit(node_t *from, int32_t rank, const epx__net_message_t *message,
     }
     insert(to, item);
     (void)!write(to->fd, &one, sizeof(one));
+}
+
+/* To the sender, all of a bundle. */
+static void
+give_back(const node_t *node, int32_t rank, epx__net_message_t *message)
+{
+    while (message != NULL) {
+        epx__net_message_t *next = message->next;
+
+        epx__net_sent(node->net, rank, message);
+        message = next;
+    }
 }
 
 static void
@@ -305,7 +349,7 @@ sim_post(void *argument, int32_t rank, epx__net_message_t *message)
     }
     (void)pthread_mutex_unlock(&sim->mutex);
     if (is_back) {
-        epx__net_sent(node->net, rank, message);
+        give_back(node, rank, message);
     }
 }
 
@@ -337,6 +381,13 @@ put_back(node_t *node, item_t *item, int64_t due_ns)
     (void)pthread_mutex_unlock(&node->sim->mutex);
 }
 
+static int64_t
+landing_ns(const sim_t *sim)
+{
+    return sim->faults.landing_ns > 0 ? sim->faults.landing_ns
+                                      : sim->faults.max_delay_ns / 2;
+}
+
 /* Returns whether the item is over. */
 static bool
 come(node_t *node, item_t *item)
@@ -354,21 +405,19 @@ come(node_t *node, item_t *item)
     if (!node->is_linked[item->peer]) {
         return true;
     }
+    if (item->is_bundle || !item->is_slow) {
+        epx__net_came_whole(node->net, item->peer, &item->header,
+                            sizeof(item->header), item->payload, item->bytes);
+        return true;
+    }
     item->landing = epx__net_came(node->net, item->peer, &item->header,
                                   sizeof(item->header), item->bytes, &item->to);
     if (item->landing == EPX__NET_DROP) {
         return true;
     }
-    if (item->is_slow) {
-        item->what = LANDS;
-        put_back(node, item, node->now_ns + sim->faults.max_delay_ns / 2);
-        return false;
-    }
-    if (item->bytes > 0) {
-        memcpy(item->to, item->payload, item->bytes);
-    }
-    epx__net_landed(node->net, item->peer, item->landing, true);
-    return true;
+    item->what = LANDS;
+    put_back(node, item, node->now_ns + landing_ns(sim));
+    return false;
 }
 
 /* --- Puts -------------------------------------------------------------- */
@@ -615,7 +664,7 @@ sim_poll(void *argument, int64_t now_ns, bool may_sleep, int64_t *wake_ns_p)
         if (item->what == COMES) {
             is_over = come(node, item);
         } else if (item->what == IS_SENT) {
-            epx__net_sent(node->net, item->peer, item->message);
+            give_back(node, item->peer, item->message);
         } else if (item->what == IS_PUT) {
             is_over = come_to_put(node, item);
         } else if (item->what == FLUSHES) {

@@ -15,7 +15,8 @@ typedef struct sim_faults {
     int64_t retransmit_ns;   /* how much later a lost one comes */
     uint32_t lost_per_mille; /* which a reliable transport sends again */
     uint32_t repeated_per_mille;
-    uint32_t slow_per_mille; /* whose bytes land after they came */
+    uint32_t slow_per_mille; /* whose bytes land after they came, */
+    int64_t landing_ns;      /* so much later; 0: half of max_delay_ns */
     /* The messages of all ranks are counted: with which one a rank is cut off,
      * and which one never comes; 0: none. */
     uint64_t cut_at;

@@ -70,6 +70,7 @@ typedef struct cpu_combine {
     epx_combine_args_t args;
     uint64_t step;
     bool has_weights;
+    bool goes_ahead; /* what the rails need does, of the posts */
     epx__signature_t signature;
     cpu_array_t arrays[EPX__NUM_ARRAYS]; /* x and recv_topk_weights */
     cpu_lane_t *lanes[EPX__NUM_LANES];   /* with several nodes */
@@ -130,7 +131,7 @@ typedef struct cpu_plan {
     uint64_t *peer_slots; /* [R] where each peer keeps its own; set by the
                              first exchange of counts that succeeds */
     bool knows_peer_slots;
-    uint64_t num_slot_dispatches;
+    uint64_t num_slot_turns;
     uint32_t slots_channel;  /* with several nodes: what others send here */
     uint64_t slots_turn;     /* the first */
     uint32_t *peer_channels; /* [R] theirs, as peer_slots */
@@ -178,6 +179,26 @@ static inline int32_t
 cpu_workers(const epx_group_t *group, int32_t wanted)
 {
     return wanted > 0 ? wanted : group->num_workers;
+}
+
+/* What one worker moves in the time in which another hears of its share, and is
+ * heard of; more if that has to be woken. */
+#define CPU_WORKER_BYTES (UINT64_C(1) << 17)
+
+/* How many of them pay for moving so many bytes. */
+static inline int32_t
+cpu_workers_for(uint64_t bytes, int32_t most)
+{
+    uint64_t enough = bytes / CPU_WORKER_BYTES;
+
+    return enough >= (uint64_t)most ? most : enough > 1 ? (int32_t)enough : 1;
+}
+
+/* The most bytes that are moved for so many tokens. */
+static inline uint64_t
+cpu_bytes_of(const cpu_plan_t *plan, int64_t num_tokens, int64_t row_bytes)
+{
+    return (uint64_t)num_tokens * plan->base.key.topk * (uint64_t)row_bytes;
 }
 
 /* cpu_step.c: take the next step, open until cpu_step_end. */
@@ -274,6 +295,16 @@ epx_status_t cpu_slots_open(cpu_plan_t *plan);
 /* In another epoch. */
 epx_status_t cpu_slots_renew(cpu_plan_t *plan);
 void cpu_slots_close(cpu_plan_t *plan);
+/* An operation that uses them takes a turn, on all ranks, and ends it with its
+ * own status, whether all has come that was sent or not.  Returns that. */
+void cpu_slots_begin_turn(cpu_plan_t *plan);
+epx_status_t cpu_slots_end_turn(cpu_plan_t *plan, epx_status_t status);
+/* Whether there are any for so much from each rank of another node, in one
+ * parcel: how that goes there, how it comes here, and where it lies then. */
+bool cpu_slots_take_parcels(const cpu_plan_t *plan, uint64_t bytes);
+cpu_turn_t cpu_slots_turn_there(const cpu_plan_t *plan, int32_t rank);
+cpu_turn_t cpu_slots_turn_here(const cpu_plan_t *plan);
+const char *cpu_slots_parcel(const cpu_plan_t *plan, int32_t source);
 epx_status_t cpu_slots_send(cpu_plan_t *plan, epx__post_t *post);
 epx_status_t cpu_slots_receive(cpu_plan_t *plan);
 uint64_t cpu_slot_bytes(int32_t topk, uint64_t row_bytes);

@@ -288,7 +288,9 @@ pull_rows(const cpu_plan_t *plan, int64_t begin, int64_t end)
     epx_group_t *group = plan->base.group;
     cpu_engine_t *engine = cpu_engine(group);
     const epx_combine_args_t *args = &plan->combine.args;
-    int32_t num_workers = cpu_workers(group, args->num_workers);
+    int32_t num_workers = cpu_workers_for(
+        cpu_bytes_of(plan, end - begin, (int64_t)row_bytes_of(plan)),
+        cpu_workers(group, args->num_workers));
     job_t job = {
         .plan = plan,
         .reduce = cpu_reduce_fn(plan),
@@ -455,6 +457,19 @@ close_combine(cpu_plan_t *plan)
     cpu_arrays_close(plan->base.group, plan->combine.arrays);
 }
 
+/* Returns the status that it ends with. */
+static epx_status_t
+end_combine(cpu_plan_t *plan, epx_status_t status)
+{
+    if (plan->base.group->nodes.num_nodes > 1 && plan->combine.goes_ahead) {
+        status = cpu_slots_end_turn(plan, status);
+    }
+    close_combine(plan);
+    cpu_step_end(plan->base.group, plan->combine.step);
+    plan->pending = EPX__PENDING_NONE;
+    return status;
+}
+
 epx_status_t
 cpu_combine_start(cpu_plan_t *plan, const epx_combine_args_t *args)
 {
@@ -497,7 +512,14 @@ cpu_combine_start(cpu_plan_t *plan, const epx_combine_args_t *args)
     }
     plan->pending = EPX__PENDING_COMBINE;
     post.step = op->step;
+    if (group->nodes.num_nodes > 1) {
+        status = cpu_rail_combine_send(plan);
+    }
+    if (status != EPX_OK) {
+        return end_combine(plan, status);
+    }
     cpu_post_all(group, op->step, &post);
+    (void)cpu_attend(group); /* to the posts, and what goes with them */
     return EPX_OK;
 }
 
@@ -529,8 +551,5 @@ cpu_combine_finish(cpu_plan_t *plan)
     if (status == EPX_OK && group->nodes.num_nodes > 1) {
         status = cpu_rail_wait_sent(group, op->lanes);
     }
-    close_combine(plan);
-    cpu_step_end(group, op->step);
-    plan->pending = EPX__PENDING_NONE;
-    return status;
+    return end_combine(plan, status);
 }

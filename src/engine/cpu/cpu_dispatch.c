@@ -89,17 +89,18 @@ send_rows(cpu_plan_t *plan)
 {
     epx_group_t *group = plan->base.group;
     cpu_engine_t *engine = cpu_engine(group);
-    int32_t num_workers = cpu_workers(group, plan->dispatch.args.num_workers);
+    uint64_t bytes = (uint64_t)plan->num_sent_rows *
+                     (uint64_t)plan->dispatch.shape.row_bytes;
+    int32_t num_workers = cpu_workers_for(
+        bytes, cpu_workers(group, plan->dispatch.args.num_workers));
     job_t job = {
         .plan = plan,
         .engine = engine,
         .format = cpu_row_format(plan),
         .tokens = cpu_share_of(group, plan->num_tokens, num_workers),
     };
-    cpu_store_timer_t timer = cpu_store_start(
-        &engine->dispatch_stores,
-        (uint64_t)plan->num_sent_rows * (uint64_t)job.format.row_bytes,
-        &job.tokens);
+    cpu_store_timer_t timer =
+        cpu_store_start(&engine->dispatch_stores, bytes, &job.tokens);
 
     job.format.streams = timer.streams;
     epx__pool_run(engine->pool, num_workers, send_work, &job);
@@ -177,7 +178,11 @@ send_direct(cpu_plan_t *plan, epx__post_t *post)
         status = open_targets(plan);
     }
     if (status == EPX_OK && spans_nodes(plan)) {
+        status = cpu_rail_check(plan);
+    }
+    if (status == EPX_OK && spans_nodes(plan)) {
         status = cpu_rail_send(plan, op->lanes[EPX__LANE_OUT]);
+        (void)cpu_attend(group);
     }
     if (status == EPX_OK) {
         status = send_rows(plan);
@@ -347,12 +352,17 @@ prepare(cpu_plan_t *plan, const epx_dispatch_args_t *args, epx__post_t *post)
     return status;
 }
 
-static void
-end_dispatch(cpu_plan_t *plan)
+/* Returns the status that it ends with. */
+static epx_status_t
+end_dispatch(cpu_plan_t *plan, epx_status_t status)
 {
+    if (plan->dispatch.uses_slots && spans_nodes(plan)) {
+        status = cpu_slots_end_turn(plan, status);
+    }
     close_dispatch(plan);
     cpu_step_end(plan->base.group, plan->dispatch.step);
     plan->pending = EPX__PENDING_NONE;
+    return status;
 }
 
 epx_status_t
@@ -374,10 +384,7 @@ cpu_dispatch_start(cpu_plan_t *plan, const epx_dispatch_args_t *args)
     plan->pending = EPX__PENDING_DISPATCH;
     status = plan->dispatch.uses_slots ? cpu_slots_send(plan, &post)
                                        : send_direct(plan, &post);
-    if (status != EPX_OK) {
-        end_dispatch(plan);
-    }
-    return status;
+    return status == EPX_OK ? EPX_OK : end_dispatch(plan, status);
 }
 
 /* The hook of a dispatch through receive slots: counts, then rows. */
@@ -444,6 +451,5 @@ cpu_dispatch_finish(cpu_plan_t *plan)
         give_counts(plan);
         give_dropped(plan);
     }
-    end_dispatch(plan);
-    return status;
+    return end_dispatch(plan, status);
 }

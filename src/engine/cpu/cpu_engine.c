@@ -156,35 +156,32 @@ static epx_status_t
 run_route(void *payload)
 {
     const task_t *task = payload;
+    epx_group_t *group = task->plan->base.group;
+    epx_status_t status = cpu_plan_route(
+        task->plan, task->args.route.num_tokens, task->args.route.topk_idx);
 
-    return cpu_plan_route(task->plan, task->args.route.num_tokens,
-                          task->args.route.topk_idx);
-}
-
-/* A send-only operation has begun: the caller sees to the network no more. */
-static epx_status_t
-let_go(const epx_group_t *group)
-{
-    if (group->remote.help_end != NULL) {
-        group->remote.help_end(group->remote.context);
-    }
-    return EPX_OK;
+    (void)cpu_attend(group); /* the counts */
+    return status;
 }
 
 static epx_status_t
 run_dispatch(void *payload)
 {
     const task_t *task = payload;
+    epx_dispatch_args_t args = task->args.dispatch;
     epx_group_t *group = task->plan->base.group;
-    epx_status_t status;
+    epx_status_t status = EPX_OK;
 
-    group->wait_ns = task->args.dispatch.wait_ns;
-    status = cpu_dispatch_start(task->plan, &task->args.dispatch);
-    if (status != EPX_OK) {
-        return status;
+    if ((args.flags & EPX_NEW_ROUTING) != 0) {
+        args.flags &= ~EPX_NEW_ROUTING;
+        status = cpu_plan_route(task->plan, args.num_tokens, args.topk_idx);
     }
-    return (task->args.dispatch.flags & EPX_SEND_ONLY) != 0
-               ? let_go(group)
+    if (status == EPX_OK) {
+        group->wait_ns = args.wait_ns;
+        status = cpu_dispatch_start(task->plan, &args);
+    }
+    return status != EPX_OK || (args.flags & EPX_SEND_ONLY) != 0
+               ? status
                : cpu_dispatch_finish(task->plan);
 }
 
@@ -197,11 +194,8 @@ run_combine(void *payload)
 
     group->wait_ns = task->args.combine.wait_ns;
     status = cpu_combine_start(task->plan, &task->args.combine);
-    if (status != EPX_OK) {
-        return status;
-    }
-    return (task->args.combine.flags & EPX_SEND_ONLY) != 0
-               ? let_go(group)
+    return status != EPX_OK || (task->args.combine.flags & EPX_SEND_ONLY) != 0
+               ? status
                : cpu_combine_finish(task->plan);
 }
 
@@ -231,6 +225,28 @@ run_complete(void *payload)
                                     "operation open");
 }
 
+/* The caller sees to the network no more, where more may come if an operation
+ * is open. */
+static void
+let_go(const epx_group_t *group)
+{
+    bool is_open = false;
+
+    if (group->remote.help_end == NULL) {
+        return;
+    }
+    for (int i = 0; i < EPX__NUM_SLOTS; i++) {
+        const epx__open_step_t *open = &group->open_steps[i];
+
+        is_open = is_open || (open->step != 0 && !open->is_counts);
+    }
+    if (is_open) {
+        group->remote.help_end(group->remote.context);
+    } else {
+        group->remote.leave(group->remote.context);
+    }
+}
+
 /* One operation of a group at a time. */
 static epx_status_t
 run_locked(const task_t *task, epx__task_fn_t fn)
@@ -242,6 +258,7 @@ run_locked(const task_t *task, epx__task_fn_t fn)
     (void)pthread_mutex_lock(&group->op_lock);
     status = fn(&copy);
     group->wait_ns = NULL;
+    let_go(group);
     (void)pthread_mutex_unlock(&group->op_lock);
     return status;
 }
@@ -314,14 +331,8 @@ engine_dispatch(epx_plan_t *plan, const epx_dispatch_args_t *args,
                 epx_stream_t stream)
 {
     task_t task = { .plan = cpu_plan(plan), .args.dispatch = *args };
-    epx_status_t status = EPX_OK;
 
-    if ((args->flags & EPX_NEW_ROUTING) != 0) {
-        task.args.dispatch.flags &= ~EPX_NEW_ROUTING;
-        status =
-            engine_plan_route(plan, args->num_tokens, args->topk_idx, stream);
-    }
-    return status == EPX_OK ? submit(&task, queued_dispatch, stream) : status;
+    return submit(&task, queued_dispatch, stream);
 }
 
 static epx_status_t

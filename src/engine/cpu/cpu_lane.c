@@ -367,13 +367,13 @@ cpu_lane_check(int32_t rank, epx__lane_t kind, const epx__post_t *post)
 
 epx_status_t
 cpu_lane_send(epx_group_t *group, cpu_lane_t *lane, int32_t peer,
-              uint32_t channel, uint64_t turn, const struct iovec *ranges,
-              uint32_t num_ranges, bool is_for_later)
+              cpu_turn_t turn, const struct iovec *ranges, uint32_t num_ranges,
+              bool is_for_later)
 {
     epx__net_send_t send = {
         .peer = peer,
-        .channel = channel,
-        .turn = turn,
+        .channel = turn.channel,
+        .turn = turn.number,
         .ranges = ranges,
         .num_ranges = num_ranges,
         .done = &lane->done,
@@ -398,23 +398,24 @@ cpu_lane_wait_sent(epx_group_t *group, cpu_lane_t *lane, const char *what)
 }
 
 epx_status_t
-cpu_channel_wait(epx_group_t *group, uint32_t channel, uint64_t turn,
-                 const char *what)
+cpu_turn_wait(epx_group_t *group, cpu_turn_t turn, const char *what)
 {
-    epx_status_t status = epx__net_wait(
-        epx__group_net(group), channel, turn, cpu_engine(group)->rails->wanted,
-        epx__deadline_ns(group->timeout_ns), what);
+    epx_status_t status =
+        epx__net_wait(epx__group_net(group), turn.channel, turn.number,
+                      cpu_engine(group)->rails->wanted,
+                      epx__deadline_ns(group->timeout_ns), what);
 
     return settle(group, status);
 }
 
 epx_status_t
-cpu_channel_check(epx_group_t *group, uint32_t channel, uint64_t turn,
-                  int32_t rank, uint64_t bytes)
+cpu_turn_check(epx_group_t *group, cpu_turn_t turn, int32_t rank,
+               uint64_t bytes)
 {
     uint64_t got = 0;
 
-    (void)epx__net_arrived(epx__group_net(group), channel, rank, turn, &got);
+    (void)epx__net_arrived(epx__group_net(group), turn.channel, rank,
+                           turn.number, &got);
     if (got != bytes) {
         return epx__group_break(
             group, epx__fail(EPX_ERR_PEER_DATA,

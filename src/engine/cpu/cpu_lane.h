@@ -29,6 +29,12 @@ typedef struct cpu_block {
     uint64_t bytes;
 } cpu_block_t;
 
+/* How a parcel goes through the net. */
+typedef struct cpu_turn {
+    uint32_t channel;
+    uint64_t number;
+} cpu_turn_t;
+
 typedef struct cpu_lane {
     epx__lane_t kind;
     uint32_t channel; /* the first of CPU_CHUNKS */
@@ -70,6 +76,22 @@ epx_status_t cpu_lane_take(epx_group_t *group, epx__lane_t kind,
 /* NULL is allowed.  What was sent from the caller's memory is acknowledged, or
  * the group broken. */
 void cpu_lane_give(epx_group_t *group, cpu_lane_t *lane);
+
+/* The turn that a chunk comes in. */
+static inline cpu_turn_t
+cpu_lane_turn(const cpu_lane_t *lane, int chunk)
+{
+    return (cpu_turn_t){ lane->channel + (uint32_t)chunk, lane->turn };
+}
+
+/* That of a peer, as its post says. */
+static inline cpu_turn_t
+cpu_post_turn(const epx__post_t *post, epx__lane_t kind, int chunk)
+{
+    return (cpu_turn_t){ post->lane_channel[kind] + (uint32_t)chunk,
+                         post->lane_turn[kind] };
+}
+
 /* A chunk of the region that `source`, an index into the kind's, fills. */
 char *cpu_lane_chunk(const cpu_lane_t *lane, int32_t source, int chunk);
 /* Empty the memory for what is sent, and make it so large. */
@@ -107,23 +129,22 @@ epx_status_t cpu_lane_check(int32_t rank, epx__lane_t kind,
 /* Send a turn of a peer's channel; it is counted in lane->done.  For later:
  * once somebody attends to the network. */
 epx_status_t cpu_lane_send(epx_group_t *group, cpu_lane_t *lane, int32_t peer,
-                           uint32_t channel, uint64_t turn,
-                           const struct iovec *ranges, uint32_t num_ranges,
-                           bool is_for_later);
+                           cpu_turn_t turn, const struct iovec *ranges,
+                           uint32_t num_ranges, bool is_for_later);
 /* Until what this rank has sent is acknowledged, if the caller's memory is part
  * of it: what lies in the lane need not be waited for. */
 epx_status_t cpu_lane_wait_sent(epx_group_t *group, cpu_lane_t *lane,
                                 const char *what);
 /* Wait for a turn of a channel from all ranks that rails->wanted names; errors
  * break the group. */
-epx_status_t cpu_channel_wait(epx_group_t *group, uint32_t channel,
-                              uint64_t turn, const char *what);
+epx_status_t cpu_turn_wait(epx_group_t *group, cpu_turn_t turn,
+                           const char *what);
 /* Whether a rank sent just so many bytes; an error breaks the group. */
-epx_status_t cpu_channel_check(epx_group_t *group, uint32_t channel,
-                               uint64_t turn, int32_t rank, uint64_t bytes);
+epx_status_t cpu_turn_check(epx_group_t *group, cpu_turn_t turn, int32_t rank,
+                            uint64_t bytes);
 
-/* A channel for the receive slots of a plan, and the turn of their first
- * dispatch; cpu_slot_channel_give tells the last. */
+/* A channel for the receive slots of a plan, and the first turn of
+ * it; cpu_slot_channel_give tells the last. */
 epx_status_t cpu_slot_channel_take(epx_group_t *group, uint32_t *channel_p,
                                    uint64_t *turn_p);
 void cpu_slot_channel_give(epx_group_t *group, uint32_t channel, uint64_t turn);

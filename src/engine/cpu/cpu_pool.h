@@ -24,7 +24,11 @@ epx_status_t epx__pool_open(int32_t num_workers, int64_t spin_ns,
                             epx__pool_t **pool_p);
 void epx__pool_close(epx__pool_t *pool);
 
-/* Run fn on `num_workers` workers and wait until all have returned. */
+/* Run fn on the calling thread, and on up to num_workers - 1 others, which take
+ * numbers from 1 on as they come; wait until all of them have returned.  One
+ * that has not come when the caller's own fn returns is not waited for, since
+ * to wake it may take longer than the work: so fn must be done once any of its
+ * callers has returned, but for what others are at. */
 void epx__pool_run(epx__pool_t *pool, int32_t num_workers, epx__work_fn_t fn,
                    void *context);
 

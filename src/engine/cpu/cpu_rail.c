@@ -83,7 +83,10 @@ cpu_rail_kind(const cpu_plan_t *plan, int32_t rank)
     };
 
     if (plan->pending == EPX__PENDING_COMBINE) {
-        kind.has_weights = cpu_engine(group)->posts[rank].lane_weights != 0;
+        kind.has_weights =
+            rank == group->rank
+                ? plan->combine.args.topk_weights != NULL
+                : cpu_engine(group)->posts[rank].lane_weights != 0;
     } else {
         kind.has_weights = plan->dispatch.shape.has_weights;
         kind.num_scales = plan->dispatch.shape.num_scales;
@@ -236,6 +239,38 @@ out_bytes(const cpu_parcel_kind_t *kind, int64_t num_tokens, bool packs)
     return bytes;
 }
 
+static bool
+goes_ahead(const cpu_plan_t *plan)
+{
+    return plan->pending == EPX__PENDING_COMBINE && plan->combine.goes_ahead;
+}
+
+/* How a chunk goes to a rail. */
+static cpu_turn_t
+turn_there(const cpu_plan_t *plan, int32_t rail, int chunk)
+{
+    const epx__post_t *post = &cpu_engine(plan->base.group)->posts[rail];
+
+    return goes_ahead(plan) ? cpu_slots_turn_there(plan, rail)
+                            : cpu_post_turn(post, EPX__LANE_OUT, chunk);
+}
+
+/* How one comes here. */
+static cpu_turn_t
+turn_here(const cpu_plan_t *plan, const cpu_lane_t *lane, int chunk)
+{
+    return goes_ahead(plan) ? cpu_slots_turn_here(plan)
+                            : cpu_lane_turn(lane, chunk);
+}
+
+const char *
+cpu_rail_chunk(const cpu_plan_t *plan, const cpu_lane_t *lane, int32_t f,
+               int chunk)
+{
+    return goes_ahead(plan) ? cpu_slots_parcel(plan, plan->forwards[f].rank)
+                            : cpu_lane_chunk(lane, f, chunk);
+}
+
 static epx_status_t
 send_parcel(cpu_plan_t *plan, cpu_lane_t *lane, const cpu_parcel_kind_t *kind,
             int32_t node, int chunk)
@@ -243,7 +278,6 @@ send_parcel(cpu_plan_t *plan, cpu_lane_t *lane, const cpu_parcel_kind_t *kind,
     epx_group_t *group = plan->base.group;
     cpu_engine_t *engine = cpu_engine(group);
     int32_t rail = engine->rails->sources[EPX__LANE_BACK][node];
-    const epx__post_t *post = &engine->posts[rail];
     bool is_dispatch = plan->pending == EPX__PENDING_DISPATCH;
     int32_t num_workers =
         cpu_workers(group, is_dispatch ? plan->dispatch.args.num_workers
@@ -270,14 +304,13 @@ send_parcel(cpu_plan_t *plan, cpu_lane_t *lane, const cpu_parcel_kind_t *kind,
                                     sizeof(*ranges));
     packer.share = cpu_share_of(group, packer.parcel.count, packers);
     epx__pool_run(engine->pool, packers, pack_work, &packer);
-    return cpu_lane_send(group, lane, rail,
-                         post->lane_channel[EPX__LANE_OUT] + (uint32_t)chunk,
-                         post->lane_turn[EPX__LANE_OUT], ranges,
-                         list_ranges(&packer, ranges), num_workers > 1);
+    return cpu_lane_send(group, lane, rail, turn_there(plan, rail, chunk),
+                         ranges, list_ranges(&packer, ranges),
+                         num_workers > 1 || goes_ahead(plan));
 }
 
-static epx_status_t
-check_lanes(cpu_plan_t *plan)
+epx_status_t
+cpu_rail_check(cpu_plan_t *plan)
 {
     epx_group_t *group = plan->base.group;
     const cpu_engine_t *engine = cpu_engine(group);
@@ -303,18 +336,19 @@ check_lanes(cpu_plan_t *plan)
 epx_status_t
 cpu_rail_send(cpu_plan_t *plan, cpu_lane_t *lane)
 {
-    const epx_group_t *group = plan->base.group;
+    epx_group_t *group = plan->base.group;
     cpu_parcel_kind_t kind = cpu_rail_kind(plan, group->rank);
     uint64_t bytes = 0;
-    epx_status_t status = check_lanes(plan);
+    epx_status_t status;
 
     for (int32_t n = 0; n < group->nodes.num_nodes; n++) {
         if (n != group->nodes.own) {
             bytes += out_bytes(&kind, plan->sent_nodes[n], packs_rows(plan));
         }
     }
-    if (status == EPX_OK) {
-        status = cpu_lane_reserve(lane, bytes);
+    status = cpu_lane_reserve(lane, bytes);
+    if (status != EPX_OK) { /* the peers wait for it */
+        return epx__group_break(group, status);
     }
     for (int c = 0; c < CPU_CHUNKS; c++) {
         for (int32_t n = 0; n < group->nodes.num_nodes && status == EPX_OK;
@@ -453,6 +487,7 @@ receive_chunk(cpu_plan_t *plan, const cpu_lane_t *lane, int chunk,
 {
     epx_group_t *group = plan->base.group;
     bool *wanted = cpu_engine(group)->rails->wanted;
+    cpu_turn_t turn = turn_here(plan, lane, chunk);
     epx_status_t status;
 
     memset(wanted, 0, (size_t)group->num_ranks * sizeof(*wanted));
@@ -462,20 +497,18 @@ receive_chunk(cpu_plan_t *plan, const cpu_lane_t *lane, int chunk,
 
         wanted[forward->rank] = chunk < cpu_parcels(&kind, forward->num_tokens);
     }
-    status = cpu_channel_wait(group, lane->channel + (uint32_t)chunk,
-                              lane->turn, what);
+    status = cpu_turn_wait(group, turn, what);
     for (int32_t f = 0; f < plan->num_forwards && status == EPX_OK; f++) {
         cpu_forward_t *forward = &plan->forwards[f];
         cpu_parcel_kind_t kind = cpu_rail_kind(plan, forward->rank);
-        const char *at = cpu_lane_chunk(lane, f, chunk);
+        const char *at = cpu_rail_chunk(plan, lane, f, chunk);
         cpu_parcel_t parcel;
 
         if (!wanted[forward->rank]) {
             continue;
         }
         parcel = cpu_parcel(&kind, forward->num_tokens, chunk);
-        status = cpu_channel_check(group, lane->channel + (uint32_t)chunk,
-                                   lane->turn, forward->rank, parcel.bytes);
+        status = cpu_turn_check(group, turn, forward->rank, parcel.bytes);
         if (status == EPX_OK && kind.has_heads) {
             status = take_heads(plan, forward, &parcel, at);
         }

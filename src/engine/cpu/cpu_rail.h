@@ -80,8 +80,11 @@ cpu_token_t cpu_forward_token(const cpu_plan_t *plan,
  * whose post is here. */
 cpu_parcel_kind_t cpu_rail_kind(const cpu_plan_t *plan, int32_t rank);
 
-/* Check the peers' posts, and send this rank's tokens to its rails.  Some are
- * left to those who attend to the network next. */
+/* Whether the peers' posts announce lanes that there can be; an error breaks
+ * the group. */
+epx_status_t cpu_rail_check(cpu_plan_t *plan);
+/* Send this rank's tokens to its rails.  Some are left to those who attend to
+ * the network next. */
 epx_status_t cpu_rail_send(cpu_plan_t *plan, cpu_lane_t *lane);
 
 /* Called for a chunk of a source that has come, its heads in place. */
@@ -89,6 +92,9 @@ typedef void cpu_rail_fn_t(cpu_plan_t *plan, const cpu_forward_t *forward,
                            const cpu_parcel_t *parcel, const char *chunk);
 epx_status_t cpu_rail_receive(cpu_plan_t *plan, const cpu_lane_t *lane,
                               const char *what, cpu_rail_fn_t *fn);
+/* Where a chunk of plan->forwards[f] has come. */
+const char *cpu_rail_chunk(const cpu_plan_t *plan, const cpu_lane_t *lane,
+                           int32_t f, int chunk);
 
 /* Wait until all that was sent through the lanes is acknowledged. */
 epx_status_t cpu_rail_wait_sent(epx_group_t *group,
@@ -106,6 +112,9 @@ epx_status_t cpu_rail_forward(cpu_plan_t *plan);
 /* ---- a combine: cpu_rail_combine.c ---- */
 
 epx_status_t cpu_rail_combine_open(cpu_plan_t *plan, epx__post_t *post);
+/* Then what goes ahead of the posts, if anything does: it is left to those who
+ * attend to the network next. */
+epx_status_t cpu_rail_combine_send(cpu_plan_t *plan);
 /* After the posts: sum for others. */
 epx_status_t cpu_rail_combine(cpu_plan_t *plan);
 /* Then, chunk by chunk, wait for this rank's sums: those of its tokens before

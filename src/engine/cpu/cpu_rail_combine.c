@@ -2,7 +2,8 @@
 /*
  * A combine between nodes:
  *     1. each rank tells its rails the routing that they do not know yet, and
- *        the weights if there are any           (parcels of the lane OUT)
+ *        the weights if there are any           (parcels of the lane OUT; or,
+ *        with receive slots, a parcel into those, ahead of the posts)
  *     2. the rail sums, for each token, the rows on its node, and rounds; or
  *        packs, in LogFMT-10.  What is the sum of one row, this rank's, is sent
  *        from where that is
@@ -62,6 +63,30 @@ out_room(const cpu_plan_t *plan)
     return room;
 }
 
+/* All that there can be for a rail has to fit: so all ranks say the same. */
+static bool
+can_go_ahead(const cpu_plan_t *plan)
+{
+    const epx__plan_key_t *key = &plan->base.key;
+    cpu_parcel_kind_t kind = { .topk = (int32_t)key->topk,
+                               .has_heads = true,
+                               .has_weights = true };
+    int64_t most = (int64_t)key->max_tokens_per_rank;
+
+    return cpu_parcels(&kind, most) == 1 &&
+           cpu_slots_take_parcels(plan, cpu_parcel_room(&kind, most));
+}
+
+epx_status_t
+cpu_rail_combine_send(cpu_plan_t *plan)
+{
+    if (!plan->combine.goes_ahead) {
+        return EPX_OK;
+    }
+    cpu_slots_begin_turn(plan);
+    return cpu_rail_send(plan, plan->combine.lanes[EPX__LANE_OUT]);
+}
+
 epx_status_t
 cpu_rail_combine_open(cpu_plan_t *plan, epx__post_t *post)
 {
@@ -75,8 +100,10 @@ cpu_rail_combine_open(cpu_plan_t *plan, epx__post_t *post)
 
         back_room = bytes > back_room ? bytes : back_room;
     }
+    plan->combine.goes_ahead = can_go_ahead(plan);
     post->lane_weights = plan->combine.args.topk_weights != NULL;
-    status = open_lane(plan, EPX__LANE_OUT, out_room(plan), post);
+    status = open_lane(plan, EPX__LANE_OUT,
+                       plan->combine.goes_ahead ? 0 : out_room(plan), post);
     return status == EPX_OK ? open_lane(plan, EPX__LANE_BACK, back_room, post)
                             : status;
 }
@@ -187,7 +214,7 @@ gather_weights(const cpu_plan_t *plan, int32_t f)
         cpu_parcel_t parcel = cpu_parcel(&kind, forward->num_tokens, c);
 
         memcpy(to + (size_t)parcel.begin * row,
-               cpu_lane_chunk(lane, f, c) + parcel.weights,
+               cpu_rail_chunk(plan, lane, f, c) + parcel.weights,
                (size_t)parcel.count * row);
     }
     return (const float *)(const void *)to;
@@ -231,6 +258,7 @@ send_sums(cpu_plan_t *plan, int32_t f, const float *topk_weights, int chunk)
     };
     struct iovec *ranges;
     int64_t num_ranges = 0;
+    int32_t workers;
 
     if (chunk >= cpu_parcels(&job.kind, forward->num_tokens)) {
         return EPX_OK;
@@ -243,13 +271,13 @@ send_sums(cpu_plan_t *plan, int32_t f, const float *topk_weights, int chunk)
     }
     job.rows = ranges + num_ranges;
     num_ranges += job.parcel.count;
-    job.share = cpu_share_of(group, job.parcel.count, num_workers);
-    epx__pool_run(engine->pool, num_workers, sum_work, &job);
+    workers = cpu_workers_for(
+        cpu_bytes_of(plan, job.parcel.count, job.kind.row_bytes), num_workers);
+    job.share = cpu_share_of(group, job.parcel.count, workers);
+    epx__pool_run(engine->pool, workers, sum_work, &job);
     return cpu_lane_send(group, lane, forward->rank,
-                         post->lane_channel[EPX__LANE_BACK] + (uint32_t)chunk,
-                         post->lane_turn[EPX__LANE_BACK], ranges,
-                         join_ranges(lane, ranges, num_ranges),
-                         num_workers > 1);
+                         cpu_post_turn(post, EPX__LANE_BACK, chunk), ranges,
+                         join_ranges(lane, ranges, num_ranges), workers > 1);
 }
 
 /* Memory for the sums of all sources, and their weights side by side. */
@@ -258,6 +286,7 @@ reserve(const cpu_plan_t *plan)
 {
     cpu_parcel_kind_t kind = back_kind(plan);
     uint64_t bytes = 0;
+    epx_status_t status;
 
     for (int32_t f = 0; f < plan->num_forwards; f++) {
         uint64_t tokens = (uint64_t)plan->forwards[f].num_tokens;
@@ -271,7 +300,9 @@ reserve(const cpu_plan_t *plan)
                      epx__round_up(ranges_bytes(&parcel), EPX__LINE);
         }
     }
-    return cpu_lane_reserve(plan->combine.lanes[EPX__LANE_BACK], bytes);
+    status = cpu_lane_reserve(plan->combine.lanes[EPX__LANE_BACK], bytes);
+    return status == EPX_OK ? EPX_OK
+                            : epx__group_break(plan->base.group, status);
 }
 
 static epx_status_t
@@ -314,7 +345,7 @@ await_chunk(const cpu_plan_t *plan, const cpu_parcel_kind_t *kind, int chunk)
     const cpu_rails_t *rails = cpu_engine(group)->rails;
     const int32_t *sources = rails->sources[EPX__LANE_BACK];
     const cpu_lane_t *lane = plan->combine.lanes[EPX__LANE_BACK];
-    uint32_t channel = lane->channel + (uint32_t)chunk;
+    cpu_turn_t turn = cpu_lane_turn(lane, chunk);
     epx_status_t status;
 
     memset(rails->wanted, 0, (size_t)group->num_ranks * sizeof(bool));
@@ -323,12 +354,11 @@ await_chunk(const cpu_plan_t *plan, const cpu_parcel_kind_t *kind, int chunk)
             rails->wanted[sources[n]] = true;
         }
     }
-    status =
-        cpu_channel_wait(group, channel, lane->turn, "a combine between nodes");
+    status = cpu_turn_wait(group, turn, "a combine between nodes");
     for (int32_t n = 0; n < group->nodes.num_nodes && status == EPX_OK; n++) {
         if (sends_chunk(plan, kind, n, chunk)) {
-            status = cpu_channel_check(
-                group, channel, lane->turn, sources[n],
+            status = cpu_turn_check(
+                group, turn, sources[n],
                 cpu_parcel(kind, plan->sent_nodes[n], chunk).bytes);
         }
     }
@@ -384,8 +414,11 @@ epx_status_t
 cpu_rail_combine(cpu_plan_t *plan)
 {
     cpu_lane_t *out = plan->combine.lanes[EPX__LANE_OUT];
-    epx_status_t status = cpu_rail_send(plan, out);
+    epx_status_t status = cpu_rail_check(plan);
 
+    if (status == EPX_OK && !plan->combine.goes_ahead) {
+        status = cpu_rail_send(plan, out);
+    }
     if (status == EPX_OK) {
         status = cpu_rail_receive(plan, out, "a combine between nodes", NULL);
     }

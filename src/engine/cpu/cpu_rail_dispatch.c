@@ -73,7 +73,9 @@ forward_chunk(cpu_plan_t *plan, const cpu_forward_t *forward,
 {
     epx_group_t *group = plan->base.group;
     cpu_engine_t *engine = cpu_engine(group);
-    int32_t num_workers = cpu_workers(group, plan->dispatch.args.num_workers);
+    int32_t num_workers = cpu_workers_for(
+        cpu_bytes_of(plan, parcel->count, plan->dispatch.shape.row_bytes),
+        cpu_workers(group, plan->dispatch.args.num_workers));
     job_t job = {
         .plan = plan,
         .forward = forward,

@@ -48,7 +48,7 @@ cpu_share_of(epx_group_t *group, int64_t num_items, int32_t num_workers)
         .group = attends ? group : NULL,
         .num_items = num_items,
         .grain = grain,
-        .timed_worker = attends ? num_workers - 1 : 0,
+        .timed_worker = attends ? 1 : 0,
     };
 }
 

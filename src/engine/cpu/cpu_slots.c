@@ -9,13 +9,16 @@
  *     one slot            slot_head_t, i32 experts[K], f32 weights[K],
  *                         then, from the next line on, u32 scales[S], payload
  *
- * The first dimension alternates, for each source, which posts the half that it
- * has filled: it writes the third such dispatch of a plan where the first one
- * was; it has completed the second, for which the receiver signalled, which it
- * did after unpacking the first.
+ * The first dimension alternates with the plan's turns, and for each source,
+ * which posts the half that it has filled: it writes the third turn where the
+ * first one was; it has completed the second, for which the receiver signalled,
+ * which it did after unpacking the first.
  *
  * For a rank of another node the slots of an ordinal's run are filled here, and
  * sent; the net puts them into its slots, the half by the turn.
+ *
+ * Between nodes combines take turns, too: the slots of a source hold the parcel
+ * that it has for this rank as its rail, which so need not wait for its post.
  */
 #include "core/atomic.h"
 #include "core/clock.h"
@@ -64,14 +67,20 @@ typedef struct job {
     bool is_cut_short; /* ranks are being masked */
 } job_t;
 
+/* Those for one source. */
+static uint64_t
+source_bytes(const cpu_plan_t *plan)
+{
+    return plan->base.key.max_tokens_per_rank * plan->slot_bytes;
+}
+
 /* The slots for a source's tokens, among those of a rank. */
 static char *
 slots_of(const cpu_plan_t *plan, char *slots, uint64_t parity, int32_t source)
 {
     uint64_t ranks = (uint64_t)plan->base.group->num_ranks;
 
-    return slots + (parity * ranks + (uint64_t)source) *
-                       plan->base.key.max_tokens_per_rank * plan->slot_bytes;
+    return slots + (parity * ranks + (uint64_t)source) * source_bytes(plan);
 }
 
 static slot_t
@@ -102,7 +111,7 @@ fill_slot(const job_t *job, int64_t t, cpu_route_t route,
                       ? slots_of(plan,
                                  group->peers[route.rank].base +
                                      plan->peer_slots[route.rank],
-                                 plan->num_slot_dispatches % 2, group->rank)
+                                 plan->num_slot_turns % 2, group->rank)
                       : job->far_slots[route.rank];
     slot_t slot = slot_at(job, slots, route.ordinal);
 
@@ -146,12 +155,11 @@ send_work(void *context, int32_t worker)
     }
 }
 
-/* The turn of the dispatch that is open, of the plan whose first was `first`.
- */
+/* The turn that is open, or was last, where the plan's first was `first`. */
 static uint64_t
 turn_of(const cpu_plan_t *plan, uint64_t first)
 {
-    return first + plan->num_slot_dispatches - 1;
+    return first + plan->num_slot_turns - 1;
 }
 
 static uint64_t
@@ -187,10 +195,9 @@ open_far_slot(cpu_plan_t *plan, int32_t rank)
     void *const halves[2] = { slots_of(plan, plan->slots, 0, rank),
                               slots_of(plan, plan->slots, 1, rank) };
 
-    return epx__net_slot_open(
-        epx__group_net(plan->base.group), plan->slots_channel, rank,
-        plan->slots_turn, halves,
-        plan->base.key.max_tokens_per_rank * plan->slot_bytes);
+    return epx__net_slot_open(epx__group_net(plan->base.group),
+                              plan->slots_channel, rank, plan->slots_turn,
+                              halves, source_bytes(plan));
 }
 
 static epx_status_t
@@ -202,11 +209,72 @@ close_far_slot(cpu_plan_t *plan, int32_t rank)
 }
 
 static epx_status_t
+give_up_far_slot(cpu_plan_t *plan, int32_t rank)
+{
+    const epx_group_t *group = plan->base.group;
+
+    return epx__net_slot_give_up(epx__group_net(group), plan->slots_channel,
+                                 rank, turn_of(plan, plan->slots_turn),
+                                 epx__deadline_ns(group->timeout_ns));
+}
+
+static epx_status_t
 release_far_slot(cpu_plan_t *plan, int32_t rank)
 {
     epx__net_slot_release(epx__group_net(plan->base.group), plan->slots_channel,
                           rank, turn_of(plan, plan->slots_turn));
     return EPX_OK;
+}
+
+cpu_turn_t
+cpu_slots_turn_there(const cpu_plan_t *plan, int32_t rank)
+{
+    return (cpu_turn_t){ plan->peer_channels[rank],
+                         turn_of(plan, plan->peer_turns[rank]) };
+}
+
+cpu_turn_t
+cpu_slots_turn_here(const cpu_plan_t *plan)
+{
+    return (cpu_turn_t){ plan->slots_channel, turn_of(plan, plan->slots_turn) };
+}
+
+const char *
+cpu_slots_parcel(const cpu_plan_t *plan, int32_t source)
+{
+    return slots_of(plan, plan->slots, parity_of(plan, source), source);
+}
+
+bool
+cpu_slots_take_parcels(const cpu_plan_t *plan, uint64_t bytes)
+{
+    return plan->slots != NULL && plan->base.group->nodes.num_nodes > 1 &&
+           bytes <= source_bytes(plan);
+}
+
+void
+cpu_slots_begin_turn(cpu_plan_t *plan)
+{
+    plan->num_slot_turns++;
+}
+
+epx_status_t
+cpu_slots_end_turn(cpu_plan_t *plan, epx_status_t status)
+{
+    epx__error_t error;
+    epx_status_t quiet;
+
+    if (status == EPX_OK) {
+        return each_far_rank(plan, release_far_slot);
+    }
+    epx__error_save(&error, status);
+    if (!epx__group_is_broken(plan->base.group)) {
+        quiet = each_far_rank(plan, give_up_far_slot);
+        if (quiet != EPX_OK) {
+            (void)epx__group_break(plan->base.group, quiet);
+        }
+    }
+    return epx__error_restore(&error);
 }
 
 /* Memory for what goes to each rank, and the range that describes it. */
@@ -255,9 +323,9 @@ send_far_slots(cpu_plan_t *plan, const job_t *job)
             ranges[r] =
                 (struct iovec){ job->far_slots[r],
                                 plan->sent_tokens[r] * plan->slot_bytes };
-            status = cpu_lane_send(group, lane, r, plan->peer_channels[r],
-                                   turn_of(plan, plan->peer_turns[r]),
-                                   &ranges[r], 1, false);
+            status =
+                cpu_lane_send(group, lane, r, cpu_slots_turn_there(plan, r),
+                              &ranges[r], 1, true);
         }
     }
     return status;
@@ -268,19 +336,18 @@ await_far_slots(cpu_plan_t *plan)
 {
     epx_group_t *group = plan->base.group;
     bool *wanted = cpu_engine(group)->rails->wanted;
-    uint64_t turn = turn_of(plan, plan->slots_turn);
+    cpu_turn_t turn = cpu_slots_turn_here(plan);
     epx_status_t status;
 
     for (int32_t r = 0; r < group->num_ranks; r++) {
         wanted[r] = !epx__is_near(&group->nodes, r) && plan->recv_tokens[r] > 0;
     }
-    status = cpu_channel_wait(group, plan->slots_channel, turn,
-                              "a send-only dispatch between nodes");
+    status = cpu_turn_wait(group, turn, "a send-only dispatch between nodes");
     for (int32_t r = 0; r < group->num_ranks && status == EPX_OK; r++) {
         if (wanted[r]) {
-            status = cpu_channel_check(group, plan->slots_channel, turn, r,
-                                       (uint64_t)plan->recv_tokens[r] *
-                                           plan->slot_bytes);
+            status = cpu_turn_check(group, turn, r,
+                                    (uint64_t)plan->recv_tokens[r] *
+                                        plan->slot_bytes);
         }
     }
     return status;
@@ -334,12 +401,12 @@ cpu_slots_renew(cpu_plan_t *plan)
         /* Whether they are still open from an attempt that failed or not; peers
          * learn of the turns anew. */
         status = each_far_rank(plan, close_far_slot);
-        plan->slots_turn += plan->num_slot_dispatches + 1;
+        plan->slots_turn += plan->num_slot_turns + 1;
         if (status == EPX_OK) {
             status = each_far_rank(plan, open_far_slot);
         }
     }
-    plan->num_slot_dispatches = 0;
+    plan->num_slot_turns = 0;
     return status;
 }
 
@@ -368,11 +435,24 @@ cpu_slots_close(cpu_plan_t *plan)
     epx__group_heap_free(group, plan->slots);
 }
 
+static uint64_t
+sent_slots(const cpu_plan_t *plan)
+{
+    uint64_t count = 0;
+
+    for (int32_t r = 0; r < plan->base.group->num_ranks; r++) {
+        count += plan->sent_tokens[r];
+    }
+    return count;
+}
+
 epx_status_t
 cpu_slots_send(cpu_plan_t *plan, epx__post_t *post)
 {
     epx_group_t *group = plan->base.group;
-    int32_t num_workers = cpu_workers(group, plan->dispatch.args.num_workers);
+    int32_t num_workers = cpu_workers_for(
+        sent_slots(plan) * (uint64_t)plan->dispatch.shape.row_bytes,
+        cpu_workers(group, plan->dispatch.args.num_workers));
     job_t job = { .plan = plan, .format = cpu_row_format(plan) };
     uint64_t count =
         2 * (uint64_t)group->num_ranks * plan->base.key.max_tokens_per_rank;
@@ -392,11 +472,11 @@ cpu_slots_send(cpu_plan_t *plan, epx__post_t *post)
     if (group->nodes.num_nodes > 1) {
         epx_status_t status = reserve_far_slots(plan, &job);
 
-        if (status != EPX_OK) {
-            return status;
+        if (status != EPX_OK) { /* the peers wait for it */
+            return epx__group_break(group, status);
         }
     }
-    plan->num_slot_dispatches++;
+    cpu_slots_begin_turn(plan);
     job.share = cpu_share_of(group, plan->num_tokens, num_workers);
     epx__pool_run(cpu_engine(group)->pool, num_workers, send_work, &job);
     if (job.is_cut_short) {
@@ -412,8 +492,9 @@ cpu_slots_send(cpu_plan_t *plan, epx__post_t *post)
     /* The rows are in place, or on their way to other nodes: this one signal
      * says that and announces the operation's signature. */
     post->step = plan->dispatch.step;
-    post->slot_parity = plan->num_slot_dispatches % 2;
+    post->slot_parity = plan->num_slot_turns % 2;
     cpu_post_all(group, plan->dispatch.step, post);
+    (void)cpu_attend(group); /* to the slots, the post and the counts */
     return EPX_OK;
 }
 
@@ -561,7 +642,10 @@ epx_status_t
 cpu_slots_receive(cpu_plan_t *plan)
 {
     epx_group_t *group = plan->base.group;
-    int32_t num_workers = cpu_workers(group, plan->dispatch.args.num_workers);
+    int32_t num_workers =
+        cpu_workers_for((uint64_t)plan->num_recv_rows *
+                            (uint64_t)plan->dispatch.shape.row_bytes,
+                        cpu_workers(group, plan->dispatch.args.num_workers));
     job_t job = { .plan = plan, .format = cpu_row_format(plan) };
 
     if (group->nodes.num_nodes > 1) {
@@ -574,9 +658,6 @@ cpu_slots_receive(cpu_plan_t *plan)
     job.share = cpu_share_of(group, group->num_ranks, num_workers);
     job.share.grain = 1; /* a source may have sent far more than another */
     epx__pool_run(cpu_engine(group)->pool, num_workers, receive_work, &job);
-    if (group->nodes.num_nodes > 1) {
-        (void)each_far_rank(plan, release_far_slot);
-    }
     if (job.bad_peer) {
         return epx__group_break(
             group, epx__fail(EPX_ERR_PEER_DATA,

@@ -23,7 +23,8 @@
 #define CPU_STORE_PERIOD 256 /* operations from one trial to the next */
 
 typedef struct cpu_store_class {
-    double cost[2]; /* ns per byte, smoothed; by kind: cached, streaming */
+    /* ns per byte, smoothed, 0: not known; by kind: cached, streaming */
+    double cost[2];
     uint64_t num_uses;
     bool streams; /* the better kind, as of the last operation in no trial */
 } cpu_store_class_t;
@@ -67,7 +68,7 @@ cpu_store_choose(cpu_store_class_t *class)
     if (cpu_store_is_trial(class)) {
         return !class->streams;
     }
-    class->streams = class->cost[1] < class->cost[0];
+    class->streams = class->cost[1] > 0 && class->cost[1] < class->cost[0];
     return class->streams;
 }
 
@@ -82,7 +83,8 @@ cpu_store_start(cpu_store_choice_t *choice, uint64_t bytes, cpu_share_t *share)
     return (cpu_store_timer_t){ class, share, bytes, cpu_store_choose(class) };
 }
 
-/* Once the work is done.  No time is known if other workers took it all. */
+/* Once the work is done.  No time is known if other workers took it all, and no
+ * kind's that has never been timed. */
 static inline void
 cpu_store_stop(const cpu_store_timer_t *timer)
 {
@@ -95,7 +97,9 @@ cpu_store_stop(const cpu_store_timer_t *timer)
                        (double)share->num_items;
         double cost = (double)share->spent_ns / (bytes + 1);
 
-        *mean = cpu_store_is_trial(class) ? cost : *mean + (cost - *mean) / 4;
+        *mean = cpu_store_is_trial(class) || *mean == 0
+                    ? cost
+                    : *mean + (cost - *mean) / 4;
     }
     class->num_uses++;
 }

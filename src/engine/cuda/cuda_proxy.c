@@ -53,7 +53,7 @@ cuda_signal_all(const cuda_proxy_t *proxy, uint64_t step, epx__gate_t gate,
     for (int32_t i = 0; i < proxy->num_far && status == EPX_OK; i++) {
         if (!cuda_is_out(proxy, proxy->far[i])) {
             status = epx__net_signal(cuda_proxy_net(proxy), proxy->far[i], step,
-                                     gate, payload, from, bytes);
+                                     gate, payload, from, bytes, false);
         }
     }
     return status;

@@ -41,12 +41,23 @@ on_failure(void *argument, ucp_ep_h ep, ucs_status_t status)
 /* --- Sending ----------------------------------------------------------- */
 
 static void
-end_send(ucx_peer_t *peer, epx__net_message_t *message, ucs_status_t status)
+end_bundle(ucx_t *ucx, int32_t rank, epx__net_message_t *first)
+{
+    while (first != NULL) {
+        epx__net_message_t *next = first->next;
+
+        epx__net_sent(ucx->net, rank, first);
+        first = next;
+    }
+}
+
+static void
+end_send(ucx_peer_t *peer, epx__net_message_t *first, ucs_status_t status)
 {
     if (status != UCS_OK) {
         epx__ucx_note_failure(peer, status);
     }
-    epx__net_sent(peer->ucx->net, peer->rank, message);
+    end_bundle(peer->ucx, peer->rank, first);
 }
 
 static void
@@ -60,13 +71,35 @@ on_sent(void *request, ucs_status_t status, void *user_data)
     end_send(peer, message, status);
 }
 
+/* What follows the first header, as one list. */
+static const struct iovec *
+list_bundle(ucx_peer_t *peer, epx__net_message_t *first, uint32_t *count_p)
+{
+    struct iovec *list =
+        peer->bundles[first->header.sequence % EPX__NET_WINDOW];
+    uint32_t count = 0;
+
+    for (epx__net_message_t *m = first; m != NULL; m = m->next) {
+        if (m != first) {
+            list[count++] = (struct iovec){ &m->header, sizeof(m->header) };
+        }
+        for (uint32_t i = 0; i < m->num_ranges; i++) {
+            list[count++] = m->ranges[i];
+        }
+    }
+    *count_p = count;
+    return list;
+}
+
 static void
 ucx_post(void *state, int32_t rank, epx__net_message_t *message)
 {
     ucx_t *ucx = state;
     ucx_peer_t *peer = &ucx->peers[rank];
-    uint64_t bytes = message->header.bytes;
-    bool is_list = message->num_ranges > 1;
+    uint64_t bytes = message->header.bytes; /* a bundle is short */
+    const struct iovec *ranges = message->ranges;
+    uint32_t num_ranges = message->num_ranges;
+    bool is_list = num_ranges > 1 || message->next != NULL;
     ucp_request_param_t param = {
         .op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK |
                         UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FIELD_FLAGS |
@@ -78,18 +111,20 @@ ucx_post(void *state, int32_t rank, epx__net_message_t *message)
                                       : UCP_AM_SEND_FLAG_EAGER),
         .datatype = is_list ? ucp_dt_make_iov() : ucp_dt_make_contig(1),
     };
-    const void *from = message->ranges;
-    size_t count = message->num_ranges;
+    const void *from;
+    size_t count;
     void *request;
 
     if (peer->ep == NULL) {
-        epx__net_sent(ucx->net, rank, message);
+        end_bundle(ucx, rank, message);
         return;
     }
-    if (!is_list) {
-        from = bytes > 0 ? message->ranges->iov_base : NULL;
-        count = bytes;
+    if (message->next != NULL) {
+        ranges = list_bundle(peer, message, &num_ranges);
     }
+    from =
+        is_list ? (const void *)ranges : (bytes > 0 ? ranges->iov_base : NULL);
+    count = is_list ? num_ranges : bytes;
     message->backend_data = peer;
     request = ucx->library->ucp_am_send_nbx(
         peer->ep, MESSAGE_ID, &message->header, sizeof(message->header), from,
@@ -179,21 +214,17 @@ on_message(void *argument, const void *header, size_t header_bytes, void *data,
 {
     ucx_t *ucx = argument;
     int32_t rank = find_peer(ucx, param, header, header_bytes);
+    uint64_t landing;
     void *to = NULL;
-    uint64_t landing =
-        epx__net_came(ucx->net, rank, header, header_bytes, bytes, &to);
 
-    if (landing == EPX__NET_DROP) {
+    if ((param->recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV) == 0) {
+        epx__net_came_whole(ucx->net, rank, header, header_bytes, data, bytes);
         return UCS_OK;
     }
-    if ((param->recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV) != 0) {
-        return receive_long(&ucx->peers[rank], data, to, bytes, landing);
-    }
-    if (bytes > 0) {
-        memcpy(to, data, bytes);
-    }
-    epx__net_landed(ucx->net, rank, landing, true);
-    return UCS_OK;
+    landing = epx__net_came(ucx->net, rank, header, header_bytes, bytes, &to);
+    return landing == EPX__NET_DROP
+               ? UCS_OK
+               : receive_long(&ucx->peers[rank], data, to, bytes, landing);
 }
 
 static void

@@ -23,6 +23,8 @@ struct ucx_peer {
     ucs_status_t failure;
     bool has_greeted;
     ucx_landing_t landings[EPX__NET_WINDOW];
+    /* By the sequence number of the first of a bundle. */
+    struct iovec bundles[EPX__NET_WINDOW][EPX__NET_BUNDLE_RANGES];
 };
 
 /* This rank's memory that peers may put to, and what this rank may put to:
