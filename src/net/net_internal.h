@@ -325,6 +325,13 @@ bool epx__net_is_drained(epx__net_t *net, int32_t peer);
 /* End all that was to go to a peer that is gone. */
 void epx__net_drop_all(epx__net_t *net, int32_t rank);
 
+/* --- net_bundle.c --- */
+/* Post the message with those before it, as far as they go together; all are
+ * posted by the end of the pump. */
+void epx__net_bundle_add(epx__net_t *net, int32_t rank,
+                         epx__net_message_t *message);
+void epx__net_bundle_post(epx__net_t *net, int32_t rank);
+
 /* --- net_put.c --- */
 /* Hand a message to the wire that the net uses; on the first a bundle. */
 void epx__net_move(epx__net_t *net, int32_t rank, epx__net_message_t *message);

@@ -4,8 +4,6 @@
 #include "core/group.h"
 #include "net/net_internal.h"
 
-#include <string.h>
-
 /* How long the acknowledgement of a piece waits for the rest of its turn, where
  * more comes: a message of its own costs more than it is worth, unless the
  * sender needs credit. */
@@ -239,50 +237,5 @@ epx__net_landed(epx__net_t *net, int32_t rank, uint64_t landing, bool ok)
     }
     if (ok) { /* else its link is lost, too */
         take_in(net, rank, header, is_part);
-    }
-}
-
-/* Bytes of the payload behind a header: what that says, if there are so many.
- */
-static uint64_t
-payload_bytes(const void *header, size_t header_bytes, uint64_t bytes)
-{
-    epx__net_header_t said;
-
-    if (header_bytes != sizeof(said)) {
-        return bytes;
-    }
-    epx__copy_in(&said, header, sizeof(said));
-    return said.bytes < bytes ? said.bytes : bytes;
-}
-
-void
-epx__net_came_whole(epx__net_t *net, int32_t rank, const void *header,
-                    size_t header_bytes, const void *data, uint64_t bytes)
-{
-    const char *at = data;
-
-    for (;;) {
-        uint64_t own = payload_bytes(header, header_bytes, bytes);
-        void *to = NULL;
-        uint64_t landing =
-            epx__net_came(net, rank, header, header_bytes, own, &to);
-
-        if (landing != EPX__NET_DROP) {
-            if (own > 0) {
-                memcpy(to, at, own);
-            }
-            epx__net_landed(net, rank, landing, true);
-        }
-        if (own == bytes) {
-            return;
-        }
-        header = at + own;
-        bytes -= own;
-        header_bytes = bytes < sizeof(epx__net_header_t)
-                           ? bytes
-                           : sizeof(epx__net_header_t);
-        at = (const char *)header + header_bytes;
-        bytes -= header_bytes;
     }
 }

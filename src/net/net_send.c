@@ -37,50 +37,6 @@ stamp(epx__net_t *net, epx__net_peer_t *peer, epx__net_header_t *header)
     }
 }
 
-/* Post what has been gathered. */
-static void
-post_bundle(epx__net_t *net, int32_t rank)
-{
-    epx__net_peer_t *peer = &net->peers[rank];
-    epx__net_message_t *first = peer->bundle;
-
-    peer->bundle = NULL;
-    if (first != NULL) {
-        epx__net_move(net, rank, first);
-    }
-}
-
-/* Short messages go together: each by itself costs more than its bytes. */
-static void
-gather(epx__net_t *net, int32_t rank, epx__net_message_t *message)
-{
-    epx__net_peer_t *peer = &net->peers[rank];
-    uint64_t bytes = sizeof(message->header) + message->header.bytes;
-    uint32_t ranges = 1 + message->num_ranges;
-
-    message->next = NULL;
-    if (peer->bundle != NULL &&
-        (net->puts != NULL ||
-         bytes > EPX__NET_BUNDLE_BYTES - peer->bundle_bytes ||
-         ranges > EPX__NET_BUNDLE_RANGES - peer->bundle_ranges)) {
-        post_bundle(net, rank);
-    }
-    if (bytes > EPX__NET_BUNDLE_BYTES || ranges > EPX__NET_BUNDLE_RANGES) {
-        epx__net_move(net, rank, message);
-        return;
-    }
-    if (peer->bundle == NULL) {
-        peer->bundle = message;
-        peer->bundle_bytes = 0;
-        peer->bundle_ranges = 0;
-    } else {
-        peer->bundle_end->next = message;
-    }
-    peer->bundle_end = message;
-    peer->bundle_bytes += bytes;
-    peer->bundle_ranges += ranges;
-}
-
 /* The message in the place of next_sent is complete but for what all have. */
 static void
 post(epx__net_t *net, int32_t rank, epx__net_outgoing_t *out)
@@ -99,7 +55,7 @@ post(epx__net_t *net, int32_t rank, epx__net_outgoing_t *out)
     peer->credit_used += header->bytes;
     epx__net_count(&net->stats.messages_sent, 1);
     epx__net_count(&net->stats.bytes_sent, header->bytes);
-    gather(net, rank, &out->message);
+    epx__net_bundle_add(net, rank, &out->message);
 }
 
 static void
@@ -240,7 +196,7 @@ epx__net_pump(epx__net_t *net, int32_t rank)
         peer->bye_is_sent = true;
         post_signal(net, rank, &bye);
     }
-    post_bundle(net, rank);
+    epx__net_bundle_post(net, rank);
 }
 
 bool

@@ -3,8 +3,8 @@ set(EPX_UCX AUTO CACHE STRING
     "other hosts by UCX: ON, OFF, or AUTO where its headers are found")
 set_property(CACHE EPX_UCX PROPERTY STRINGS AUTO ON OFF)
 
-foreach(source beat box check end group interface meet open put receive renew ring
-    send submit thread wait)
+foreach(source beat box bundle check end group interface meet open put receive renew
+    ring send submit thread wait)
   target_sources(epx_objects PRIVATE
     ${CMAKE_CURRENT_SOURCE_DIR}/net/net_${source}.c)
 endforeach()

@@ -182,7 +182,7 @@ send_direct(cpu_plan_t *plan, epx__post_t *post)
     }
     if (status == EPX_OK && spans_nodes(plan)) {
         status = cpu_rail_send(plan, op->lanes[EPX__LANE_OUT]);
-        (void)cpu_attend(group);
+        (void)cpu_attend(group); /* to the first, should nobody do so next */
     }
     if (status == EPX_OK) {
         status = send_rows(plan);
