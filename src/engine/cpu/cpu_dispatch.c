@@ -17,7 +17,7 @@
 #include <inttypes.h>
 
 /* See prefers_slots. */
-#define DIRECT_BYTES (UINT64_C(1) << 18)
+#define DIRECT_BYTES (UINT64_C(1) << 17)
 
 typedef struct job {
     cpu_plan_t *plan;
