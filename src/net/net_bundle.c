@@ -23,15 +23,16 @@ epx__net_bundle_add(epx__net_t *net, int32_t rank, epx__net_message_t *message)
     epx__net_peer_t *peer = &net->peers[rank];
     uint64_t bytes = sizeof(message->header) + message->header.bytes;
     uint32_t ranges = 1 + message->num_ranges;
+    bool goes_alone = net->puts != NULL || bytes > EPX__NET_BUNDLE_BYTES ||
+                      ranges > EPX__NET_BUNDLE_RANGES;
 
     message->next = NULL;
     if (peer->bundle != NULL &&
-        (net->puts != NULL ||
-         bytes > EPX__NET_BUNDLE_BYTES - peer->bundle_bytes ||
+        (goes_alone || bytes > EPX__NET_BUNDLE_BYTES - peer->bundle_bytes ||
          ranges > EPX__NET_BUNDLE_RANGES - peer->bundle_ranges)) {
         epx__net_bundle_post(net, rank);
     }
-    if (bytes > EPX__NET_BUNDLE_BYTES || ranges > EPX__NET_BUNDLE_RANGES) {
+    if (goes_alone) {
         epx__net_move(net, rank, message);
         return;
     }

@@ -70,7 +70,7 @@ typedef struct cpu_combine {
     epx_combine_args_t args;
     uint64_t step;
     bool has_weights;
-    bool goes_ahead; /* what the rails need does, of the posts */
+    bool goes_ahead; /* with several nodes: what rails need does, of posts */
     epx__signature_t signature;
     cpu_array_t arrays[EPX__NUM_ARRAYS]; /* x and recv_topk_weights */
     cpu_lane_t *lanes[EPX__NUM_LANES];   /* with several nodes */

@@ -461,7 +461,7 @@ close_combine(cpu_plan_t *plan)
 static epx_status_t
 end_combine(cpu_plan_t *plan, epx_status_t status)
 {
-    if (plan->base.group->nodes.num_nodes > 1 && plan->combine.goes_ahead) {
+    if (plan->combine.goes_ahead) {
         status = cpu_slots_end_turn(plan, status);
     }
     close_combine(plan);
@@ -512,9 +512,7 @@ cpu_combine_start(cpu_plan_t *plan, const epx_combine_args_t *args)
     }
     plan->pending = EPX__PENDING_COMBINE;
     post.step = op->step;
-    if (group->nodes.num_nodes > 1) {
-        status = cpu_rail_combine_send(plan);
-    }
+    status = cpu_rail_combine_send(plan);
     if (status != EPX_OK) {
         return end_combine(plan, status);
     }

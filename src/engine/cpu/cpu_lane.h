@@ -143,8 +143,8 @@ epx_status_t cpu_turn_wait(epx_group_t *group, cpu_turn_t turn,
 epx_status_t cpu_turn_check(epx_group_t *group, cpu_turn_t turn, int32_t rank,
                             uint64_t bytes);
 
-/* A channel for the receive slots of a plan, and the first turn of
- * it; cpu_slot_channel_give tells the last. */
+/* A channel for the receive slots of a plan, and the first turn of it;
+ * cpu_slot_channel_give tells the last. */
 epx_status_t cpu_slot_channel_take(epx_group_t *group, uint32_t *channel_p,
                                    uint64_t *turn_p);
 void cpu_slot_channel_give(epx_group_t *group, uint32_t channel, uint64_t turn);

@@ -248,8 +248,7 @@ cpu_slots_parcel(const cpu_plan_t *plan, int32_t source)
 bool
 cpu_slots_take_parcels(const cpu_plan_t *plan, uint64_t bytes)
 {
-    return plan->slots != NULL && plan->base.group->nodes.num_nodes > 1 &&
-           bytes <= source_bytes(plan);
+    return plan->slots != NULL && bytes <= source_bytes(plan);
 }
 
 void
